@@ -1,1 +1,36 @@
+//! *What happens in the target?* — world: hooks and target (`no_std`, no libc, nothing imported).
+//!
+//! `libpointee.so` has no NEEDED entry and no undefined symbol. It is preloaded, or mapped by
+//! other means and entered at [`start::pointee_start`] with a hand-off block.
+//!
+//! ```text
+//!   start      reads the hand-off, sets up the region, plants the hooks
+//!     modules    the link map: which objects are loaded, and when that changes
+//!     locate     the allocation functions of an object: dynamic symbols, symbol table
+//!     plant      pads and trampolines: writes what `pointee-patch` has planned
+//!   hooks      what runs instead of malloc, free and kin
+//!     threads    which counters are this thread's
+//!     walk       from the return address out of the wrappers: the origin
+//!       cfi        the frame rule of a return address, from .eh_frame
+//!   process    fork and exit: where one region ends and another begins
+//!   exec       how the next program comes to be recorded
+//! ```
+//!
+//! Invariants: code reached from a hook allocates nothing, blocks on nothing that the program
+//! could hold, and changes no errno (it knows none). On the hot path it makes no system call.
 #![no_std]
+
+mod cfi;
+mod environment;
+mod exec;
+mod freestanding;
+mod hooks;
+mod locate;
+mod modules;
+mod plant;
+mod process;
+mod region;
+mod start;
+mod sys;
+mod threads;
+mod walk;

@@ -1,0 +1,297 @@
+//! *How much was allocated and freed, from where?*
+//!
+//! Each thread counts in memory of its own; readers add up. Nothing here is shared between running
+//! threads, except the slot that threads use when all others are taken. A thread that ends leaves
+//! its counts; its slot is used again by a later thread, on top of them.
+//!
+//! Live bytes are kept per thread as a difference ([`Thread::delta`]) that is moved into
+//! [`Header::live_bytes`] in steps of a 64th of the heap, 64 KiB at most; so the peak of a
+//! process with one thread is exact, with more it may be late by one step a thread. *What* was
+//! alive at the peak is captured at the first free after the heap has grown by 1 % beyond the last capture.
+
+#![allow(unsafe_code)] // Counters lie in a region shared with other threads and processes, reached by raw pointer.
+
+use crate::layout::{Header, Layout};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
+
+/// The slot that holds what a forked child inherited: live blocks as allocations, no frees.
+pub const INHERITED: u32 = 0;
+/// The slot shared by threads that found none free; counted in with atomic additions.
+pub const SHARED: u32 = 1;
+/// The first slot that belongs to one thread.
+pub const FIRST_OWN: u32 = 2;
+
+/// Events of one origin in one thread.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Counts {
+    /// Blocks allocated.
+    pub allocations: AtomicU64,
+    /// Bytes requested for them.
+    pub bytes: AtomicU64,
+    /// Blocks of this origin that this thread freed.
+    pub frees: AtomicU64,
+    /// Bytes of these.
+    pub freed_bytes: AtomicU64,
+}
+
+/// What of one origin is alive.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Live {
+    /// Blocks.
+    pub blocks: AtomicU64,
+    /// Bytes.
+    pub bytes: AtomicU64,
+}
+
+/// State of one thread. Written by its thread only, except `key` and `tid` when the slot is given away.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Thread {
+    /// The thread pointer of the owner; 0 if never used.
+    pub key: AtomicU64,
+    /// Kernel id of the owner.
+    pub tid: AtomicU32,
+    /// This slot's number.
+    pub slot: AtomicU32,
+    /// Where the thread is: see `busy` of the runtime. 0 outside any hook.
+    pub busy: AtomicU64,
+    /// Live bytes not yet moved to the header.
+    pub delta: AtomicI64,
+    /// Highest `delta` since the last move.
+    pub highest: AtomicI64,
+    /// `delta` above this is moved.
+    pub upper: AtomicI64,
+    /// `delta` below this is moved.
+    pub lower: AtomicI64,
+    /// A free while `delta` is above this captures the peak first.
+    pub capture_above: AtomicI64,
+    /// Address of this thread's counters in the process.
+    pub counters: AtomicU64,
+}
+
+/// Adds without a locked instruction: only the owner writes.
+#[inline(always)]
+fn bump(cell: &AtomicU64, by: u64, shared: bool) {
+    if shared {
+        cell.fetch_add(by, Relaxed);
+    } else {
+        cell.store(cell.load(Relaxed).wrapping_add(by), Relaxed);
+    }
+}
+
+/// The counters of one region.
+#[derive(Clone, Copy)]
+pub struct Counters {
+    base: *mut u8,
+    layout: Layout,
+}
+
+impl Counters {
+    /// The counters of the region at `base`.
+    ///
+    /// # Safety
+    /// `base` points to a region of this layout, mapped and writable as long as `self` is used.
+    #[must_use]
+    pub const unsafe fn new(base: *mut u8, layout: Layout) -> Self {
+        Self { base, layout }
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: by the contract of `new`.
+        unsafe { &*self.base.cast::<Header>() }
+    }
+
+    /// The state in slot `slot`, below the geometry's number of threads.
+    #[must_use]
+    pub fn thread(&self, slot: u32) -> &Thread {
+        let slot = slot.min(self.header().geometry.threads - 1);
+        // SAFETY: within the thread section.
+        unsafe {
+            &*self
+                .base
+                .add(self.layout.threads as usize)
+                .cast::<Thread>()
+                .add(slot as usize)
+        }
+    }
+
+    fn counts(&self, slot: u32) -> *const Counts {
+        self.base
+            .wrapping_add(
+                (self.layout.counters + u64::from(slot) * self.layout.counters_stride) as usize,
+            )
+            .cast()
+    }
+
+    /// Prepares slot `slot` for its next owner; the counts of earlier ones stay.
+    pub fn give(&self, slot: u32, key: u64, tid: u32) -> &Thread {
+        let thread = self.thread(slot);
+        thread.slot.store(slot, Relaxed);
+        thread.tid.store(tid, Relaxed);
+        thread.busy.store(0, Relaxed);
+        thread.counters.store(self.counts(slot) as u64, Relaxed);
+        self.settle(thread);
+        thread.key.store(key, Release);
+        thread
+    }
+
+    /// Counts a block of `bytes` from `origin`.
+    #[inline(always)]
+    pub fn allocated(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let shared = thread.slot.load(Relaxed) == SHARED;
+        // SAFETY: `counters` is this region's; origins are below the geometry's number.
+        let counts =
+            unsafe { &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize) };
+        bump(&counts.allocations, 1, shared);
+        bump(&counts.bytes, bytes, shared);
+        let delta = thread.delta.load(Relaxed).wrapping_add(bytes as i64);
+        thread.delta.store(delta, Relaxed);
+        if delta > thread.highest.load(Relaxed) {
+            thread.highest.store(delta, Relaxed);
+            if delta > thread.upper.load(Relaxed) {
+                self.settle(thread);
+            }
+        }
+    }
+
+    /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
+    #[inline(always)]
+    pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let shared = thread.slot.load(Relaxed) == SHARED;
+        if thread.delta.load(Relaxed) > thread.capture_above.load(Relaxed) {
+            self.capture(thread);
+        }
+        // SAFETY: as in `allocated`; an origin read from a granule word is below 2^24, checked here.
+        let counts = unsafe {
+            let origins = self.header().geometry.origins;
+            let origin = if origin < origins { origin } else { 0 };
+            &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize)
+        };
+        bump(&counts.frees, 1, shared);
+        bump(&counts.freed_bytes, bytes, shared);
+        let delta = thread.delta.load(Relaxed).wrapping_sub(bytes as i64);
+        thread.delta.store(delta, Relaxed);
+        if delta < thread.lower.load(Relaxed) {
+            self.settle(thread);
+        }
+    }
+
+    /// Moves the thread's difference into the header and sets the next thresholds.
+    #[cold]
+    pub fn settle(&self, thread: &Thread) {
+        let header = self.header();
+        let delta = thread.delta.swap(0, Relaxed);
+        let highest = thread.highest.swap(0, Relaxed).max(delta);
+        let before = header.live_bytes.fetch_add(delta, Relaxed);
+        let peak = before.saturating_add(highest).max(0) as u64;
+        let peak = peak.max(header.peak_bytes.fetch_max(peak, Relaxed));
+        let live = before.saturating_add(delta);
+        let step = (live / 64).clamp(1024, 64 << 10);
+        thread.upper.store(step, Relaxed);
+        thread.lower.store(-step, Relaxed);
+        let captured = header
+            .peak_captured
+            .load(Relaxed)
+            .max(peak.saturating_sub(peak / 100));
+        let next = (captured + captured / 100).max(1) as i64;
+        thread
+            .capture_above
+            .store(next.saturating_sub(live), Relaxed);
+    }
+
+    /// Writes down what is alive now, origin by origin. Skipped while another thread does it.
+    #[cold]
+    fn capture(&self, thread: &Thread) {
+        self.settle(thread);
+        let header = self.header();
+        let sequence = header.peak_sequence.load(Relaxed);
+        let claimed = sequence & 1 == 0
+            && header
+                .peak_sequence
+                .compare_exchange(sequence, sequence.wrapping_add(1), Acquire, Relaxed)
+                .is_ok();
+        if !claimed {
+            return;
+        }
+        let live = header.live_bytes.load(Relaxed);
+        let threads = header.threads.load(Relaxed).min(header.geometry.threads);
+        let origins = header.origins.load(Relaxed).min(header.geometry.origins);
+        // SAFETY: the peak section has room for all origins.
+        let peak = unsafe {
+            self.base
+                .add(self.layout.peak as usize)
+                .cast::<Live>()
+                .cast_const()
+        };
+        for origin in 0..origins as usize {
+            let (mut blocks, mut bytes) = (0u64, 0u64);
+            for slot in 0..threads {
+                // SAFETY: slots and origins are below the geometry's numbers.
+                let counts = unsafe { &*self.counts(slot).add(origin) };
+                blocks = blocks
+                    .wrapping_add(counts.allocations.load(Relaxed))
+                    .wrapping_sub(counts.frees.load(Relaxed));
+                bytes = bytes
+                    .wrapping_add(counts.bytes.load(Relaxed))
+                    .wrapping_sub(counts.freed_bytes.load(Relaxed));
+            }
+            // SAFETY: as above.
+            let to = unsafe { &*peak.add(origin) };
+            to.blocks.store(blocks, Relaxed);
+            to.bytes.store(bytes, Relaxed);
+        }
+        header.peak_captured.store(live.max(0) as u64, Relaxed);
+        header
+            .peak_sequence
+            .store(sequence.wrapping_add(2), Release);
+        self.settle(thread);
+    }
+
+    /// Turns the counters of a forked child, a copy of its parent's, into a start of its own: what
+    /// is alive becomes inherited, all else zero, and no thread slot is taken.
+    pub fn fold_into_inherited(&self) {
+        let header = self.header();
+        let threads = header.threads.load(Relaxed).min(header.geometry.threads);
+        let origins = header.origins.load(Relaxed).min(header.geometry.origins);
+        let mut live = 0u64;
+        for origin in 0..origins as usize {
+            let (mut blocks, mut bytes) = (0u64, 0u64);
+            for slot in 0..threads {
+                // SAFETY: below the geometry's numbers.
+                let counts = unsafe { &*self.counts(slot).add(origin) };
+                if counts.allocations.load(Relaxed) | counts.frees.load(Relaxed) == 0 {
+                    continue;
+                }
+                blocks = blocks
+                    .wrapping_add(counts.allocations.swap(0, Relaxed))
+                    .wrapping_sub(counts.frees.swap(0, Relaxed));
+                bytes = bytes
+                    .wrapping_add(counts.bytes.swap(0, Relaxed))
+                    .wrapping_sub(counts.freed_bytes.swap(0, Relaxed));
+            }
+            if blocks | bytes != 0 {
+                // SAFETY: as above.
+                let to = unsafe { &*self.counts(INHERITED).add(origin) };
+                to.allocations.store(blocks, Relaxed);
+                to.bytes.store(bytes, Relaxed);
+                live = live.wrapping_add(bytes);
+            }
+        }
+        for slot in FIRST_OWN..threads {
+            let thread = self.thread(slot);
+            thread.key.store(0, Relaxed);
+            thread.busy.store(0, Relaxed);
+            thread.delta.store(0, Relaxed);
+            thread.highest.store(0, Relaxed);
+        }
+        header.live_bytes.store(live as i64, Relaxed);
+        header.peak_bytes.store(live, Relaxed);
+        header.peak_captured.store(0, Relaxed);
+        header.replaced.store(0, Relaxed);
+        header.threads.store(FIRST_OWN, Relaxed);
+        self.give(SHARED, 0, 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! *What do the command and the runtime say to each other when a process starts?*
+//!
+//! The command starts a program with two more variables in its environment:
+//!
+//! ```text
+//!   LD_PRELOAD=<runtime>[:<what was there>]
+//!   POINTEE_HANDOFF=<field>\x1f<field>…      field: key=value
+//! ```
+//!
+//! The runtime takes both out again before the program's first instruction. Two are always *added*
+//! (a [`PAD`] variable makes up the number where `LD_PRELOAD` was there already), so that the gap they leave on the
+//! stack between the environment and the auxiliary vector is exactly one auxiliary entry, which becomes `AT_IGNORE`.
+//!
+//! A started or forked process that has a region for others to read sends it to the session's socket: one
+//! datagram, a [`Hello`] and the region's file descriptor (`SCM_RIGHTS`). Nobody answers.
+
+/// Name of the variable.
+pub const VARIABLE: &str = "POINTEE_HANDOFF";
+/// Name of the variable that makes up the number.
+pub const PAD: &str = "POINTEE_PAD";
+/// Separates fields.
+pub const SEPARATOR: u8 = 0x1f;
+
+/// Keys of the fields; all are optional.
+pub mod key {
+    /// Path of the session's datagram socket. Without it the index is private to the process.
+    pub const SOCKET: &str = "socket";
+    /// Folder of metadata images, `<build id in hex>.img`: tells the walk where it may stop.
+    pub const IMAGES: &str = "images";
+    /// How many execs came before (decimal).
+    pub const GENERATION: &str = "generation";
+    /// `0`: children are not recorded and programs they become neither.
+    pub const FOLLOW: &str = "follow";
+    /// What `LD_PRELOAD` held before; absent if it was not set.
+    pub const PRELOAD: &str = "preload";
+    /// Path of the runtime itself, to be preloaded again at exec.
+    pub const RUNTIME: &str = "runtime";
+}
+
+/// First field of [`Hello`].
+pub const HELLO_MAGIC: u64 = u64::from_le_bytes(*b"PTEEHELO");
+
+/// The datagram that comes with a region.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Hello {
+    /// [`HELLO_MAGIC`].
+    pub magic: u64,
+    /// Length of the region.
+    pub region_len: u64,
+    /// Process id in the sender's namespace; the socket's credentials have the receiver's.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// How many execs came before in this process.
+    pub generation: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Hello {
+    /// Bytes of a datagram.
+    pub const LEN: usize = size_of::<Self>();
+
+    /// As bytes, in field order, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.magic.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.region_len.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.pid.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.parent.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.generation.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a datagram; `None` if it is none of ours.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let u64_at = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let hello = Self {
+            magic: u64_at(0)?,
+            region_len: u64_at(8)?,
+            pid: u32_at(16)?,
+            parent: u32_at(20)?,
+            generation: u32_at(24)?,
+            reserved: u32_at(28)?,
+        };
+        (hello.magic == HELLO_MAGIC).then_some(hello)
+    }
+}

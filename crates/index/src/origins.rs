@@ -1,0 +1,236 @@
+//! *From which path of calls did an allocation come?*
+//!
+//! An *origin* is a path of return addresses, innermost first, interned as a tree: a node is
+//! (parent origin, return address) → origin. The first [`ROOTS`] origins are the hooked entries
+//! themselves; the walk starts at one of them and takes one lookup per frame. A node
+//! also holds the rule by which the walk leaves its frame, so that unwind tables are evaluated once per node.
+//!
+//! ```text
+//!   root(malloc of libc) ─ra in xmalloc→ origin 64 ─ra in parse→ origin 65   leaf
+//!                                                  └─ra in lex──→ origin 66   leaf
+//! ```
+//!
+//! The hash has levels, each a power of two larger than the one before; a key is looked for in a short
+//! window of each level in turn. Nothing is ever moved or deleted, so a lookup needs no lock: a slot goes
+//! from empty to *claimed* (compare-and-swap) to published (release). Two threads that add one key at
+//! once may give it two numbers; readers merge origins by path.
+
+#![allow(unsafe_code)] // Nodes lie in a region shared with other threads and processes, reached by raw pointer.
+
+use crate::layout::{Header, Layout, ORIGIN_LEVELS, unseen};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// Origins below this number are hooked entries; 0 is none at all.
+pub const ROOTS: u32 = 64;
+/// Slots looked at in each level.
+const WINDOW: [usize; ORIGIN_LEVELS] = [4, 4, 32];
+/// Return address of a slot that is being filled; no code lies there.
+const CLAIMED: u64 = u64::MAX;
+/// Return address of a slot whose code was unloaded: matches no walk.
+pub const UNLOADED: u64 = 1 << 63;
+
+/// One slot.
+#[derive(Debug)]
+#[repr(C, align(32))]
+pub struct Node {
+    /// 0: empty. With [`UNLOADED`]: code that is gone.
+    pub return_address: AtomicU64,
+    /// Parent origin.
+    pub parent: AtomicU32,
+    /// This origin.
+    pub id: AtomicU32,
+    /// How the walk goes on ([`Rule`]).
+    pub rule: AtomicU64,
+    /// The module record it lies in; `u32::MAX` for none.
+    pub module: AtomicU32,
+    /// Zero.
+    pub reserved: AtomicU32,
+}
+
+/// How to get from one frame to its caller's: where the canonical frame address (CFA) lies, and
+/// whether the frame saved `rbp`. Packed into 64 bits; 0 is a leaf.
+///
+/// ```text
+///   CFA     = (rsp | rbp) + offset          DWARF 5, §6.4
+///   caller  = *(CFA - 8), rsp = CFA
+///   rbp     = *(CFA + saved_rbp) if saved
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rule(u64);
+
+impl Rule {
+    /// The walk ends here.
+    pub const LEAF: Self = Self(0);
+
+    /// A rule; `saved_rbp` is relative to the CFA, a negative multiple of 8 above -2^15, or 0 if `rbp` is untouched.
+    #[must_use]
+    pub const fn new(from_rbp: bool, offset: i32, saved_rbp: i16) -> Self {
+        let base = if from_rbp { 2 } else { 1 };
+        Self(base | ((saved_rbp as u16) as u64) << 16 | ((offset as u32) as u64) << 32)
+    }
+
+    /// From the stored word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The word to store.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether the walk ends here.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_leaf(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The canonical frame address for these registers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cfa(self, rsp: u64, rbp: u64) -> u64 {
+        let base = if self.0 & 2 != 0 { rbp } else { rsp };
+        base.wrapping_add((self.0 as i64 >> 32) as u64)
+    }
+
+    /// Where `rbp` was saved, relative to the CFA; 0 if it was not.
+    #[inline(always)]
+    #[must_use]
+    pub const fn saved_rbp(self) -> i64 {
+        ((self.0 >> 16) as u16 as i16) as i64
+    }
+}
+
+/// The tree of one region.
+#[derive(Clone, Copy)]
+pub struct Origins {
+    levels: [*const Node; ORIGIN_LEVELS],
+    bits: [u32; ORIGIN_LEVELS],
+    header: *const Header,
+}
+
+/// What a lookup found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The origin.
+    pub id: u32,
+    /// How the walk goes on.
+    pub rule: Rule,
+}
+
+#[inline(always)]
+const fn hash(parent: u32, return_address: u64) -> u64 {
+    (return_address ^ (parent as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Origins {
+    /// The tree of the region at `base`.
+    ///
+    /// # Safety
+    /// `base` points to a region of the header's geometry, mapped and writable as long as `self` is used.
+    #[must_use]
+    pub unsafe fn new(base: *mut u8, layout: &Layout) -> Self {
+        let header = base.cast::<Header>().cast_const();
+        // SAFETY: the caller promises a region; its header is always mapped.
+        let geometry = unsafe { (*header).geometry };
+        Self {
+            levels: layout
+                .origins
+                .map(|at| base.wrapping_add(at as usize).cast::<Node>().cast_const()),
+            bits: geometry.origin_levels,
+            header,
+        }
+    }
+
+    /// The origin of a call that returns to `return_address` from under `parent`, if it is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn find(&self, parent: u32, return_address: u64) -> Option<Found> {
+        let hash = hash(parent, return_address);
+        let mut level = 0;
+        while level < ORIGIN_LEVELS {
+            let mask = (1usize << self.bits[level]) - 1;
+            let mut at = (hash >> (64 - self.bits[level])) as usize;
+            let mut step = 0;
+            while step < WINDOW[level] {
+                // SAFETY: `at` is masked to the level's slots, all of them mapped.
+                let node = unsafe { &*self.levels[level].add(at) };
+                let found = node.return_address.load(Acquire);
+                if found == return_address && node.parent.load(Relaxed) == parent {
+                    let rule = Rule::from_bits(node.rule.load(Relaxed));
+                    return Some(Found {
+                        id: node.id.load(Relaxed),
+                        rule,
+                    });
+                }
+                if found == 0 {
+                    return None;
+                }
+                at = (at + 1) & mask;
+                step += 1;
+            }
+            level += 1;
+        }
+        None
+    }
+
+    /// Adds a node. `None` when there is no room: the caller records under the parent instead.
+    #[cold]
+    pub fn add(&self, parent: u32, return_address: u64, rule: Rule, module: u32) -> Option<Found> {
+        // SAFETY: the header is mapped as long as the region.
+        let header = unsafe { &*self.header };
+        let hash = hash(parent, return_address);
+        for level in 0..ORIGIN_LEVELS {
+            let mask = (1usize << self.bits[level]) - 1;
+            let first = (hash >> (64 - self.bits[level])) as usize;
+            for step in 0..WINDOW[level] {
+                // SAFETY: masked to the level's slots.
+                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
+                let empty = node
+                    .return_address
+                    .compare_exchange(0, CLAIMED, Acquire, Relaxed);
+                if empty.is_err() {
+                    continue;
+                }
+                let id = header.origins.fetch_add(1, Relaxed);
+                if id >= header.geometry.origins {
+                    header.origins.fetch_sub(1, Relaxed);
+                    header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
+                    node.return_address.store(0, Release);
+                    return None;
+                }
+                node.parent.store(parent, Relaxed);
+                node.id.store(id, Relaxed);
+                node.rule.store(rule.bits(), Relaxed);
+                node.module.store(module, Relaxed);
+                node.return_address.store(return_address, Release);
+                return Some(Found { id, rule });
+            }
+        }
+        header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
+        None
+    }
+
+    /// Marks all nodes of `module` as unloaded, so that other code at the same addresses gets origins of its own.
+    #[cold]
+    pub fn unload(&self, module: u32) {
+        for level in 0..ORIGIN_LEVELS {
+            for at in 0..1usize << self.bits[level] {
+                // SAFETY: below the level's number of slots.
+                let node = unsafe { &*self.levels[level].add(at) };
+                let address = node.return_address.load(Acquire);
+                if address == 0 || address & UNLOADED != 0 {
+                    continue;
+                }
+                if node.module.load(Relaxed) == module {
+                    node.return_address.store(address | UNLOADED, Release);
+                }
+            }
+        }
+    }
+}

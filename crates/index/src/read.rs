@@ -1,0 +1,518 @@
+//! *What does the index say?* — for readers of any kind.
+//!
+//! A reader sees the region through [`Memory`]: a mapping of the same file, another process's
+//! memory, a snapshot. Nothing read is trusted: counts are cut to the geometry, offsets to the region, and a
+//! reference that leads nowhere gives "not known".
+
+use crate::counters::{Counts, Live, Thread};
+use crate::layout::ORIGIN_LEVELS;
+use crate::layout::{
+    CHUNK_SHIFT, CHUNKS, Geometry, Header, LARGE, Layout, MAGIC, PAGE, SPAN_SHIFT,
+};
+use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
+use crate::origins::{Node, UNLOADED};
+use crate::records::{Hook, Module};
+use crate::table::{directory_index, granule};
+use crate::words;
+use core::mem::offset_of;
+
+/// Bytes addressed from 0, which may fail to be there.
+pub trait Memory {
+    /// Fills `buffer` from `offset` on. `false` if any of it cannot be read.
+    #[must_use]
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> bool;
+
+    /// Whether the page at `offset` has ever been written. A page that was not reads as zeros;
+    /// a memory that cannot tell says `true`.
+    fn is_touched(&self, offset: u64) -> bool {
+        let _ = offset;
+        true
+    }
+}
+
+/// Why a region cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenError {
+    /// The header cannot be read.
+    Unreadable,
+    /// There is no header, or not yet.
+    NoIndex,
+    /// Written by another version of Pointee.
+    OtherVersion(u32),
+    /// The geometry is one that no writer makes.
+    Damaged,
+}
+
+impl core::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Unreadable => f.write_str("the index cannot be read"),
+            Self::NoIndex => f.write_str("there is no index"),
+            Self::OtherVersion(found) => {
+                write!(
+                    f,
+                    "the index has version {found}, this Pointee reads {VERSION}"
+                )
+            }
+            Self::Damaged => f.write_str("the header of the index is damaged"),
+        }
+    }
+}
+
+impl core::error::Error for OpenError {}
+
+/// A live block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// First byte.
+    pub base: u64,
+    /// Bytes requested.
+    pub size: u64,
+    /// Where from.
+    pub origin: u32,
+}
+
+impl Block {
+    /// Whether `address` lies in the block. A block of no bytes holds its base.
+    #[must_use]
+    pub const fn holds(&self, address: u64) -> bool {
+        address >= self.base && address - self.base < if self.size == 0 { 1 } else { self.size }
+    }
+}
+
+/// A node of the origin tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OriginNode {
+    /// The origin.
+    pub id: u32,
+    /// The frames further in.
+    pub parent: u32,
+    /// The outermost return address of this path.
+    pub return_address: u64,
+    /// Its module record; `u32::MAX` for none.
+    pub module: u32,
+}
+
+/// Words read at a time.
+const BATCH: usize = 1024;
+
+/// A region that was found sound.
+pub struct Index<M> {
+    memory: M,
+    geometry: Geometry,
+    layout: Layout,
+}
+
+impl<M: Memory> Index<M> {
+    /// Checks the header.
+    ///
+    /// # Errors
+    /// [`OpenError`] when the memory holds no index that this version can read.
+    pub fn open(memory: M) -> Result<Self, OpenError> {
+        let magic =
+            read_u64(&memory, offset_of!(Header, magic) as u64).ok_or(OpenError::Unreadable)?;
+        if magic != MAGIC {
+            return Err(OpenError::NoIndex);
+        }
+        let version = read_u32(&memory, offset_of!(Header, version) as u64);
+        if version != Some(VERSION) {
+            return Err(OpenError::OtherVersion(version.unwrap_or(0)));
+        }
+        let at = |field: usize| {
+            read_u32(&memory, (offset_of!(Header, geometry) + field) as u64)
+                .ok_or(OpenError::Unreadable)
+        };
+        let level = |n: usize| at(offset_of!(Geometry, origin_levels) + 4 * n);
+        let geometry = Geometry {
+            modules: at(offset_of!(Geometry, modules))?,
+            hooks: at(offset_of!(Geometry, hooks))?,
+            strings: at(offset_of!(Geometry, strings))?,
+            origins: at(offset_of!(Geometry, origins))?,
+            origin_levels: [level(0)?, level(1)?, level(2)?],
+            threads: at(offset_of!(Geometry, threads))?,
+            tables: at(offset_of!(Geometry, tables))?,
+            reserved: 0,
+        };
+        if !geometry.is_sane() {
+            return Err(OpenError::Damaged);
+        }
+        Ok(Self {
+            memory,
+            geometry,
+            layout: Layout::of(&geometry),
+        })
+    }
+
+    /// The memory it reads.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Room for what.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// A 32-bit field of the header, by its offset (`offset_of!(Header, …)`); 0 if unreadable.
+    #[must_use]
+    pub fn header_u32(&self, field: usize) -> u32 {
+        read_u32(&self.memory, field as u64).unwrap_or(0)
+    }
+
+    /// A 64-bit field of the header.
+    #[must_use]
+    pub fn header_u64(&self, field: usize) -> u64 {
+        read_u64(&self.memory, field as u64).unwrap_or(0)
+    }
+
+    /// Number of modules recorded.
+    #[must_use]
+    pub fn modules(&self) -> u32 {
+        self.header_u32(offset_of!(Header, modules))
+            .min(self.geometry.modules)
+    }
+
+    /// Module `number`.
+    #[must_use]
+    pub fn module(&self, number: u32) -> Option<Module> {
+        if number >= self.modules() {
+            return None;
+        }
+        let at = self.layout.modules + u64::from(number) * size_of::<Module>() as u64;
+        let mut build_id = [0; 20];
+        let field = |field: usize| at + field as u64;
+        if !self
+            .memory
+            .read(field(offset_of!(Module, build_id)), &mut build_id)
+        {
+            return None;
+        }
+        Some(Module {
+            start: read_u64(&self.memory, field(offset_of!(Module, start)))?,
+            end: read_u64(&self.memory, field(offset_of!(Module, end)))?,
+            bias: read_u64(&self.memory, field(offset_of!(Module, bias)))?,
+            path: read_u32(&self.memory, field(offset_of!(Module, path)))?,
+            build_id_len: read_u32(&self.memory, field(offset_of!(Module, build_id_len)))?.min(20),
+            build_id,
+            flags: read_u32(&self.memory, field(offset_of!(Module, flags)))?,
+            unloaded: read_u64(&self.memory, field(offset_of!(Module, unloaded)))?.into(),
+        })
+    }
+
+    /// Number of hooks recorded.
+    #[must_use]
+    pub fn hooks(&self) -> u32 {
+        self.header_u32(offset_of!(Header, hooks))
+            .min(self.geometry.hooks)
+    }
+
+    /// Hook `number`.
+    #[must_use]
+    pub fn hook(&self, number: u32) -> Option<Hook> {
+        if number >= self.hooks() {
+            return None;
+        }
+        let at = self.layout.hooks + u64::from(number) * size_of::<Hook>() as u64;
+        let field = |field: usize| at + field as u64;
+        let mut bytes = [0; 40];
+        if !self
+            .memory
+            .read(field(offset_of!(Hook, before)), &mut bytes[..36])
+        {
+            return None;
+        }
+        let mut before = [0; 16];
+        let mut after = [0; 16];
+        before.copy_from_slice(&bytes[..16]);
+        after.copy_from_slice(&bytes[16..32]);
+        Some(Hook {
+            address: read_u64(&self.memory, field(offset_of!(Hook, address)))?,
+            trampoline: read_u64(&self.memory, field(offset_of!(Hook, trampoline)))?,
+            name: read_u32(&self.memory, field(offset_of!(Hook, name)))?,
+            module: read_u32(&self.memory, field(offset_of!(Hook, module)))?,
+            before,
+            after,
+            len: bytes[32].min(16),
+            role: bytes[33],
+            placement: bytes[34],
+            reason: bytes[35],
+            root: read_u32(&self.memory, field(offset_of!(Hook, root)))?,
+        })
+    }
+
+    /// Copies the string at `at` into `buffer` and returns its bytes, cut at the buffer's length.
+    pub fn string<'b>(&self, at: u32, buffer: &'b mut [u8]) -> &'b [u8] {
+        let room = u64::from(self.geometry.strings.saturating_sub(at));
+        let len = (buffer.len() as u64).min(room) as usize;
+        let buffer = &mut buffer[..len];
+        if !self
+            .memory
+            .read(self.layout.strings + u64::from(at), buffer)
+        {
+            return &[];
+        }
+        let end = buffer.iter().position(|byte| *byte == 0).unwrap_or(len);
+        &buffer[..end]
+    }
+
+    /// Calls `each` for every origin below the roots, in no order.
+    pub fn each_origin(&self, mut each: impl FnMut(OriginNode)) {
+        const NODE: usize = size_of::<Node>();
+        let mut page = [0; PAGE as usize];
+        for level in 0..ORIGIN_LEVELS {
+            let start = self.layout.origins[level];
+            let end = start + ((NODE as u64) << self.geometry.origin_levels[level]);
+            let mut at = start;
+            while at < end {
+                if self.memory.is_touched(at) && self.memory.read(at, &mut page) {
+                    for node in page.chunks_exact(NODE) {
+                        let u64_at = |field: usize| u64_in(node, field);
+                        let u32_at = |field: usize| u32_in(node, field);
+                        let id = u32_at(offset_of!(Node, id));
+                        let return_address = u64_at(offset_of!(Node, return_address));
+                        if return_address == 0 || return_address == u64::MAX || id == 0 {
+                            continue;
+                        }
+                        each(OriginNode {
+                            id,
+                            parent: u32_at(offset_of!(Node, parent)),
+                            return_address: return_address & !UNLOADED,
+                            module: u32_at(offset_of!(Node, module)),
+                        });
+                    }
+                }
+                at += PAGE;
+            }
+        }
+    }
+
+    /// Number of origins in use, roots included.
+    #[must_use]
+    pub fn origins(&self) -> u32 {
+        self.header_u32(offset_of!(Header, origins))
+            .min(self.geometry.origins)
+    }
+
+    /// Number of thread slots in use.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.header_u32(offset_of!(Header, threads))
+            .min(self.geometry.threads)
+    }
+
+    /// Difference between the header's live bytes and the truth in slot `slot`, and how far above the header's the highest lay.
+    #[must_use]
+    pub fn held_back(&self, slot: u32) -> Option<(i64, i64)> {
+        if slot >= self.threads() {
+            return None;
+        }
+        let at = self.layout.threads + u64::from(slot) * size_of::<Thread>() as u64;
+        let delta = read_u64(&self.memory, at + offset_of!(Thread, delta) as u64)?;
+        let highest = read_u64(&self.memory, at + offset_of!(Thread, highest) as u64)?;
+        Some((delta as i64, highest as i64))
+    }
+
+    /// Calls `each` with (origin, [allocations, bytes, frees, freed bytes]) for every origin that slot `slot` counted.
+    pub fn each_count(&self, slot: u32, mut each: impl FnMut(u32, [u64; 4])) {
+        const RECORD: usize = size_of::<Counts>();
+        let start = self.layout.counters + u64::from(slot) * self.layout.counters_stride;
+        self.each_record::<RECORD>(start, &mut |origin, record| {
+            each(
+                origin,
+                [
+                    u64_in(record, 0),
+                    u64_in(record, 8),
+                    u64_in(record, 16),
+                    u64_in(record, 24),
+                ],
+            );
+        });
+    }
+
+    /// Calls `each` with (origin, blocks, bytes) for every origin alive when the peak was captured.
+    pub fn each_at_peak(&self, mut each: impl FnMut(u32, u64, u64)) {
+        const RECORD: usize = size_of::<Live>();
+        self.each_record::<RECORD>(self.layout.peak, &mut |origin, record| {
+            each(origin, u64_in(record, 0), u64_in(record, 8));
+        });
+    }
+
+    fn each_record<const RECORD: usize>(&self, start: u64, each: &mut dyn FnMut(u32, &[u8])) {
+        let mut page = [0; PAGE as usize];
+        let end = start + u64::from(self.origins()) * RECORD as u64;
+        let mut at = start;
+        let mut origin = 0;
+        while at < end {
+            if self.memory.is_touched(at) && self.memory.read(at, &mut page) {
+                for (n, record) in page.chunks_exact(RECORD).enumerate() {
+                    if record.iter().any(|byte| *byte != 0) {
+                        each(origin + n as u32, record);
+                    }
+                }
+            }
+            at += PAGE;
+            origin += PAGE as u32 / RECORD as u32;
+        }
+    }
+
+    /// Calls `each` for every live block, by table, in order of address within each plane.
+    pub fn each_block(&self, mut each: impl FnMut(Block)) {
+        let tables = self
+            .header_u32(offset_of!(Header, tables))
+            .min(self.geometry.tables);
+        let mut bytes = [0; PAGE as usize];
+        for number in 0..tables {
+            let owner = read_u32(
+                &self.memory,
+                self.layout.table_owners + u64::from(number) * 4,
+            );
+            let Some(index) = owner.and_then(|owner| u64::from(owner).checked_sub(1)) else {
+                continue;
+            };
+            let table = self.layout.tables + u64::from(number) * TABLE_BYTES;
+            let base = index >> 1 << CHUNK_SHIFT | (index & 1) << 3;
+            for page in 0..TABLE_WORDS * 4 / PAGE {
+                let at = table + page * PAGE;
+                if !self.memory.is_touched(at) || !self.memory.read(at, &mut bytes) {
+                    continue;
+                }
+                for word in 0..BATCH {
+                    let first = u32_in(&bytes, word * 4);
+                    if words::is_start(first) {
+                        let granule = page * BATCH as u64 + word as u64;
+                        each(Block {
+                            base: base + (granule << words::GRANULE_SHIFT),
+                            size: self.size_at(table, granule, first),
+                            origin: words::origin(first),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn size_at(&self, table: u64, granule: u64, first: u32) -> u64 {
+        words::size(first, |next| {
+            read_u32(&self.memory, table + (granule + next) * 4).unwrap_or(0)
+        })
+    }
+
+    fn table_of(&self, address: u64) -> Option<u64> {
+        let entry = self.layout.directory + directory_index(address) as u64 * 4;
+        let page = u64::from(read_u32(&self.memory, entry)?);
+        let table = page * PAGE;
+        (table >= self.layout.tables && table + TABLE_BYTES <= self.layout.len).then_some(table)
+    }
+
+    /// The live block that `address` lies in, at its base or anywhere inside.
+    #[must_use]
+    pub fn block_at(&self, address: u64) -> Option<Block> {
+        if address >> 47 != 0 {
+            return None;
+        }
+        let near = [0, 8]
+            .into_iter()
+            .filter_map(|plane| self.nearest_start(address, plane))
+            .max_by_key(|block| block.base);
+        if let Some(block) = near
+            && block.holds(address)
+        {
+            return Some(block);
+        }
+        let base = self.covering(address)?;
+        let table = self.table_of(base)?;
+        let first = read_u32(&self.memory, table + granule(base) * 4)?;
+        let block = words::is_start(first).then(|| Block {
+            base,
+            size: self.size_at(table, granule(base), first),
+            origin: words::origin(first),
+        })?;
+        block.holds(address).then_some(block)
+    }
+
+    /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.
+    fn nearest_start(&self, address: u64, plane: u64) -> Option<Block> {
+        let mut at = if address & 15 >= plane {
+            address & !15 | plane
+        } else {
+            (address & !15 | plane).checked_sub(16)?
+        };
+        let lowest = address.saturating_sub(LARGE);
+        let mut bytes = [0; BATCH];
+        loop {
+            let first_granule = granule(at) & !(BATCH as u64 / 4 - 1);
+            let table = self.table_of(at);
+            let place = table.map(|table| table + first_granule * 4);
+            if let (Some(table), Some(place)) = (table, place)
+                && self.memory.is_touched(place)
+                && self.memory.read(place, &mut bytes)
+            {
+                for granule in (first_granule..=granule(at)).rev() {
+                    let first = u32_in(&bytes, ((granule - first_granule) * 4) as usize);
+                    if words::is_start(first) {
+                        let base = at - ((self::granule(at) - granule) << words::GRANULE_SHIFT);
+                        let size = self.size_at(table, granule, first);
+                        return Some(Block {
+                            base,
+                            size,
+                            origin: words::origin(first),
+                        });
+                    }
+                }
+            }
+            let step = (granule(at) - first_granule + 1) << words::GRANULE_SHIFT;
+            at = at.checked_sub(step)?;
+            if at < lowest {
+                return None;
+            }
+        }
+    }
+
+    fn covering(&self, address: u64) -> Option<u64> {
+        let chunk = (address >> CHUNK_SHIFT).min(CHUNKS - 1);
+        let chunk_start = chunk << CHUNK_SHIFT;
+        if let Some(table) = self.table_of(chunk_start) {
+            let span = address >> SPAN_SHIFT & (SPANS - 1);
+            let at = table + TABLE_WORDS * 4 + SPILL_BYTES + span * 8;
+            if let Some(base) = read_u64(&self.memory, at).filter(|base| *base != 0) {
+                return Some(base);
+            }
+        }
+        read_u64(&self.memory, self.layout.chunk_covers + chunk * 8).filter(|base| *base != 0)
+    }
+}
+
+fn read_u32(memory: &impl Memory, at: u64) -> Option<u32> {
+    let mut bytes = [0; 4];
+    memory
+        .read(at, &mut bytes)
+        .then(|| u32::from_le_bytes(bytes))
+}
+
+fn read_u64(memory: &impl Memory, at: u64) -> Option<u64> {
+    let mut bytes = [0; 8];
+    memory
+        .read(at, &mut bytes)
+        .then(|| u64::from_le_bytes(bytes))
+}
+
+fn u32_in(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
+}
+
+fn u64_in(bytes: &[u8], at: usize) -> u64 {
+    bytes
+        .get(at..at + 8)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
+}

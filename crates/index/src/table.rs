@@ -1,0 +1,237 @@
+//! *Where does the word of this address lie, and how is it written?*
+//!
+//! The directory has one entry for each plane of each 64 MiB chunk: 0, or the page at which the
+//! table lies in the region. A table is its granule words, a page for the words of a block that starts in the
+//! last granule, and the covers:
+//!
+//! ```text
+//!   covers[s]        base of the large block (≥ 64 KiB) that holds the first byte of
+//!                    64 KiB span s, if the block starts in this chunk
+//!   chunk cover[k]   base of the large block that holds the first byte of chunk k
+//! ```
+//!
+//! So whoever looks for the base of an interior pointer scans at most two spans of words back and
+//! then has one cover to look at. Covers lie in the even plane's table.
+
+#![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
+
+use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
+use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
+use crate::words::{self, GRANULE_SHIFT};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// Entry of the directory for `address`: chunk and plane.
+#[inline(always)]
+#[must_use]
+pub const fn directory_index(address: u64) -> usize {
+    (((address >> CHUNK_SHIFT) & (CHUNKS - 1)) << 1 | (address >> 3) & 1) as usize
+}
+
+/// Granule of `address` in its chunk.
+#[inline(always)]
+#[must_use]
+pub const fn granule(address: u64) -> u64 {
+    (address >> GRANULE_SHIFT) & (TABLE_WORDS - 1)
+}
+
+/// A block as it was recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recorded {
+    /// Bytes requested.
+    pub size: u64,
+    /// Where from.
+    pub origin: u32,
+}
+
+/// Writes the tables of one region.
+#[derive(Clone, Copy)]
+pub struct Writer {
+    base: *mut u8,
+    directory: *const AtomicU32,
+    chunk_covers: *const AtomicU64,
+    table_owners: *const AtomicU32,
+    tables: u64,
+}
+
+impl Writer {
+    /// Writes the region at `base`.
+    ///
+    /// # Safety
+    /// `base` points to a region of this layout, mapped and writable as long as `self` is used.
+    #[must_use]
+    pub const unsafe fn new(base: *mut u8, layout: &Layout) -> Self {
+        Self {
+            base,
+            directory: base
+                .wrapping_add(layout.directory as usize)
+                .cast::<AtomicU32>()
+                .cast_const(),
+            chunk_covers: base
+                .wrapping_add(layout.chunk_covers as usize)
+                .cast::<AtomicU64>()
+                .cast_const(),
+            table_owners: base
+                .wrapping_add(layout.table_owners as usize)
+                .cast::<AtomicU32>()
+                .cast_const(),
+            tables: layout.tables,
+        }
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: by the contract of `new`.
+        unsafe { &*self.base.cast::<Header>() }
+    }
+
+    /// The first word of a block at `address`; null while its chunk has no table.
+    #[inline(always)]
+    fn word(&self, address: u64) -> *const AtomicU32 {
+        // SAFETY: `directory_index` is below the number of entries.
+        let entry = unsafe { &*self.directory.add(directory_index(address)) }.load(Relaxed);
+        if entry == 0 {
+            return core::ptr::null();
+        }
+        let table = self.base.wrapping_add(entry as usize * PAGE as usize);
+        table
+            .cast::<AtomicU32>()
+            .cast_const()
+            .wrapping_add(granule(address) as usize)
+    }
+
+    /// Records a block. Gives back what was recorded at that very address, if anything (a block freed out of our sight).
+    /// `false` in the second place: there is no room, or the address is not a multiple of 8.
+    #[inline(always)]
+    pub fn insert(&self, address: u64, size: u64, origin: u32) -> (Option<Recorded>, bool) {
+        let mut word = self.word(address);
+        if word.is_null() || address & 7 != 0 {
+            word = self.make_room(address);
+            if word.is_null() {
+                return (None, false);
+            }
+        }
+        let words = words::encode(size, origin);
+        // SAFETY: the table is mapped, with room for two words behind its last granule.
+        unsafe {
+            let stale = (*word).load(Relaxed);
+            let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
+            if let Some(second) = words.second {
+                (*word.add(1)).store(second, Relaxed);
+                if let Some(third) = words.third {
+                    (*word.add(2)).store(third, Relaxed);
+                }
+            }
+            (*word).store(words.first, Release);
+            if size >= LARGE {
+                self.cover(address, size, address);
+            }
+            (replaced, true)
+        }
+    }
+
+    /// Takes a block out. `None` if none was recorded at that very address.
+    #[inline(always)]
+    pub fn erase(&self, address: u64) -> Option<Recorded> {
+        let word = self.word(address);
+        if word.is_null() || address & 7 != 0 {
+            return None;
+        }
+        // SAFETY: as in `insert`.
+        unsafe {
+            let first = (*word).load(Relaxed);
+            if !words::is_start(first) {
+                return None;
+            }
+            let recorded = self.recorded(word, first);
+            (*word).store(0, Release);
+            if recorded.size >= LARGE {
+                self.cover(address, recorded.size, 0);
+            }
+            Some(recorded)
+        }
+    }
+
+    /// # Safety
+    /// `word` is a granule word of a mapped table.
+    #[inline(always)]
+    unsafe fn recorded(&self, word: *const AtomicU32, first: u32) -> Recorded {
+        let size = words::size(first, |at| {
+            // SAFETY: two words of spill lie behind the last granule.
+            unsafe { (*word.add(at as usize)).load(Relaxed) }
+        });
+        Recorded {
+            size,
+            origin: words::origin(first),
+        }
+    }
+
+    /// Sets or clears the covers of a large block.
+    #[cold]
+    fn cover(&self, address: u64, size: u64, base: u64) {
+        let Some(last) = address.checked_add(size - 1).filter(|last| last >> 47 == 0) else {
+            return;
+        };
+        let first_chunk = address >> CHUNK_SHIFT;
+        let last_chunk = last >> CHUNK_SHIFT;
+        for chunk in first_chunk + 1..=last_chunk {
+            // SAFETY: `last` is below 2^47.
+            unsafe { (*self.chunk_covers.add(chunk as usize)).store(base, Relaxed) };
+        }
+        let table = self.even_table(address);
+        if table.is_null() {
+            return;
+        }
+        let from = address >> SPAN_SHIFT & (SPANS - 1);
+        let to = if last_chunk > first_chunk {
+            SPANS - 1
+        } else {
+            last >> SPAN_SHIFT & (SPANS - 1)
+        };
+        for span in from + 1..=to {
+            let at = table.wrapping_add((TABLE_WORDS * 4 + SPILL_BYTES + span * 8) as usize);
+            // SAFETY: within the table's covers.
+            unsafe { (*at.cast::<AtomicU64>()).store(base, Relaxed) };
+        }
+    }
+
+    fn even_table(&self, address: u64) -> *mut u8 {
+        let chunk_start = address >> CHUNK_SHIFT << CHUNK_SHIFT;
+        let word = self.word(chunk_start);
+        let word = if word.is_null() {
+            self.make_room(chunk_start)
+        } else {
+            word
+        };
+        word.cast::<u8>().cast_mut()
+    }
+
+    /// Gives the chunk of `address` a table; null if that cannot be.
+    #[cold]
+    fn make_room(&self, address: u64) -> *const AtomicU32 {
+        let header = self.header();
+        if address & 7 != 0 || address >> 47 != 0 {
+            header.unseen.fetch_or(unseen::UNALIGNED_BLOCK, Relaxed);
+            return core::ptr::null();
+        }
+        let number = header.tables.fetch_add(1, Relaxed);
+        if number >= header.geometry.tables {
+            header.tables.fetch_sub(1, Relaxed);
+            header.unseen.fetch_or(unseen::TABLES_FULL, Relaxed);
+            return core::ptr::null();
+        }
+        let index = directory_index(address);
+        let page = (self.tables + u64::from(number) * TABLE_BYTES) / PAGE;
+        // SAFETY: `index` is an entry of the directory, `number` one of the owners.
+        unsafe {
+            let entry = &*self.directory.add(index);
+            // Whoever comes second leaves its table unused: it costs address space only.
+            if entry
+                .compare_exchange(0, page as u32, Release, Acquire)
+                .is_ok()
+            {
+                (*self.table_owners.add(number as usize)).store(index as u32 + 1, Release);
+            }
+        }
+        self.word(address)
+    }
+}

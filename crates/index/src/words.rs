@@ -1,0 +1,132 @@
+//! *How is a block written into granule words?*
+//!
+//! A granule is 16 bytes of the program's memory; a table holds one 32-bit word for each. A block
+//! that starts on a granule has its words in the even plane, one that starts 8 bytes into a granule in the
+//! odd plane (glibc never does; jemalloc, tcmalloc and mimalloc hand out 8-byte blocks at 8-byte
+//! steps). Seen from one plane, words look like this:
+//!
+//! ```text
+//!   first word   1 S H wwwww… — start mark, Single, Huge; then
+//!                  Single: 5 bits of size (0–16), 24 bits of origin
+//!                  else:   24 bits of origin
+//!   second word  0 sssssss…   — low 31 bits of the size          (not Single)
+//!   third word   0 sssssss…   — the bits above                   (Huge)
+//!   other words  no start mark; anything
+//! ```
+//!
+//! Order of stores: size words first, the first word last with *release*; erasing clears
+//! only the first word. A reader loads the first word with *acquire*, then the size, then the first word
+//! again: equal means the pair belongs together, unless the same origin's block was freed and
+//! replaced in between, and then both answers were true once.
+
+/// log2 of the bytes a granule covers.
+pub const GRANULE_SHIFT: u32 = 4;
+/// Bytes a granule covers.
+pub const GRANULE: u64 = 1 << GRANULE_SHIFT;
+
+/// Marks the first word of a block.
+pub const START: u32 = 1 << 31;
+const SINGLE: u32 = 1 << 30;
+const HUGE: u32 = 1 << 29;
+const SINGLE_SIZE_SHIFT: u32 = 24;
+/// Origins are numbered below this.
+pub const ORIGIN_LIMIT: u32 = 1 << 24;
+const LOW_SIZE: u64 = (1 << 31) - 1;
+
+/// The words of one block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Words {
+    /// First word, with the start mark.
+    pub first: u32,
+    /// Second word; `None` for a block of one granule.
+    pub second: Option<u32>,
+    /// Third word; only blocks of 2 GiB and more have one.
+    pub third: Option<u32>,
+}
+
+/// Encodes a block of `size` bytes (any, 0 included) allocated at `origin` (below [`ORIGIN_LIMIT`]).
+#[inline(always)]
+#[must_use]
+pub const fn encode(size: u64, origin: u32) -> Words {
+    let origin = origin & (ORIGIN_LIMIT - 1);
+    if size <= GRANULE {
+        let first = START | SINGLE | (size as u32) << SINGLE_SIZE_SHIFT | origin;
+        Words {
+            first,
+            second: None,
+            third: None,
+        }
+    } else if size <= LOW_SIZE {
+        Words {
+            first: START | origin,
+            second: Some(size as u32),
+            third: None,
+        }
+    } else {
+        Words {
+            first: START | HUGE | origin,
+            second: Some((size & LOW_SIZE) as u32),
+            third: Some(((size >> 31) & LOW_SIZE) as u32),
+        }
+    }
+}
+
+/// Whether a word starts a block.
+#[inline(always)]
+#[must_use]
+pub const fn is_start(word: u32) -> bool {
+    word & START != 0
+}
+
+/// The origin in a first word.
+#[inline(always)]
+#[must_use]
+pub const fn origin(first: u32) -> u32 {
+    first & (ORIGIN_LIMIT - 1)
+}
+
+/// The size that `first` and the two words after it state. `next(i)` gives word 1 or 2.
+#[inline(always)]
+pub fn size(first: u32, mut next: impl FnMut(u64) -> u32) -> u64 {
+    if first & SINGLE != 0 {
+        return u64::from(first >> SINGLE_SIZE_SHIFT & 0x1f);
+    }
+    let low = u64::from(next(1)) & LOW_SIZE;
+    if first & HUGE == 0 {
+        low
+    } else {
+        low | (u64::from(next(2)) & LOW_SIZE) << 31
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_and_origin_comes_back() {
+        let sizes = [
+            0,
+            1,
+            15,
+            16,
+            17,
+            24,
+            65_535,
+            LOW_SIZE,
+            LOW_SIZE + 1,
+            1 << 40,
+        ];
+        for size in sizes {
+            for origin in [0, 1, 77, ORIGIN_LIMIT - 1] {
+                let words = encode(size, origin);
+                assert!(is_start(words.first));
+                assert!(!words.second.is_some_and(is_start), "size {size}");
+                assert!(!words.third.is_some_and(is_start), "size {size}");
+                assert_eq!(super::origin(words.first), origin);
+                let next = |at| if at == 1 { words.second } else { words.third };
+                assert_eq!(super::size(words.first, |at| next(at).unwrap()), size);
+            }
+        }
+    }
+}

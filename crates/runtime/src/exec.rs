@@ -1,0 +1,308 @@
+//! *How does the next program come to be recorded?*
+//!
+//! The environment given to `execve` gets the two variables of [`pointee_index::handoff`] again, in
+//! arrays on the stack: after `vfork` this is the parent's memory, and nothing may be left behind in
+//! it. A program that would see them, or not run as it does without us, gets its environment as it is: static ones, other C
+//! libraries, sanitized ones, set-user-id ones.
+
+#![allow(unsafe_code)] // Reads the arguments of execve.
+
+use crate::environment::PathBuffer;
+use crate::region::{generation, is_disabled, region};
+use crate::sys;
+use core::ffi::CStr;
+use core::sync::atomic::Ordering::Relaxed;
+use pointee_index::handoff::{PAD, SEPARATOR, VARIABLE, key};
+use pointee_index::layout::exit_kind;
+
+/// More variables than this are passed on as they are: there is no room for a copy.
+const VARIABLES: usize = 1024;
+
+/// A small buffer of text.
+struct Text<const N: usize> {
+    bytes: [u8; N],
+    len: usize,
+    fits: bool,
+}
+
+impl<const N: usize> Text<N> {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; N],
+            len: 0,
+            fits: true,
+        }
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        // The last byte stays NUL.
+        match self.bytes[..N - 1].get_mut(self.len..self.len + part.len()) {
+            Some(to) => {
+                to.copy_from_slice(part);
+                self.len += part.len();
+            }
+            None => self.fits = false,
+        }
+    }
+
+    fn push_number(&mut self, number: u32) {
+        let mut digits = [0; 10];
+        let mut at = digits.len();
+        let mut rest = number;
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        self.push(&digits[at..]);
+    }
+}
+
+/// Calls `original` with the environment to use; comes back only if that failed.
+///
+/// # Safety
+/// The arguments are those of an `execve`.
+pub(crate) unsafe fn exec(
+    path: usize,
+    environment: usize,
+    original: impl FnOnce(usize) -> usize,
+) -> usize {
+    if is_disabled() {
+        return original(environment);
+    }
+    let header = region().header();
+    let own = sys::getpid() as u32 == header.pid.load(Relaxed);
+    let before = header.exit.load(Relaxed);
+    if own {
+        header.exit.store(exit_kind::EXEC, Relaxed);
+    }
+    // SAFETY: as promised.
+    let result = unsafe { exec_with(path, environment, own, original) };
+    if own {
+        header.exit.store(before, Relaxed);
+    }
+    result
+}
+
+/// # Safety
+/// As for [`exec`].
+unsafe fn exec_with(
+    path: usize,
+    environment: usize,
+    own: bool,
+    original: impl FnOnce(usize) -> usize,
+) -> usize {
+    let handoff = &region().handoff;
+    let runtime = handoff.path(key::RUNTIME);
+    if runtime.is_empty() || handoff.field(key::FOLLOW) == Some(b"0") || path == 0 {
+        return original(environment);
+    }
+    // SAFETY: execve's path is a C string, its environment NULL or an array of them.
+    let path = unsafe { CStr::from_ptr(path as *const i8) };
+    let mut variables = [0usize; VARIABLES + 3];
+    let mut count = 0;
+    let mut preload: Option<(usize, &[u8])> = None;
+    if environment != 0 {
+        loop {
+            // SAFETY: up to the terminating NULL.
+            let entry = unsafe { *(environment as *const usize).add(count) };
+            if entry == 0 {
+                break;
+            }
+            if count == VARIABLES {
+                return original(environment);
+            }
+            // SAFETY: a C string.
+            let text = unsafe { CStr::from_ptr(entry as *const i8) }.to_bytes();
+            if text.starts_with(VARIABLE.as_bytes()) {
+                // Somebody starts a session of its own.
+                return original(environment);
+            }
+            if preload.is_none()
+                && let Some(value) = text.strip_prefix(b"LD_PRELOAD=")
+            {
+                preload = Some((count, value));
+            }
+            variables[count] = entry;
+            count += 1;
+        }
+    }
+    if !sys::readable(runtime.as_c_str()) || !is_preloadable(path) {
+        return original(environment);
+    }
+    let mut library = Text::<2048>::new();
+    library.push(b"LD_PRELOAD=");
+    library.push(runtime.as_bytes());
+    let mut handed = Text::<4096>::new();
+    handed.push(VARIABLE.as_bytes());
+    handed.push(b"=");
+    for name in [key::SOCKET, key::IMAGES, key::RUNTIME] {
+        if let Some(value) = handoff.field(name) {
+            handed.push(name.as_bytes());
+            handed.push(b"=");
+            handed.push(value);
+            handed.push(&[SEPARATOR]);
+        }
+    }
+    handed.push(key::GENERATION.as_bytes());
+    handed.push(b"=");
+    handed.push_number(if own { generation() + 1 } else { 1 });
+    let mut pad = Text::<32>::new();
+    pad.push(PAD.as_bytes());
+    pad.push(b"=");
+    if let Some((at, value)) = preload {
+        library.push(b":");
+        library.push(value);
+        handed.push(&[SEPARATOR]);
+        handed.push(key::PRELOAD.as_bytes());
+        handed.push(b"=");
+        handed.push(value);
+        variables[at] = library.bytes.as_ptr() as usize;
+        variables[count] = pad.bytes.as_ptr() as usize;
+    } else {
+        variables[count] = library.bytes.as_ptr() as usize;
+    }
+    variables[count + 1] = handed.bytes.as_ptr() as usize;
+    variables[count + 2] = 0;
+    if !library.fits || !handed.fits {
+        return original(environment);
+    }
+    original(variables.as_ptr() as usize)
+}
+
+/// Whether the program at `path` is one that glibc's dynamic linker will load with a preloaded
+/// library, unharmed. A script is as its interpreter is.
+fn is_preloadable(path: &CStr) -> bool {
+    let mut path = PathBuffer::of(&[path.to_bytes()]);
+    // The kernel follows interpreters of interpreters four deep.
+    for _ in 0..5 {
+        let Ok(fd) = usize::try_from(sys::open(path.as_c_str(), false)) else {
+            return false;
+        };
+        let mut head = [0; 256];
+        let read = usize::try_from(sys::pread(fd, &mut head, 0)).unwrap_or(0);
+        let verdict = match head[..read.min(256)] {
+            [0x7f, b'E', b'L', b'F', ..] => {
+                Some(!sys::is_set_id(fd) && elf_is_preloadable(fd, &head))
+            }
+            [b'#', b'!', ref line @ ..] => {
+                path = interpreter(line);
+                path.is_empty().then_some(false)
+            }
+            _ => Some(false),
+        };
+        sys::close(fd);
+        if let Some(verdict) = verdict {
+            return verdict;
+        }
+    }
+    false
+}
+
+/// The interpreter that a script's first line names.
+fn interpreter(line: &[u8]) -> PathBuffer {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = line
+        .iter()
+        .position(|byte| !is_blank(byte))
+        .unwrap_or(line.len());
+    let word = &line[start..];
+    let end = word
+        .iter()
+        .position(|byte| is_blank(byte) || matches!(byte, b'\n' | 0))
+        .unwrap_or(0);
+    PathBuffer::of(&[&word[..end]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes
+        .get(at..at + 8)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
+}
+
+fn elf_is_preloadable(fd: usize, head: &[u8; 256]) -> bool {
+    const SEGMENT: usize = 56;
+    const SEGMENTS: usize = 32;
+    const PT_LOAD: u32 = 1;
+    const PT_DYNAMIC: u32 = 2;
+    const PT_INTERP: u32 = 3;
+    const ELFCLASS64: u8 = 2;
+    const EM_X86_64: u32 = 62;
+    if head[4] != ELFCLASS64 || u32_at(head, 18) & 0xffff != EM_X86_64 {
+        return false;
+    }
+    let count = (u32_at(head, 56) & 0xffff) as usize;
+    let mut table = [0; SEGMENT * SEGMENTS];
+    if count > SEGMENTS || sys::pread(fd, &mut table, u64_at(head, 32) as usize) <= 0 {
+        return false;
+    }
+    let segments = || table.chunks_exact(SEGMENT).take(count);
+    let of_kind = |kind| segments().find(move |segment| u32_at(segment, 0) == kind);
+    let Some(interpreter) = of_kind(PT_INTERP) else {
+        return false;
+    };
+    let mut name = [0; 64];
+    sys::pread(fd, &mut name, u64_at(interpreter, 8) as usize);
+    let len = (u64_at(interpreter, 32) as usize)
+        .min(name.len())
+        .saturating_sub(1);
+    if !name[..len].ends_with(b"/ld-linux-x86-64.so.2") {
+        return false;
+    }
+    let Some(dynamic) = of_kind(PT_DYNAMIC) else {
+        return false;
+    };
+    let file_offset = |address: u64| {
+        segments().find_map(|segment| {
+            let into = address.checked_sub(u64_at(segment, 16))?;
+            let loaded = u32_at(segment, 0) == PT_LOAD && into < u64_at(segment, 32);
+            loaded.then(|| into + u64_at(segment, 8))
+        })
+    };
+    !needs_sanitizer(fd, u64_at(dynamic, 8), u64_at(dynamic, 32), file_offset)
+}
+
+/// Whether a needed library is a sanitizer's runtime, which insists on being loaded first.
+fn needs_sanitizer(
+    fd: usize,
+    offset: u64,
+    len: u64,
+    file_offset: impl Fn(u64) -> Option<u64>,
+) -> bool {
+    const DT_NEEDED: u64 = 1;
+    const DT_STRTAB: u64 = 5;
+    let mut entries = [0; 16 * 64];
+    let len = (len as usize).min(entries.len());
+    sys::pread(fd, &mut entries[..len], offset as usize);
+    let tagged = |tag| {
+        entries
+            .chunks_exact(16)
+            .filter(move |entry| u64_at(entry, 0) == tag)
+    };
+    let strings = tagged(DT_STRTAB)
+        .next()
+        .and_then(|entry| file_offset(u64_at(entry, 8)));
+    let Some(strings) = strings else { return false };
+    tagged(DT_NEEDED).any(|entry| {
+        let mut name = [0; 16];
+        sys::pread(
+            fd,
+            &mut name,
+            strings.wrapping_add(u64_at(entry, 8)) as usize,
+        );
+        [&b"libasan."[..], b"libtsan.", b"libhwasan.", b"liblsan."]
+            .iter()
+            .any(|sanitizer| name.starts_with(sanitizer))
+    })
+}

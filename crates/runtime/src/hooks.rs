@@ -1,0 +1,452 @@
+//! *What runs instead of malloc?*
+//!
+//! A launch pad leads to a relay, which loads the [`Planted`] record of the entry into `r11` and goes to the stub of
+//! its role. The stub passes, beside the three arguments any allocation function has at most, where the return
+//! address lies, the caller's frame pointer, and the record; the hook then returns straight to the caller.
+//!
+//! ```text
+//!   busy   0            outside
+//!          1            writing the index: a fork waits for it
+//!          stack ptr    inside the original: what it calls is its own business, not recorded
+//! ```
+//!
+//! A stack pointer in `busy` that lies below the present one was left by a `longjmp` or an
+//! exception, and counts as 0.
+//!
+//! Order: a free erases before the original frees; an allocation inserts after the original
+//! returned; so no other thread can be handed the same block in between.
+
+#![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
+
+use crate::region::{Region, region};
+use crate::{exec, process, threads, walk};
+use core::arch::naked_asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicU32, compiler_fence};
+use pointee_index::counters::Thread;
+use pointee_index::records::Role;
+use pointee_index::table::Recorded;
+
+/// An entry that was hooked.
+#[repr(C)]
+pub(crate) struct Planted {
+    original: u64,
+    entry: u64,
+    root: u32,
+    role: Role,
+}
+
+const ROOM: usize = 2048;
+
+struct Table {
+    all: UnsafeCell<[Planted; ROOM]>,
+    used: AtomicU32,
+}
+// SAFETY: an element is written before `used` grows over it and not changed afterwards.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table {
+    all: UnsafeCell::new(
+        [const {
+            Planted {
+                original: 0,
+                entry: 0,
+                root: 0,
+                role: Role::Other,
+            }
+        }; ROOM],
+    ),
+    used: AtomicU32::new(0),
+};
+
+impl Planted {
+    /// Notes that the code at `entry` will be hooked, its original callable at `original`. `None` when there is no room.
+    pub(crate) fn new(entry: u64, original: u64, root: u32, role: Role) -> Option<&'static Self> {
+        let at = TABLE.used.load(Relaxed);
+        if at as usize == ROOM {
+            return None;
+        }
+        // SAFETY: above `used`; one thread plants at a time.
+        let planted = unsafe {
+            let to = TABLE.all.get().cast::<Self>().add(at as usize);
+            to.write(Self {
+                original,
+                entry,
+                root,
+                role,
+            });
+            &*to
+        };
+        TABLE.used.store(at + 1, Release);
+        Some(planted)
+    }
+
+    /// Calls the original with the arguments as they came.
+    ///
+    /// # Safety
+    /// As for the function that was hooked.
+    #[inline(always)]
+    pub(crate) unsafe fn call(&self, a: usize, b: usize, c: usize) -> usize {
+        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
+        let original: unsafe extern "C" fn(usize, usize, usize) -> usize =
+            unsafe { core::mem::transmute(self.original as *const ()) };
+        // SAFETY: the caller's promise.
+        unsafe { original(a, b, c) }
+    }
+}
+
+/// Whether the code at `entry` is hooked.
+pub(crate) fn is_planted(entry: u64) -> bool {
+    let used = TABLE.used.load(Acquire) as usize;
+    // SAFETY: below `used`.
+    (0..used).any(|at| unsafe { (*TABLE.all.get().cast::<Planted>().add(at)).entry == entry })
+}
+
+/// Return address and frame pointer of the hooked call.
+#[derive(Clone, Copy)]
+struct Caller {
+    slot: *const u64,
+    rbp: u64,
+}
+
+type Hook = unsafe extern "C" fn(usize, usize, usize, *const u64, u64, &'static Planted) -> usize;
+
+macro_rules! stubs {
+    ($($stub:ident => $hook:ident),+ $(,)?) => { $(
+        #[unsafe(naked)]
+        unsafe extern "C" fn $stub() {
+            naked_asm!(
+                "mov rcx, rsp", // where the return address lies
+                "mov r8, rbp",
+                "mov r9, r11", // the relay's constant
+                "jmp {hook}",
+                hook = sym $hook,
+            );
+        }
+        const _: Hook = $hook;
+    )+ };
+}
+
+stubs! {
+    malloc_stub => on_malloc,
+    calloc_stub => on_calloc,
+    realloc_stub => on_realloc,
+    reallocarray_stub => on_reallocarray,
+    memalign_stub => on_memalign,
+    posix_memalign_stub => on_posix_memalign,
+    free_stub => on_free,
+    fork_stub => on_fork,
+    exec_stub => on_exec,
+    exit_stub => on_exit,
+    link_map_stub => on_link_map,
+}
+
+/// Where the relay of an entry with this role goes.
+pub(crate) fn stub(role: Role) -> u64 {
+    let stub: unsafe extern "C" fn() = match role {
+        Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => malloc_stub,
+        Role::Calloc => calloc_stub,
+        Role::Realloc => realloc_stub,
+        Role::Reallocarray => reallocarray_stub,
+        Role::Memalign | Role::AlignedAlloc => memalign_stub,
+        Role::PosixMemalign => posix_memalign_stub,
+        Role::Free | Role::Delete | Role::UsableSizeFree => free_stub,
+        Role::Fork => fork_stub,
+        Role::Exec => exec_stub,
+        Role::Exit => exit_stub,
+        Role::LinkMap | Role::Other => link_map_stub,
+    };
+    stub as *const () as u64
+}
+
+const WRITING: u64 = 1;
+
+/// Marks the thread as inside the original called from the frame at `slot`. `None` if it already is, further out.
+#[inline(always)]
+fn enter(slot: *const u64) -> Option<&'static Thread> {
+    let thread = threads::current()?;
+    (thread.busy.load(Relaxed) <= slot as u64).then_some(thread)
+}
+
+/// Runs `original` with the thread marked as inside it.
+#[inline(always)]
+fn inside(thread: &Thread, slot: *const u64, original: impl FnOnce() -> usize) -> usize {
+    thread.busy.store(slot as u64, Relaxed);
+    compiler_fence(Acquire);
+    let result = original();
+    compiler_fence(Release);
+    result
+}
+
+/// Opens the part in which this thread writes the index. Paired with a `busy` store of 0.
+#[inline(always)]
+fn begin_writing(region: &Region, thread: &Thread) {
+    thread.busy.store(WRITING, Relaxed);
+    compiler_fence(Acquire);
+    if region.header().gate.load(Relaxed) != 0 {
+        process::wait_at_gate(region, thread);
+    }
+}
+
+#[inline(always)]
+fn end_writing(thread: &Thread) {
+    compiler_fence(Release);
+    thread.busy.store(0, Relaxed);
+}
+
+/// Records a new block.
+#[inline(always)]
+unsafe fn record(
+    region: &Region,
+    thread: &Thread,
+    planted: &Planted,
+    caller: Caller,
+    block: usize,
+    size: usize,
+) {
+    // SAFETY: `slot` is the stack pointer at the hooked entry.
+    let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+    let (replaced, recorded) = region.writer.insert(block as u64, size as u64, origin);
+    if let Some(replaced) = replaced {
+        lost(region, thread, replaced);
+    }
+    if recorded {
+        region.counters.allocated(thread, origin, size as u64);
+    }
+}
+
+/// A block was handed out again without its free having been seen.
+#[cold]
+fn lost(region: &Region, thread: &Thread, block: Recorded) {
+    region.header().replaced.fetch_add(1, Relaxed);
+    region.counters.freed(thread, block.origin, block.size);
+}
+
+/// Calls an allocating original and records what it returns.
+#[inline(always)]
+unsafe fn allocate(
+    planted: &'static Planted,
+    caller: Caller,
+    args: [usize; 3],
+    size: usize,
+) -> usize {
+    // SAFETY: the arguments are the caller's.
+    let original = || unsafe { planted.call(args[0], args[1], args[2]) };
+    let Some(thread) = enter(caller.slot) else {
+        return original();
+    };
+    let block = inside(thread, caller.slot, original);
+    let region = region();
+    begin_writing(region, thread);
+    if block != 0 {
+        // SAFETY: as in `record`.
+        unsafe { record(region, thread, planted, caller, block, size) };
+    }
+    end_writing(thread);
+    block
+}
+
+unsafe extern "C" fn on_malloc(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a) }
+}
+
+unsafe extern "C" fn on_calloc(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // A product that overflows is refused by the original, and nothing is recorded.
+    // SAFETY: the program's own call.
+    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a.wrapping_mul(b)) }
+}
+
+unsafe extern "C" fn on_memalign(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], b) }
+}
+
+unsafe extern "C" fn on_posix_memalign(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the arguments are the caller's.
+    let original = || unsafe { planted.call(a, b, c) };
+    let Some(thread) = enter(slot) else {
+        return original();
+    };
+    let error = inside(thread, slot, original);
+    let region = region();
+    begin_writing(region, thread);
+    if error as i32 == 0 {
+        // SAFETY: on success the original has stored the block's address at `a`.
+        unsafe {
+            let block = *(a as *const usize);
+            if block != 0 {
+                record(region, thread, planted, Caller { slot, rbp }, block, c);
+            }
+        }
+    }
+    end_writing(thread);
+    error
+}
+
+unsafe extern "C" fn on_free(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    if a != 0
+        && let Some(thread) = enter(slot)
+    {
+        let region = region();
+        begin_writing(region, thread);
+        if let Some(block) = region.writer.erase(a as u64) {
+            region.counters.freed(thread, block.origin, block.size);
+        }
+        end_writing(thread);
+    }
+    // SAFETY: the program's own call.
+    unsafe { planted.call(a, b, c) }
+}
+
+/// A reallocation counts as one free and one allocation, a failed one as neither.
+#[inline(always)]
+unsafe fn reallocate(
+    planted: &'static Planted,
+    caller: Caller,
+    args: [usize; 3],
+    size: usize,
+) -> usize {
+    // SAFETY: the arguments are the caller's.
+    let original = || unsafe { planted.call(args[0], args[1], args[2]) };
+    let Some(thread) = enter(caller.slot) else {
+        return original();
+    };
+    let region = region();
+    begin_writing(region, thread);
+    let old = region.writer.erase(args[0] as u64);
+    compiler_fence(Release);
+    let block = inside(thread, caller.slot, original);
+    begin_writing(region, thread);
+    let failed = block == 0 && size != 0;
+    if let Some(old) = old {
+        if failed {
+            region.writer.insert(args[0] as u64, old.size, old.origin);
+        } else {
+            region.counters.freed(thread, old.origin, old.size);
+        }
+    }
+    if block != 0 {
+        // SAFETY: as in `record`.
+        unsafe { record(region, thread, planted, caller, block, size) };
+    }
+    end_writing(thread);
+    block
+}
+
+unsafe extern "C" fn on_realloc(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    unsafe { reallocate(planted, Caller { slot, rbp }, [a, b, c], b) }
+}
+
+unsafe extern "C" fn on_reallocarray(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    unsafe {
+        reallocate(
+            planted,
+            Caller { slot, rbp },
+            [a, b, c],
+            b.saturating_mul(c),
+        )
+    }
+}
+
+unsafe extern "C" fn on_fork(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    process::fork(|| unsafe { planted.call(a, b, c) })
+}
+
+unsafe extern "C" fn on_exec(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call; path and arrays are what execve is given.
+    unsafe { exec::exec(a, c, |environment| planted.call(a, b, environment)) }
+}
+
+unsafe extern "C" fn on_exit(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    process::note_exit(a as u32 & 0xff);
+    // SAFETY: the program's own call.
+    unsafe { planted.call(a, b, c) }
+}
+
+unsafe extern "C" fn on_link_map(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    crate::start::link_map_changed();
+    // SAFETY: the linker's own call.
+    unsafe { planted.call(a, b, c) }
+}

@@ -1,0 +1,432 @@
+//! *Where are the allocation functions of this object?*
+//!
+//! By name: in the dynamic symbols, through the hash table the object carries; else in the symbol table of its
+//! file. A name that is only in the symbol table (a private copy of an allocator) counts when the object has both the
+//! allocating and the freeing name of one family: a lone private `free` is somebody's list code.
+//!
+//! `operator new` and `delete` are hooked only in objects that have a malloc of their own: elsewhere they call
+//! malloc, which is hooked, and the walk goes through them.
+
+#![allow(unsafe_code)] // Reads symbol tables of loaded objects and of their files.
+
+use crate::modules::Module;
+use crate::sys::{self, map};
+use pointee_index::records::Role;
+
+/// A function found.
+#[derive(Clone, Copy)]
+pub(crate) struct Function {
+    pub(crate) name: &'static str,
+    pub(crate) role: Role,
+    pub(crate) address: u64,
+    /// Bytes of its body; 0 if unknown.
+    pub(crate) len: u64,
+}
+
+macro_rules! family {
+    ($prefix:literal) => {
+        &[
+            (concat!($prefix, "malloc"), Role::Malloc),
+            (concat!($prefix, "free"), Role::Free),
+            (concat!($prefix, "calloc"), Role::Calloc),
+            (concat!($prefix, "realloc"), Role::Realloc),
+            (concat!($prefix, "memalign"), Role::Memalign),
+            (concat!($prefix, "aligned_alloc"), Role::AlignedAlloc),
+            (concat!($prefix, "posix_memalign"), Role::PosixMemalign),
+            (concat!($prefix, "valloc"), Role::Valloc),
+            (concat!($prefix, "pvalloc"), Role::Pvalloc),
+            (concat!($prefix, "cfree"), Role::Free),
+            (concat!($prefix, "mallocx"), Role::Malloc),
+            (concat!($prefix, "rallocx"), Role::Realloc),
+            (concat!($prefix, "dallocx"), Role::Free),
+            (concat!($prefix, "sdallocx"), Role::Free),
+        ]
+    };
+}
+
+/// Names by family; the first of each allocates, the second frees.
+static FAMILIES: [&[(&str, Role)]; 7] = [
+    family!(""),
+    family!("je_"),
+    family!("_rjem_"),
+    family!("mi_"),
+    family!("tc_"),
+    family!("dl"),
+    family!("__libc_"),
+];
+
+static OPERATORS: [(&str, Role); 16] = [
+    ("_Znwm", Role::New),
+    ("_Znam", Role::New),
+    ("_ZnwmRKSt9nothrow_t", Role::New),
+    ("_ZnamRKSt9nothrow_t", Role::New),
+    ("_ZnwmSt11align_val_t", Role::New),
+    ("_ZnamSt11align_val_t", Role::New),
+    ("_ZnwmSt11align_val_tRKSt9nothrow_t", Role::New),
+    ("_ZnamSt11align_val_tRKSt9nothrow_t", Role::New),
+    ("_ZdlPv", Role::Delete),
+    ("_ZdaPv", Role::Delete),
+    ("_ZdlPvm", Role::Delete),
+    ("_ZdaPvm", Role::Delete),
+    ("_ZdlPvSt11align_val_t", Role::Delete),
+    ("_ZdaPvSt11align_val_t", Role::Delete),
+    ("_ZdlPvmSt11align_val_t", Role::Delete),
+    ("_ZdaPvmSt11align_val_t", Role::Delete),
+];
+
+/// Functions of libc where one region ends and another begins. `_Fork` is what `fork` calls since glibc 2.34.
+static PROCESS: [(&str, Role); 4] = [
+    ("_Fork", Role::Fork),
+    ("fork", Role::Fork),
+    ("execve", Role::Exec),
+    ("_exit", Role::Exit),
+];
+
+/// Calls `found` for every function to hook in `module`, in the order of the tables.
+pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
+    let symbols = Symbols::of(module);
+    let mut file = None;
+    let mut has_malloc = false;
+    for family in FAMILIES {
+        let exported = symbols.as_ref().and_then(|symbols| {
+            symbols
+                .find(family[0].0)
+                .and(symbols.find(family[1].0))
+                .map(|_| symbols)
+        });
+        if let Some(symbols) = exported {
+            has_malloc = true;
+            for (name, role) in family.iter() {
+                if let Some(symbol) = symbols.find(name) {
+                    found(Function {
+                        name,
+                        role: *role,
+                        address: symbol.0,
+                        len: symbol.1,
+                    });
+                }
+            }
+        } else if let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module)) {
+            let mut places = [(0, 0); 16];
+            table.find_all(module, family, &mut places);
+            if places[0].0 == 0 || places[1].0 == 0 {
+                continue;
+            }
+            has_malloc = true;
+            for ((name, role), (address, len)) in family.iter().zip(places) {
+                if address != 0 {
+                    found(Function {
+                        name,
+                        role: *role,
+                        address,
+                        len,
+                    });
+                }
+            }
+        }
+    }
+    let Some(symbols) = symbols else { return };
+    let operators = OPERATORS.iter().filter(|_| has_malloc);
+    let process = PROCESS
+        .iter()
+        .filter(|_| symbols.find("__libc_start_main").is_some());
+    let has_inner_fork = symbols.find("_Fork").is_some();
+    let process = process.filter(|(name, _)| *name != "fork" || !has_inner_fork);
+    for (name, role) in operators.chain(process) {
+        if let Some(symbol) = symbols.find(name) {
+            found(Function {
+                name,
+                role: *role,
+                address: symbol.0,
+                len: symbol.1,
+            });
+        }
+    }
+}
+
+/// Whether the object is a C library.
+pub(crate) fn is_libc(module: &Module) -> bool {
+    Symbols::of(module).is_some_and(|symbols| symbols.find("__libc_start_main").is_some())
+}
+
+/// Whether the object brings an allocator that checks addresses of its own (AddressSanitizer and kin):
+/// the process is better left alone.
+pub(crate) fn is_sanitized(module: &Module) -> bool {
+    Symbols::of(module).is_some_and(|symbols| {
+        [
+            "__asan_init",
+            "__tsan_init",
+            "__hwasan_init",
+            "__msan_init",
+            "__lsan_init",
+        ]
+        .iter()
+        .any(|name| symbols.find(name).is_some())
+    })
+}
+
+/// A symbol (ELF-64).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Symbol {
+    name: u32,
+    info: u8,
+    other: u8,
+    section: u16,
+    value: u64,
+    len: u64,
+}
+
+impl Symbol {
+    fn is_function(&self) -> bool {
+        const STT_FUNC: u8 = 2;
+        self.section != 0 && self.value != 0 && self.info & 15 == STT_FUNC
+    }
+}
+
+/// The dynamic symbols of a loaded object.
+struct Symbols {
+    bias: u64,
+    symbols: *const Symbol,
+    strings: *const u8,
+    gnu_hash: *const u32,
+    hash: *const u32,
+}
+
+impl Symbols {
+    fn of(module: &Module) -> Option<Self> {
+        const DT_HASH: u64 = 4;
+        const DT_STRTAB: u64 = 5;
+        const DT_SYMTAB: u64 = 6;
+        const DT_GNU_HASH: u64 = 0x6fff_fef5;
+        let mut symbols = Self {
+            bias: module.bias,
+            symbols: core::ptr::null(),
+            strings: core::ptr::null(),
+            gnu_hash: core::ptr::null(),
+            hash: core::ptr::null(),
+        };
+        let mut entry = module.dynamic;
+        if entry.is_null() {
+            return None;
+        }
+        loop {
+            // SAFETY: the dynamic section ends with a DT_NULL entry.
+            let [tag, value] = unsafe { *entry };
+            // glibc turns these into addresses, musl and the vDSO's do not.
+            let in_module = (module.start..module.end).contains(&value);
+            let address = if in_module {
+                value
+            } else {
+                value.wrapping_add(module.bias)
+            };
+            match tag {
+                0 => break,
+                DT_HASH => symbols.hash = address as *const u32,
+                DT_GNU_HASH => symbols.gnu_hash = address as *const u32,
+                DT_STRTAB => symbols.strings = address as *const u8,
+                DT_SYMTAB => symbols.symbols = address as *const Symbol,
+                _ => {}
+            }
+            entry = entry.wrapping_add(1);
+        }
+        let complete = !symbols.symbols.is_null() && !symbols.strings.is_null();
+        complete.then_some(symbols)
+    }
+
+    /// Address and length of the function `name`, if the object defines it.
+    fn find(&self, name: &str) -> Option<(u64, u64)> {
+        let symbol = if self.gnu_hash.is_null() {
+            self.find_sysv(name)
+        } else {
+            self.find_gnu(name)
+        }?;
+        Some((symbol.value.wrapping_add(self.bias), symbol.len))
+    }
+
+    /// The symbol at `at` if it is the function `name`.
+    fn matching(&self, at: u32, name: &str) -> Option<Symbol> {
+        // SAFETY: `at` comes from the object's own hash table.
+        let symbol = unsafe { *self.symbols.add(at as usize) };
+        // SAFETY: names are C strings in the string table.
+        let same = symbol.is_function()
+            && unsafe { is_string(self.strings.add(symbol.name as usize), name) };
+        same.then_some(symbol)
+    }
+
+    fn find_gnu(&self, name: &str) -> Option<Symbol> {
+        // SAFETY: the layout of DT_GNU_HASH: four words, the Bloom filter, buckets, chains.
+        unsafe {
+            let [buckets, first, bloom_len, shift] = *self.gnu_hash.cast::<[u32; 4]>();
+            let hash = name.bytes().fold(5381u32, |hash, byte| {
+                hash.wrapping_mul(33).wrapping_add(byte.into())
+            });
+            let bloom = self.gnu_hash.add(4).cast::<u64>();
+            let filter = *bloom.add((hash / 64) as usize & (bloom_len as usize).checked_sub(1)?);
+            let mask = 1u64 << (hash % 64) | 1u64 << ((hash >> shift) % 64);
+            if filter & mask != mask || buckets == 0 {
+                return None;
+            }
+            let table = bloom.add(bloom_len as usize).cast::<u32>();
+            let chains = table.add(buckets as usize);
+            let mut at = *table.add((hash % buckets) as usize);
+            if at < first {
+                return None;
+            }
+            loop {
+                let chain = *chains.add((at - first) as usize);
+                if chain | 1 == hash | 1
+                    && let Some(symbol) = self.matching(at, name)
+                {
+                    return Some(symbol);
+                }
+                if chain & 1 != 0 {
+                    return None;
+                }
+                at += 1;
+            }
+        }
+    }
+
+    fn find_sysv(&self, name: &str) -> Option<Symbol> {
+        if self.hash.is_null() {
+            return None;
+        }
+        let hash = name.bytes().fold(0u32, |hash, byte| {
+            let hash = (hash << 4).wrapping_add(byte.into());
+            let high = hash & 0xf000_0000;
+            (hash ^ high >> 24) & !high
+        });
+        // SAFETY: the layout of DT_HASH: two counts, buckets, chains.
+        unsafe {
+            let [buckets, chains_len] = *self.hash.cast::<[u32; 2]>();
+            if buckets == 0 {
+                return None;
+            }
+            let table = self.hash.add(2);
+            let chains = table.add(buckets as usize);
+            let mut at = *table.add((hash % buckets) as usize);
+            for _ in 0..chains_len {
+                if at == 0 {
+                    return None;
+                }
+                if let Some(symbol) = self.matching(at, name) {
+                    return Some(symbol);
+                }
+                at = *chains.add(at as usize);
+            }
+        }
+        None
+    }
+}
+
+/// # Safety
+/// `at` points to a NUL-terminated string.
+unsafe fn is_string(at: *const u8, name: &str) -> bool {
+    // SAFETY: compares up to the first difference, at the NUL at the latest.
+    let same = |(offset, byte): (usize, u8)| unsafe { *at.add(offset) } == byte;
+    name.bytes().chain([0]).enumerate().all(same)
+}
+
+/// The symbol table of an object's file, mapped while it is searched.
+struct FileSymbols {
+    file: &'static [u8],
+    symbols: &'static [Symbol],
+    strings: &'static [u8],
+}
+
+impl Drop for FileSymbols {
+    fn drop(&mut self) {
+        // SAFETY: our mapping; nothing of it is kept.
+        unsafe { sys::munmap(self.file.as_ptr().cast_mut(), self.file.len()) };
+    }
+}
+
+impl FileSymbols {
+    fn of(module: &Module) -> Option<Self> {
+        if module.path.is_empty() {
+            return None;
+        }
+        let path = if module.is_executable {
+            c"/proc/self/exe"
+        } else {
+            module.path.as_c_str()
+        };
+        let fd = usize::try_from(sys::open(path, false)).ok()?;
+        let len = sys::file_len(fd);
+        let at = if len < 64 {
+            core::ptr::null_mut()
+        } else {
+            sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
+        };
+        sys::close(fd);
+        if at.is_null() {
+            return None;
+        }
+        // SAFETY: mapped for `len` bytes.
+        let file = unsafe { core::slice::from_raw_parts(at.cast_const(), len) };
+        let mut found = Self {
+            file,
+            symbols: &[],
+            strings: &[],
+        };
+        found.read_tables();
+        (!found.symbols.is_empty()).then_some(found)
+    }
+
+    /// Finds the symbol table and its strings; leaves both empty if the headers make no sense.
+    fn read_tables(&mut self) -> Option<()> {
+        const SHT_SYMTAB: u32 = 2;
+        let file = self.file;
+        let u64_at = |at: u64| {
+            let at = usize::try_from(at).ok()?;
+            Some(u64::from_le_bytes(
+                file.get(at..at.checked_add(8)?)?.try_into().ok()?,
+            ))
+        };
+        let u32_at = |at: u64| {
+            let at = usize::try_from(at).ok()?;
+            Some(u32::from_le_bytes(
+                file.get(at..at.checked_add(4)?)?.try_into().ok()?,
+            ))
+        };
+        let headers = u64_at(40)?;
+        let count = u64::from(u32_at(60)? & 0xffff);
+        let header = |at: u64| headers.checked_add(at.checked_mul(64)?);
+        let bytes = |section: u64| {
+            let start = usize::try_from(u64_at(section.checked_add(24)?)?).ok()?;
+            let len = usize::try_from(u64_at(section.checked_add(32)?)?).ok()?;
+            file.get(start..start.checked_add(len)?)
+        };
+        let section = (0..count)
+            .filter_map(header)
+            .find(|section| u32_at(section.wrapping_add(4)) == Some(SHT_SYMTAB))?;
+        let strings = bytes(header(u64::from(u32_at(section.checked_add(40)?)?))?)?;
+        let symbols = bytes(section)?;
+        if symbols.as_ptr().align_offset(align_of::<Symbol>()) != 0 {
+            return None;
+        }
+        let count = symbols.len() / size_of::<Symbol>();
+        // SAFETY: in bounds, aligned, and any bytes make a symbol.
+        self.symbols = unsafe { core::slice::from_raw_parts(symbols.as_ptr().cast(), count) };
+        self.strings = strings;
+        Some(())
+    }
+
+    /// Address and length of each of `names` that is defined.
+    fn find_all(&self, module: &Module, names: &[(&str, Role)], places: &mut [(u64, u64); 16]) {
+        for symbol in self.symbols.iter().filter(|symbol| symbol.is_function()) {
+            let Some(text) = self.strings.get(symbol.name as usize..) else {
+                continue;
+            };
+            let is =
+                |name: &str| text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0);
+            if let Some(at) = names.iter().position(|(name, _)| is(name)) {
+                let address = symbol.value.wrapping_add(module.bias);
+                if (module.text.0..module.text.1).contains(&address) {
+                    places[at] = (address, symbol.len);
+                }
+            }
+        }
+    }
+}

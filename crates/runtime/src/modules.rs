@@ -1,0 +1,449 @@
+//! *Which objects are loaded?*
+//!
+//! Read from the dynamic linker's own list (`r_debug`, `link_map`: System V gABI and `<link.h>`), at
+//! start and each time the linker calls the empty function it keeps for debuggers (`r_brk`), which is hooked.
+//! A module that goes keeps its record; its nodes in the origin tree are retired, so that
+//! whatever is loaded at its addresses next is told apart.
+
+#![allow(unsafe_code)] // Walks the dynamic linker's structures and the headers of loaded objects.
+
+use crate::environment::PathBuffer;
+use crate::region::{add_string, region};
+use crate::sys::{self, map};
+use core::cell::UnsafeCell;
+use core::ffi::CStr;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicU32};
+use pointee_index::handoff::key;
+use pointee_index::layout::unseen;
+use pointee_index::records::{self, module_flags};
+use pointee_model::addr::LinkAddr;
+use pointee_model::image::{Image, site_flags};
+
+/// The public head of glibc's and musl's `struct link_map`.
+#[repr(C)]
+pub(crate) struct LinkMap {
+    bias: u64,
+    name: *const i8,
+    dynamic: *const [u64; 2],
+    next: *const LinkMap,
+}
+
+/// The public head of `struct r_debug`.
+#[repr(C)]
+pub(crate) struct Debug {
+    version: i32,
+    map: *const LinkMap,
+    pub(crate) notify: u64,
+    state: i32,
+}
+
+/// A program header (ELF-64).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Segment {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    address: u64,
+    physical: u64,
+    file_len: u64,
+    len: u64,
+    align: u64,
+}
+
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
+
+/// A loaded object.
+pub(crate) struct Module {
+    /// Number of its record.
+    pub(crate) number: u32,
+    /// First and one past the last byte.
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) bias: u64,
+    pub(crate) dynamic: *const [u64; 2],
+    /// First and one past the last byte of its executable segment.
+    pub(crate) text: (u64, u64),
+    unwind: (u64, u64),
+    image: Option<Image<'static>>,
+    loaded: AtomicBool,
+    pub(crate) path: PathBuffer,
+    pub(crate) is_executable: bool,
+}
+
+const ROOM: usize = 1024;
+
+struct Modules {
+    all: UnsafeCell<[core::mem::MaybeUninit<Module>; ROOM]>,
+    used: AtomicU32,
+}
+// SAFETY: an element is written before `used` grows over it and not moved afterwards; writers hold
+// the dynamic linker's lock.
+unsafe impl Sync for Modules {}
+
+static MODULES: Modules = Modules {
+    all: UnsafeCell::new([const { core::mem::MaybeUninit::uninit() }; ROOM]),
+    used: AtomicU32::new(0),
+};
+
+fn module(at: u32) -> &'static Module {
+    // SAFETY: below `used`, so initialised.
+    unsafe { (*MODULES.all.get())[at as usize].assume_init_ref() }
+}
+
+/// The loaded module that holds `address`.
+pub(crate) fn find(address: u64) -> Option<&'static Module> {
+    (0..MODULES.used.load(Acquire))
+        .map(module)
+        .find(|module| (module.start..module.end).contains(&address) && module.loaded.load(Relaxed))
+}
+
+impl Module {
+    /// `.eh_frame_hdr` in memory.
+    pub(crate) fn unwind_table(&self) -> Option<(u64, u64)> {
+        (self.unwind.0 != 0).then_some(self.unwind)
+    }
+
+    pub(crate) fn holds(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+
+    /// Whether the call that returns to `return_address` is a site of its own, not one made for a caller.
+    pub(crate) fn is_classified(&self, return_address: u64) -> bool {
+        let Some(image) = &self.image else {
+            return false;
+        };
+        image
+            .site_returning_to(LinkAddr(return_address.wrapping_sub(self.bias)))
+            .is_some_and(|site| site.flags & site_flags::WRAPPER == 0)
+    }
+}
+
+/// What the kernel told the process about its main program.
+#[derive(Clone, Copy)]
+pub(crate) struct Program {
+    pub(crate) headers: u64,
+    pub(crate) headers_len: u64,
+    pub(crate) linker: u64,
+}
+
+/// Calls `each` for every loaded module.
+pub(crate) fn each(each: impl FnMut(&'static Module)) {
+    let used = MODULES.used.load(Acquire);
+    (0..used)
+        .map(module)
+        .filter(|module| module.loaded.load(Relaxed))
+        .for_each(each);
+}
+
+/// The linker's `r_debug`, by the main program's `DT_DEBUG`.
+///
+/// # Safety
+/// The program's headers are mapped.
+pub(crate) unsafe fn debug_of(program: &Program) -> Option<*const Debug> {
+    const PT_DYNAMIC: u32 = 2;
+    const PT_PHDR: u32 = 6;
+    const DT_DEBUG: u64 = 21;
+    // SAFETY: the caller's promise.
+    let segment = |at: u64| unsafe { *(program.headers as *const Segment).add(at as usize) };
+    let of_kind = |kind| {
+        (0..program.headers_len)
+            .map(segment)
+            .find(|segment| segment.kind == kind)
+    };
+    let bias = of_kind(PT_PHDR).map_or(0, |table| program.headers.wrapping_sub(table.address));
+    let mut entry = bias.wrapping_add(of_kind(PT_DYNAMIC)?.address) as *const [u64; 2];
+    loop {
+        // SAFETY: the dynamic section ends with DT_NULL.
+        let [tag, value] = unsafe { *entry };
+        match tag {
+            0 => return None,
+            DT_DEBUG if value != 0 => return Some(value as *const Debug),
+            _ => entry = entry.wrapping_add(1),
+        }
+    }
+}
+
+/// Whether the list may be walked.
+///
+/// # Safety
+/// `debug` is the process's `r_debug`.
+pub(crate) unsafe fn is_consistent(debug: *const Debug) -> bool {
+    const RT_CONSISTENT: i32 = 0;
+    // SAFETY: the caller's promise; the field follows `notify`.
+    unsafe { (*debug).state == RT_CONSISTENT }
+}
+
+/// Brings the table up to date with the linker's list. Calls `arrived` for each new module.
+///
+/// # Safety
+/// `debug` is the process's `r_debug`, and the caller is the thread that changed it (or the only one).
+pub(crate) unsafe fn refresh(
+    debug: *const Debug,
+    program: Option<Program>,
+    mut arrived: impl FnMut(&'static Module),
+) {
+    let known = MODULES.used.load(Acquire);
+    let mut seen = [0u64; ROOM / 64];
+    // SAFETY: the list is consistent when the linker says so.
+    let mut map = unsafe { (*debug).map };
+    while !map.is_null() {
+        // SAFETY: an element of the list.
+        let (bias, name, dynamic, next) =
+            unsafe { ((*map).bias, (*map).name, (*map).dynamic, (*map).next) };
+        map = next;
+        let same = |module: &Module| {
+            module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
+        };
+        if let Some(at) = (0..known).find(|at| same(module(*at))) {
+            seen[at as usize / 64] |= 1 << (at % 64);
+            continue;
+        }
+        // SAFETY: names are C strings.
+        let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+        // SAFETY: the object is loaded.
+        if let Some(new) = unsafe { describe(bias, name, dynamic, program) }
+            && let Some(new) = add(new)
+        {
+            arrived(new);
+        }
+    }
+    for at in 0..known {
+        let module = module(at);
+        let gone = seen[at as usize / 64] & 1 << (at % 64) == 0;
+        if gone && module.loaded.swap(false, Relaxed) {
+            region().origins.unload(module.number);
+            mark_unloaded(module.number);
+        }
+    }
+}
+
+fn add(new: Module) -> Option<&'static Module> {
+    let at = MODULES.used.load(Relaxed);
+    if at as usize == ROOM {
+        region()
+            .header()
+            .unseen
+            .fetch_or(unseen::MODULES_FULL, Relaxed);
+        return None;
+    }
+    // SAFETY: above `used`: nobody reads it; writers are one at a time.
+    unsafe { (*MODULES.all.get())[at as usize].write(new) };
+    MODULES.used.store(at + 1, Release);
+    Some(module(at))
+}
+
+/// # Safety
+/// An object is loaded with this bias and dynamic section.
+unsafe fn describe(
+    bias: u64,
+    name: &[u8],
+    dynamic: *const [u64; 2],
+    program: Option<Program>,
+) -> Option<Module> {
+    let is_executable = MODULES.used.load(Relaxed) == 0 && program.is_some();
+    let (headers, count) = match program {
+        Some(program) if is_executable => (program.headers, program.headers_len),
+        // SAFETY: a shared object's ELF header is at its bias, unless it was linked elsewhere.
+        _ => unsafe { headers_at(bias)? },
+    };
+    let (mut start, mut end) = (u64::MAX, 0);
+    let mut text = (0, 0);
+    let mut unwind = (0, 0);
+    let mut note = (0, 0);
+    for at in 0..count {
+        // SAFETY: within the program header table.
+        let segment = unsafe { *(headers as *const Segment).add(at as usize) };
+        let from = bias.wrapping_add(segment.address);
+        let to = from.wrapping_add(segment.len);
+        match segment.kind {
+            PT_LOAD => {
+                start = start.min(from & !4095);
+                end = end.max(to.next_multiple_of(4096));
+                if segment.flags & 1 != 0 && text.0 == 0 {
+                    text = (from, to);
+                }
+            }
+            PT_GNU_EH_FRAME => unwind = (from, to),
+            PT_NOTE => {
+                // SAFETY: notes are in a loaded segment.
+                if let Some(found) = unsafe { build_id_note(from, to) } {
+                    note = found;
+                }
+            }
+            _ => {}
+        }
+    }
+    if start >= end {
+        return None;
+    }
+    // SAFETY: a loaded note of that length.
+    let build_id = unsafe {
+        core::slice::from_raw_parts(note.0 as *const u8, if note.0 == 0 { 0 } else { note.1 })
+    };
+    let build_id = if note.0 == 0 { &[] } else { build_id };
+    let path = if is_executable {
+        executable_path()
+    } else {
+        PathBuffer::of(&[name])
+    };
+    let mut flags = 0;
+    if is_executable {
+        flags |= module_flags::EXECUTABLE;
+    }
+    if (start..end).contains(&(region as fn() -> _ as usize as u64)) {
+        flags |= module_flags::RUNTIME;
+    }
+    if program.is_some_and(|program| (start..end).contains(&program.linker)) {
+        flags |= module_flags::DYNAMIC_LINKER;
+    }
+    let number = record(start, end, bias, path.as_bytes(), build_id, flags);
+    Some(Module {
+        number,
+        start,
+        end,
+        bias,
+        dynamic,
+        text,
+        unwind,
+        image: map_image(build_id),
+        loaded: AtomicBool::new(true),
+        path,
+        is_executable,
+    })
+}
+
+/// # Safety
+/// `at` is readable if it is not zero.
+unsafe fn headers_at(at: u64) -> Option<(u64, u64)> {
+    if at == 0 {
+        return None;
+    }
+    // SAFETY: the caller's promise; an ELF header is 64 bytes.
+    let header = unsafe { core::ptr::read_unaligned(at as *const [u8; 64]) };
+    if header[..4] != *b"\x7fELF" {
+        return None;
+    }
+    let offset = u64::from_le_bytes(header[32..40].try_into().ok()?);
+    let count = u16::from_le_bytes(header[56..58].try_into().ok()?);
+    Some((at.wrapping_add(offset), u64::from(count)))
+}
+
+/// Place and length of the build ID among the notes in `[at, end)`.
+///
+/// # Safety
+/// The range is mapped.
+unsafe fn build_id_note(mut at: u64, end: u64) -> Option<(u64, usize)> {
+    const NT_GNU_BUILD_ID: u32 = 3;
+    while at + 16 <= end {
+        // SAFETY: twelve bytes of header and four of name are below `end`.
+        let (header, name) = unsafe { (*(at as *const [u32; 3]), *((at + 12) as *const [u8; 4])) };
+        let [name_len, len, kind] = header;
+        let text = at + 12 + u64::from(name_len).next_multiple_of(4);
+        if kind == NT_GNU_BUILD_ID && name_len == 4 && name == *b"GNU\0" {
+            let fits = text + u64::from(len) <= end && len <= 20;
+            return fits.then_some((text, len as usize));
+        }
+        at = text + u64::from(len).next_multiple_of(4);
+    }
+    None
+}
+
+fn executable_path() -> PathBuffer {
+    let mut buffer = [0u8; 1000];
+    let len = sys::readlink(c"/proc/self/exe", &mut buffer);
+    usize::try_from(len)
+        .ok()
+        .and_then(|len| buffer.get(..len))
+        .map_or(PathBuffer::empty(), |path| PathBuffer::of(&[path]))
+}
+
+/// Appends the module's record; `u32::MAX` when there is no room.
+fn record(start: u64, end: u64, bias: u64, path: &[u8], build_id: &[u8], flags: u32) -> u32 {
+    let region = region();
+    let header = region.header();
+    let number = header.modules.load(Relaxed);
+    if number >= region.geometry.modules {
+        header.unseen.fetch_or(unseen::MODULES_FULL, Relaxed);
+        return u32::MAX;
+    }
+    let mut bytes = [0; 20];
+    let len = build_id.len().min(20);
+    bytes[..len].copy_from_slice(&build_id[..len]);
+    let path = add_string(path);
+    if flags & module_flags::EXECUTABLE != 0 {
+        header.program.store(path, Relaxed);
+    }
+    // SAFETY: within the module section, above the used records.
+    unsafe {
+        let records = region
+            .base
+            .add(region.layout.modules as usize)
+            .cast::<records::Module>();
+        records.add(number as usize).write(records::Module {
+            start,
+            end,
+            bias,
+            path,
+            build_id_len: len as u32,
+            build_id: bytes,
+            flags,
+            unloaded: u64::MAX.into(),
+        });
+    }
+    header.modules.store(number + 1, Release);
+    number
+}
+
+fn mark_unloaded(number: u32) {
+    let region = region();
+    if number >= region.geometry.modules {
+        return;
+    }
+    // SAFETY: a record that was written.
+    unsafe {
+        let records = region
+            .base
+            .add(region.layout.modules as usize)
+            .cast::<records::Module>();
+        (*records.add(number as usize))
+            .unloaded
+            .store(sys::now(), Relaxed);
+    }
+}
+
+/// Maps the metadata image of a build ID, if the session named a folder and it is there.
+fn map_image(build_id: &[u8]) -> Option<Image<'static>> {
+    let folder = region().handoff.path(key::IMAGES);
+    if folder.is_empty() || build_id.is_empty() {
+        return None;
+    }
+    let mut hex = [0; 40];
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (at, byte) in build_id.iter().take(20).enumerate() {
+        hex[2 * at] = DIGITS[usize::from(byte >> 4)];
+        hex[2 * at + 1] = DIGITS[usize::from(byte & 15)];
+    }
+    let path = PathBuffer::of(&[
+        folder.as_bytes(),
+        b"/",
+        &hex[..2 * build_id.len().min(20)],
+        b".img",
+    ]);
+    let fd = usize::try_from(sys::open(path.as_c_str(), false)).ok()?;
+    let len = sys::file_len(fd);
+    let at = if len == 0 {
+        core::ptr::null_mut()
+    } else {
+        sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
+    };
+    sys::close(fd);
+    if at.is_null() {
+        return None;
+    }
+    // SAFETY: mapped for good; images are replaced by renaming, never rewritten.
+    Image::parse(unsafe { core::slice::from_raw_parts(at, len) }).ok()
+}

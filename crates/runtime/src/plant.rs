@@ -1,0 +1,254 @@
+//! *How do hooks get into the code?*
+//!
+//! `pointee-patch` plans; this file finds room for relays and trampolines within reach of the code, and
+//! writes. Everything is written through `/proc/self/mem`: no page becomes writable and executable, and no
+//! page that may be running becomes unexecutable. Where that file cannot be had, nothing is hooked.
+//!
+//! Hooks are planted in code that no thread is running: at start there is one thread, and an object that
+//! is being loaded has not been entered yet.
+
+#![allow(unsafe_code)] // Writes code.
+
+use crate::hooks::{self, Planted};
+use crate::locate::Function;
+use crate::modules::Module;
+use crate::region::{add_string, region};
+use crate::sys::{self, map};
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use pointee_index::layout::unseen;
+use pointee_index::origins::ROOTS;
+use pointee_index::records::{Hook, Placement, Role};
+use pointee_model::addr::RunAddr;
+use pointee_patch::arch::x86_64::emit::{RELAY_MAX, relay};
+use pointee_patch::{Entry, Refusal, TRAMPOLINE_MAX, plan_entry};
+
+/// Room for trampolines in one place.
+const ISLAND: usize = 16 << 10;
+/// Bytes one hook takes: relay, then trampoline.
+const SLOT: usize = (RELAY_MAX + TRAMPOLINE_MAX).next_multiple_of(16);
+/// Reach of a `jmp rel32`, with room to spare for operands of displaced instructions.
+const REACH: u64 = 1 << 30;
+const ISLANDS: usize = 32;
+
+/// Executable memory near some code. Never given back: threads may be in it.
+#[derive(Clone, Copy)]
+struct Island {
+    at: u64,
+    used: usize,
+}
+
+/// A writer of code: the process's memory as a file.
+pub(crate) struct Planter {
+    memory: usize,
+}
+
+impl Drop for Planter {
+    fn drop(&mut self) {
+        sys::close(self.memory);
+    }
+}
+
+/// Places, names and numbers of what was planted. Used by one thread at a time: the first, or the one that holds the
+/// dynamic linker's lock.
+struct Ledger {
+    islands: [Island; ISLANDS],
+    next_root: u32,
+}
+
+struct LedgerCell(core::cell::UnsafeCell<Ledger>);
+// SAFETY: see `Ledger`.
+unsafe impl Sync for LedgerCell {}
+
+static LEDGER: LedgerCell = LedgerCell(core::cell::UnsafeCell::new(Ledger {
+    islands: [Island { at: 0, used: 0 }; ISLANDS],
+    next_root: 1,
+}));
+
+impl Planter {
+    /// `None` where the process may not write its own text this way.
+    pub(crate) fn new() -> Option<Self> {
+        let memory = usize::try_from(sys::open(c"/proc/self/mem", true)).ok()?;
+        Some(Self { memory })
+    }
+
+    /// Hooks `function` of `module`, unless its code is hooked already under another name.
+    pub(crate) fn plant(&self, module: &Module, function: &Function) {
+        if hooks::is_planted(function.address) {
+            return;
+        }
+        // SAFETY: one thread at a time, see `Ledger`.
+        let ledger = unsafe { &mut *LEDGER.0.get() };
+        let placed = self.place(ledger, module, function);
+        let record = match placed {
+            Ok(record) => record,
+            Err(refusal) => {
+                region()
+                    .header()
+                    .unseen
+                    .fetch_or(unseen::HOOK_REFUSED, Relaxed);
+                Hook {
+                    address: function.address,
+                    trampoline: 0,
+                    name: 0,
+                    module: module.number,
+                    before: [0; 16],
+                    after: [0; 16],
+                    len: 0,
+                    role: function.role as u8,
+                    placement: Placement::Refused as u8,
+                    reason: refusal as u8,
+                    root: 0,
+                }
+            }
+        };
+        append(Hook {
+            name: add_string(function.name.as_bytes()),
+            ..record
+        });
+    }
+
+    fn place(
+        &self,
+        ledger: &mut Ledger,
+        module: &Module,
+        function: &Function,
+    ) -> Result<Hook, Refusal> {
+        let root = if is_allocating(function.role) {
+            ledger.new_root()
+        } else {
+            0
+        };
+        let slot = ledger
+            .room_near(function.address)
+            .ok_or(Refusal::RelayOutOfReach)?;
+        let text_left = module.text.1.saturating_sub(function.address);
+        // Padding behind the function may be needed for the pad; a body of unknown length is searched for branches generously.
+        let body = if function.len == 0 { 512 } else { function.len };
+        let len = (body + 16).min(text_left) as usize;
+        // SAFETY: inside the module's executable segment, which is readable.
+        let code = unsafe { core::slice::from_raw_parts(function.address as *const u8, len) };
+        let entry = Entry {
+            code,
+            at: RunAddr(function.address),
+            body_len: (function.len != 0).then_some((function.len as usize).min(len)),
+        };
+        let relay_at = RunAddr(slot);
+        let trampoline_at = RunAddr(slot + RELAY_MAX as u64);
+        let plan = plan_entry(&entry, trampoline_at, relay_at)?;
+        let planted = Planted::new(function.address, trampoline_at.0, root, function.role)
+            .ok_or(Refusal::RelayOutOfReach)?;
+        let context = core::ptr::from_ref(planted) as u64;
+        let relay = relay(relay_at, context, RunAddr(hooks::stub(function.role)));
+        let pad = plan.installation();
+        let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
+            && self.write(relay_at.0, relay.as_slice())
+            && self.write(pad.at.0, &pad.bytes);
+        if !written {
+            return Err(Refusal::NotRelocatable);
+        }
+        let mut record = Hook {
+            address: pad.at.0,
+            trampoline: trampoline_at.0,
+            name: 0,
+            module: module.number,
+            before: [0; 16],
+            after: [0; 16],
+            len: pad.bytes.len() as u8,
+            role: function.role as u8,
+            placement: Placement::Jump as u8,
+            reason: 0,
+            root,
+        };
+        record.before[..plan.original.len()].copy_from_slice(&plan.original);
+        record.after[..pad.bytes.len()].copy_from_slice(&pad.bytes);
+        Ok(record)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> bool {
+        // SAFETY: the bytes were planned for that place, and no thread runs there.
+        unsafe { sys::pwrite(self.memory, bytes.as_ptr(), bytes.len(), at as usize) }
+    }
+}
+
+const fn is_allocating(role: Role) -> bool {
+    !matches!(
+        role,
+        Role::Free
+            | Role::Delete
+            | Role::Fork
+            | Role::Exec
+            | Role::Exit
+            | Role::LinkMap
+            | Role::Other
+    )
+}
+
+fn append(record: Hook) {
+    let region = region();
+    let header = region.header();
+    let number = header.hooks.load(Relaxed);
+    if number >= region.geometry.hooks {
+        return;
+    }
+    // SAFETY: within the hook section, above the used records.
+    unsafe {
+        region
+            .base
+            .add(region.layout.hooks as usize)
+            .cast::<Hook>()
+            .add(number as usize)
+            .write(record);
+    }
+    header.hooks.store(number + 1, Release);
+}
+
+impl Ledger {
+    /// A root for one more entry; the last is shared when they run out.
+    fn new_root(&mut self) -> u32 {
+        let root = self.next_root;
+        self.next_root = (root + 1).min(ROOTS - 1);
+        root
+    }
+
+    /// A slot within reach of `address`.
+    fn room_near(&mut self, address: u64) -> Option<u64> {
+        for island in &mut self.islands {
+            if island.at == 0 {
+                island.at = map_near(address)?;
+                island.used = 0;
+            }
+            if island.at.abs_diff(address) < REACH && island.used + SLOT <= ISLAND {
+                let slot = island.at + island.used as u64;
+                island.used += SLOT;
+                return Some(slot);
+            }
+        }
+        None
+    }
+}
+
+/// Maps an island as near to `address` as can be.
+fn map_near(address: u64) -> Option<u64> {
+    let page = address & !(ISLAND as u64 - 1);
+    // Below first: above an executable lies its heap. Steps grow, so that a few dozen tries span the reach.
+    let mut distance = 1u64 << 16;
+    while distance < REACH {
+        for hint in [page.checked_sub(distance), page.checked_add(distance)] {
+            let Some(hint) = hint.filter(|hint| *hint >= 1 << 16) else {
+                continue;
+            };
+            let flags = map::PRIVATE | map::ANONYMOUS | map::FIXED_NOREPLACE;
+            let at = sys::mmap(hint as usize, ISLAND, map::READ | map::EXEC, flags, -1);
+            if at.is_null() {
+                continue;
+            }
+            if (at as u64).abs_diff(address) < REACH {
+                return Some(at as u64);
+            }
+            // SAFETY: just mapped by a kernel that takes the address for a hint only.
+            unsafe { sys::munmap(at, ISLAND) };
+        }
+        distance += distance / 4;
+    }
+    None
+}

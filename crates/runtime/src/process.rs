@@ -1,0 +1,210 @@
+//! *Where does one process's recording end and another's begin?* — fork and exit; exec is in [`crate::exec`].
+//!
+//! ```text
+//!   fork, region shared    close the gate, copy what is touched into a new file, fork, open the
+//!                          gate; the child maps the copy where the parent's region was
+//!   fork, region private   close the gate, fork (the kernel copies), open the gate
+//!   vfork, posix_spawn     nothing: the child runs in the parent's memory
+//!   clone without us       the thread hash is wiped by the kernel; the child does not record
+//!   _exit                  the status is noted for whoever reads the region later
+//! ```
+//!
+//! The gate: while it is closed no thread writes the index, so the copy is one moment's. It waits
+//! for threads that are writing, never for threads inside malloc, which may
+//! be waiting for the lock that glibc's fork holds.
+
+#![allow(unsafe_code)] // Replaces the region's mapping in a forked child.
+
+use crate::region::{Region, announce, disable, is_disabled, new_file, region};
+use crate::sys::{self, map};
+use crate::threads;
+use core::hint::spin_loop;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use pointee_index::counters::Thread;
+use pointee_index::handoff::key;
+use pointee_index::layout::{PAGE, TABLE_BYTES, exit_kind, unseen};
+
+/// Lets threads be made to notice a closed gate.
+pub(crate) fn set_up() {
+    const REGISTER_PRIVATE_EXPEDITED: usize = 1 << 4;
+    sys::membarrier(REGISTER_PRIVATE_EXPEDITED, 0, 0);
+}
+
+/// Waits outside the index until no fork is copying it.
+#[cold]
+pub(crate) fn wait_at_gate(region: &Region, thread: &Thread) {
+    let gate = &region.header().gate;
+    loop {
+        let closed = gate.load(SeqCst);
+        if closed == 0 {
+            return;
+        }
+        thread.busy.store(0, SeqCst);
+        sys::futex_wait(gate, closed);
+        thread.busy.store(1, SeqCst);
+    }
+}
+
+fn close_gate(region: &Region) {
+    const PRIVATE_EXPEDITED: usize = 1 << 3;
+    /// A thread that is killed while it writes never leaves; after this many looks its block is taken as it is.
+    const PATIENCE: u32 = 1 << 22;
+    let header = region.header();
+    header.gate.fetch_add(1, SeqCst);
+    // Other threads set `busy` and look at the gate without a fence between: this is the fence.
+    sys::membarrier(PRIVATE_EXPEDITED, 0, 0);
+    for slot in 0..header.threads.load(Relaxed).min(region.geometry.threads) {
+        let thread = region.counters.thread(slot);
+        for _ in 0..PATIENCE {
+            if thread.busy.load(SeqCst) != 1 {
+                break;
+            }
+            spin_loop();
+        }
+    }
+}
+
+fn open_gate(region: &Region) {
+    let gate = &region.header().gate;
+    gate.fetch_sub(1, SeqCst);
+    sys::futex_wake(gate);
+}
+
+/// Forks by `original`, so that parent and child each have an exact index.
+pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
+    if is_disabled() {
+        return original();
+    }
+    let region = region();
+    close_gate(region);
+    let follows = region.handoff.field(key::FOLLOW) != Some(b"0");
+    let copy = if region.shared && follows {
+        copy_region(region)
+    } else {
+        -1
+    };
+    let pid = original();
+    if pid as i32 == 0 {
+        become_child(region, copy, follows);
+    } else {
+        open_gate(region);
+        if copy >= 0 {
+            sys::close(copy as usize);
+        } else if region.shared && follows {
+            region
+                .header()
+                .unseen
+                .fetch_or(unseen::FORK_UNRECORDED, Relaxed);
+        }
+    }
+    pid
+}
+
+fn become_child(region: &Region, copy: isize, follows: bool) {
+    if region.shared {
+        // SAFETY: the region is ours, and this is the only thread.
+        let mapped = copy >= 0
+            && unsafe {
+                sys::mmap_over(
+                    region.base,
+                    region.layout.len as usize,
+                    map::READ | map::WRITE,
+                    map::SHARED | map::NORESERVE,
+                    copy,
+                )
+            };
+        if !mapped {
+            // What is mapped is the parent's: not a byte of it may change.
+            disable();
+            return;
+        }
+    }
+    if !follows {
+        disable();
+        return;
+    }
+    threads::set_up();
+    let header = region.header();
+    header.gate.store(0, Relaxed);
+    header.pid.store(sys::getpid() as u32, Relaxed);
+    header.parent.store(sys::getppid() as u32, Relaxed);
+    header.exit.store(exit_kind::NONE, Relaxed);
+    header.started.store(sys::now(), Relaxed);
+    region.counters.fold_into_inherited();
+    crate::region::set_generation(0);
+    if region.shared {
+        announce(copy as usize);
+        sys::close(copy as usize);
+    }
+}
+
+/// A file with everything the region holds now; negative if there is none to be had.
+fn copy_region(region: &Region) -> isize {
+    let fd = new_file(region.layout.len);
+    if fd < 0 {
+        return fd;
+    }
+    let layout = &region.layout;
+    let header = region.header();
+    let threads = u64::from(header.threads.load(Relaxed).min(region.geometry.threads));
+    let origins = u64::from(header.origins.load(Relaxed).min(region.geometry.origins));
+    let counters_len = (origins * 32).next_multiple_of(PAGE);
+    let mut whole = copy_touched(region, fd as usize, 0, layout.counters);
+    for slot in 0..threads {
+        let start = layout.counters + slot * layout.counters_stride;
+        whole &= copy_touched(region, fd as usize, start, start + counters_len);
+    }
+    for table in 0..u64::from(header.tables.load(Relaxed).min(region.geometry.tables)) {
+        let start = layout.tables + table * TABLE_BYTES;
+        whole &= copy_touched(region, fd as usize, start, start + TABLE_BYTES);
+    }
+    if !whole {
+        sys::close(fd as usize);
+        return -1;
+    }
+    fd
+}
+
+/// Writes the resident pages of `[start, end)` to the same place of `fd`.
+fn copy_touched(region: &Region, fd: usize, start: u64, end: u64) -> bool {
+    const BATCH: usize = 1024;
+    let mut resident = [0u8; BATCH];
+    let mut at = start;
+    while at < end {
+        let pages = (((end - at) / PAGE) as usize).min(BATCH);
+        let from = region.base.wrapping_add(at as usize);
+        if !sys::mincore(from, &mut resident[..pages]) {
+            return false;
+        }
+        let mut page = 0;
+        while page < pages {
+            let run = resident[page..pages]
+                .iter()
+                .take_while(|byte| **byte & 1 != 0)
+                .count();
+            if run == 0 {
+                page += 1;
+                continue;
+            }
+            let offset = page * PAGE as usize;
+            let len = run * PAGE as usize;
+            // SAFETY: mapped pages of the region, written to a file of ours.
+            if !unsafe { sys::pwrite(fd, from.wrapping_add(offset), len, at as usize + offset) } {
+                return false;
+            }
+            page += run;
+        }
+        at += pages as u64 * PAGE;
+    }
+    true
+}
+
+/// Notes the status the process ends with by itself.
+pub(crate) fn note_exit(status: u32) {
+    if !is_disabled() {
+        region()
+            .header()
+            .exit
+            .store(exit_kind::CODE | status, Relaxed);
+    }
+}

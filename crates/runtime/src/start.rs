@@ -1,0 +1,173 @@
+//! *How does recording begin?*
+//!
+//! As a preloaded library linked `-z initfirst`, the constructor runs before every other one, and so before the
+//! program's first allocation. It is given `argc, argv, envp` by glibc and musl alike.
+
+#![allow(unsafe_code)] // Reads the initial stack and the program headers.
+
+use crate::environment::{self, HandOff};
+use crate::modules::{self, Debug, Program};
+use crate::plant::Planter;
+use crate::region::{self, region};
+use crate::{locate, process, threads};
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering::Relaxed;
+use pointee_index::layout::unseen;
+use pointee_index::records::Role;
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: unsafe extern "C" fn(usize, *const *const u8, *mut *mut u8) = construct;
+
+static DEBUG: AtomicPtr<Debug> = AtomicPtr::new(core::ptr::null_mut());
+
+unsafe extern "C" fn construct(_: usize, _: *const *const u8, envp: *mut *mut u8) {
+    if envp.is_null() {
+        return;
+    }
+    // SAFETY: the initial environment on the stack, no other thread running.
+    unsafe {
+        let vector = auxiliary_vector(envp);
+        let handoff = environment::take(envp);
+        start(handoff, vector);
+    }
+}
+
+/// Begins recording in a process whose memory this library was mapped into by other means.
+///
+/// `text` is a hand-off as in the environment variable, `len` bytes; `vector` the process's auxiliary vector.
+///
+/// # Safety
+/// `text` and `vector` are readable; relocations of this library have been applied; no other thread is running.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pointee_start(
+    text: *const u8,
+    len: usize,
+    vector: *const [u64; 2],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let handoff = HandOff::from_bytes(core::slice::from_raw_parts(text, len));
+        start(handoff, vector);
+    }
+}
+
+/// # Safety
+/// `envp` ends with NULL and is followed by the auxiliary vector.
+unsafe fn auxiliary_vector(envp: *mut *mut u8) -> *const [u64; 2] {
+    let mut at = envp;
+    // SAFETY: up to the terminating NULL.
+    unsafe {
+        while !(*at).is_null() {
+            at = at.add(1);
+        }
+        at.add(1).cast::<[u64; 2]>().cast_const()
+    }
+}
+
+/// # Safety
+/// `vector` is the auxiliary vector.
+unsafe fn program(mut vector: *const [u64; 2]) -> Program {
+    const AT_PHDR: u64 = 3;
+    const AT_PHNUM: u64 = 5;
+    const AT_BASE: u64 = 7;
+    let mut program = Program {
+        headers: 0,
+        headers_len: 0,
+        linker: 0,
+    };
+    loop {
+        // SAFETY: the vector ends with an AT_NULL entry.
+        let [kind, value] = unsafe { *vector };
+        match kind {
+            0 => return program,
+            AT_PHDR => program.headers = value,
+            AT_PHNUM => program.headers_len = value,
+            AT_BASE => program.linker = value,
+            _ => {}
+        }
+        vector = vector.wrapping_add(1);
+    }
+}
+
+/// # Safety
+/// As for [`pointee_start`].
+unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
+    // SAFETY: the caller's promise.
+    let program = unsafe { program(vector) };
+    // SAFETY: the main program's headers are mapped.
+    let Some(debug) = (unsafe { modules::debug_of(&program) }) else {
+        return;
+    };
+    if !region::set_up(handoff) || !threads::set_up() {
+        return;
+    }
+    process::set_up();
+    DEBUG.store(debug.cast_mut(), Relaxed);
+    let header = region().header();
+    let mut allocators = 0;
+    let mut sanitized = false;
+    // SAFETY: the linker has finished loading, and no other thread runs.
+    unsafe {
+        modules::refresh(debug, Some(program), |module| {
+            sanitized |= locate::is_sanitized(module);
+            // musl's libc is its own dynamic linker, and patches of its functions are not known to be safe.
+            sanitized |= module.start <= program.linker
+                && program.linker < module.end
+                && locate::is_libc(module);
+        });
+    }
+    if sanitized {
+        header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
+        return;
+    }
+    let Some(planter) = Planter::new() else {
+        header.unseen.fetch_or(unseen::HOOK_REFUSED, Relaxed);
+        return;
+    };
+    modules::each(|module| {
+        if module.holds(program.linker) {
+            return;
+        }
+        locate::functions(module, |function| {
+            allocators += u32::from(function.role == Role::Malloc);
+            planter.plant(module, &function);
+        });
+    });
+    if allocators == 0 {
+        header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
+    }
+    // SAFETY: `r_debug` stays where it is.
+    let notify = unsafe { (*debug).notify };
+    if let Some(linker) = modules::find(notify) {
+        let function = locate::Function {
+            name: "r_brk",
+            role: Role::LinkMap,
+            address: notify,
+            len: 1,
+        };
+        planter.plant(linker, &function);
+    }
+}
+
+/// The linker says that its list changed, or is about to.
+pub(crate) fn link_map_changed() {
+    let debug = DEBUG.load(Relaxed);
+    if debug.is_null() || region::is_disabled() {
+        return;
+    }
+    // SAFETY: called by the thread that holds the linker's lock.
+    unsafe {
+        if !modules::is_consistent(debug) {
+            return;
+        }
+        let mut planter = None;
+        modules::refresh(debug, None, |module| {
+            locate::functions(module, |function| {
+                if let Some(planter) = planter.get_or_insert_with(Planter::new) {
+                    planter.plant(module, &function);
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,343 @@
+//! *Which system calls does the runtime make?* — all of them are here.
+//!
+//! Raw, because the program's libc has an errno and locks of its own, and may be
+//! the very code that is being patched. Errors come back as negative numbers (`-errno`).
+
+#![allow(unsafe_code)] // System calls are made by hand.
+
+use core::arch::asm;
+
+macro_rules! numbers {
+    ($($name:ident = $number:literal),+ $(,)?) => { $(const $name: usize = $number;)+ };
+}
+
+// arch/x86/entry/syscalls/syscall_64.tbl
+numbers! {
+    CLOSE = 3, FSTAT = 5, MMAP = 9, MUNMAP = 11, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
+    MADVISE = 28, GETPID = 39, SOCKET = 41, SENDMSG = 46, FTRUNCATE = 77, READLINK = 89,
+    GETPPID = 110, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231, OPENAT = 257,
+    FACCESSAT = 269, PRLIMIT64 = 302, MEMFD_CREATE = 319, MEMBARRIER = 324,
+}
+
+/// # Safety
+/// The call with these arguments must not break memory this program relies on.
+#[inline(always)]
+unsafe fn call(number: usize, a: [usize; 6]) -> isize {
+    let result: isize;
+    // SAFETY: the kernel preserves all registers but rax, rcx and r11; the rest is the caller's promise.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number as isize => result,
+            in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+macro_rules! safe_calls {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident),*) = $number:ident;)+) => { $(
+        $(#[$doc])*
+        pub(crate) fn $name($($arg: usize),*) -> isize {
+            let mut all = [0; 6];
+            let given: &[usize] = &[$($arg),*];
+            let mut at = 0;
+            while at < given.len() {
+                all[at] = given[at];
+                at += 1;
+            }
+            // SAFETY: this call touches no memory of the process.
+            unsafe { call($number, all) }
+        }
+    )+ };
+}
+
+safe_calls! {
+    /// Closes a descriptor we opened.
+    close(fd) = CLOSE;
+    /// Process id.
+    getpid() = GETPID;
+    /// Parent's process id.
+    getppid() = GETPPID;
+    /// Length of a file.
+    ftruncate(fd, len) = FTRUNCATE;
+    /// A socket.
+    socket(domain, kind, protocol) = SOCKET;
+    /// Barrier on all threads of the process.
+    membarrier(command, flags, cpu) = MEMBARRIER;
+}
+
+/// `MAP_*` and `PROT_*` (asm-generic/mman-common.h).
+pub(crate) mod map {
+    pub(crate) const READ: usize = 1;
+    pub(crate) const WRITE: usize = 2;
+    pub(crate) const EXEC: usize = 4;
+    pub(crate) const SHARED: usize = 0x01;
+    pub(crate) const PRIVATE: usize = 0x02;
+    pub(crate) const FIXED: usize = 0x10;
+    pub(crate) const ANONYMOUS: usize = 0x20;
+    pub(crate) const NORESERVE: usize = 0x4000;
+    pub(crate) const FIXED_NOREPLACE: usize = 0x10_0000;
+}
+
+/// New pages where the kernel likes, or at `hint`. Null on failure.
+pub(crate) fn mmap(hint: usize, len: usize, protection: usize, flags: usize, fd: isize) -> *mut u8 {
+    debug_assert!(flags & map::FIXED == 0);
+    // SAFETY: without MAP_FIXED no mapping is replaced.
+    let at = unsafe { call(MMAP, [hint, len, protection, flags, fd as usize, 0]) };
+    if at < 0 {
+        core::ptr::null_mut()
+    } else {
+        at as *mut u8
+    }
+}
+
+/// Replaces a mapping.
+///
+/// # Safety
+/// `[at, at + len)` is a mapping of ours, and nobody holds references into it.
+pub(crate) unsafe fn mmap_over(
+    at: *mut u8,
+    len: usize,
+    protection: usize,
+    flags: usize,
+    fd: isize,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(
+            MMAP,
+            [
+                at as usize,
+                len,
+                protection,
+                flags | map::FIXED,
+                fd as usize,
+                0,
+            ],
+        ) >= 0
+    }
+}
+
+/// # Safety
+/// `[at, at + len)` is a mapping of ours that nobody uses any more.
+pub(crate) unsafe fn munmap(at: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { call(MUNMAP, [at as usize, len, 0, 0, 0, 0]) };
+}
+
+/// `madvise`; a no-op where the kernel does not know `advice`.
+///
+/// # Safety
+/// `[at, at + len)` is a mapping of ours and `advice` does not drop its contents.
+pub(crate) unsafe fn madvise(at: *mut u8, len: usize, advice: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { call(MADVISE, [at as usize, len, advice, 0, 0, 0]) == 0 }
+}
+
+/// Which pages of `[at, at + 4096 * map.len())` are resident: bit 0 of each byte.
+pub(crate) fn mincore(at: *const u8, map: &mut [u8]) -> bool {
+    // SAFETY: writes `map.len()` bytes.
+    unsafe {
+        call(
+            MINCORE,
+            [
+                at as usize,
+                map.len() * 4096,
+                map.as_mut_ptr() as usize,
+                0,
+                0,
+                0,
+            ],
+        ) == 0
+    }
+}
+
+/// Opens a NUL-terminated path; close-on-exec.
+pub(crate) fn open(path: &core::ffi::CStr, write: bool) -> isize {
+    const AT_FDCWD: isize = -100;
+    const O_RDWR: usize = 2;
+    const O_CLOEXEC: usize = 0o2_000_000;
+    let flags = O_CLOEXEC | if write { O_RDWR } else { 0 };
+    // SAFETY: reads the path.
+    unsafe {
+        call(
+            OPENAT,
+            [AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0, 0],
+        )
+    }
+}
+
+/// Reads a symbolic link; its length or an error.
+pub(crate) fn readlink(path: &core::ffi::CStr, buffer: &mut [u8]) -> isize {
+    // SAFETY: reads the path, writes into `buffer` only.
+    unsafe {
+        call(
+            READLINK,
+            [
+                path.as_ptr() as usize,
+                buffer.as_mut_ptr() as usize,
+                buffer.len(),
+                0,
+                0,
+                0,
+            ],
+        )
+    }
+}
+
+/// Sleeps while `*word == value`, a tenth of a second at most.
+pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
+    const FUTEX_WAIT: usize = 0;
+    let timeout = [0u64, 100_000_000];
+    // SAFETY: reads the word and the timeout.
+    unsafe {
+        call(
+            FUTEX,
+            [
+                word.as_ptr() as usize,
+                FUTEX_WAIT,
+                value as usize,
+                timeout.as_ptr() as usize,
+                0,
+                0,
+            ],
+        )
+    };
+}
+
+/// Wakes all that sleep on `word`.
+pub(crate) fn futex_wake(word: &core::sync::atomic::AtomicU32) {
+    const FUTEX_WAKE: usize = 1;
+    // SAFETY: touches nothing but the word's wait queue.
+    unsafe {
+        call(
+            FUTEX,
+            [
+                word.as_ptr() as usize,
+                FUTEX_WAKE,
+                i32::MAX as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    };
+}
+
+/// Whether this process may read the file at `path`.
+pub(crate) fn readable(path: &core::ffi::CStr) -> bool {
+    const AT_FDCWD: isize = -100;
+    const R_OK: usize = 4;
+    // SAFETY: reads the path.
+    unsafe {
+        call(
+            FACCESSAT,
+            [AT_FDCWD as usize, path.as_ptr() as usize, R_OK, 0, 0, 0],
+        ) == 0
+    }
+}
+
+/// Reads at most `buffer.len()` bytes.
+pub(crate) fn pread(fd: usize, buffer: &mut [u8], offset: usize) -> isize {
+    // SAFETY: writes into `buffer` only.
+    unsafe {
+        call(
+            PREAD64,
+            [fd, buffer.as_mut_ptr() as usize, buffer.len(), offset, 0, 0],
+        )
+    }
+}
+
+/// Writes all of `[from, from + len)`.
+///
+/// # Safety
+/// The bytes are readable; writing them there breaks nothing.
+pub(crate) unsafe fn pwrite(fd: usize, from: *const u8, len: usize, offset: usize) -> bool {
+    let mut done = 0;
+    while done < len {
+        // SAFETY: the caller's promise.
+        let wrote = unsafe {
+            call(
+                PWRITE64,
+                [fd, from as usize + done, len - done, offset + done, 0, 0],
+            )
+        };
+        if wrote <= 0 {
+            return false;
+        }
+        done += wrote as usize;
+    }
+    true
+}
+
+/// An anonymous file; close-on-exec.
+pub(crate) fn memfd(name: &core::ffi::CStr) -> isize {
+    const MFD_CLOEXEC: usize = 1;
+    // SAFETY: reads the name.
+    unsafe {
+        call(
+            MEMFD_CREATE,
+            [name.as_ptr() as usize, MFD_CLOEXEC, 0, 0, 0, 0],
+        )
+    }
+}
+
+/// `sendmsg` with a prepared header, without blocking and without SIGPIPE.
+///
+/// # Safety
+/// `message` is a `struct msghdr` whose pointers are valid.
+pub(crate) unsafe fn sendmsg(fd: usize, message: *const u8) -> isize {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    // SAFETY: the caller's promise.
+    unsafe { call(SENDMSG, [fd, message as usize, MSG_NOSIGNAL, 0, 0, 0]) }
+}
+
+/// Size of an open file; 0 if unknown.
+pub(crate) fn file_len(fd: usize) -> usize {
+    let mut stat = [0u64; 18];
+    // SAFETY: a struct stat is 144 bytes.
+    let result = unsafe { call(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    if result == 0 { stat[6] as usize } else { 0 }
+}
+
+/// Whether an open file is set-user-id or set-group-id.
+pub(crate) fn is_set_id(fd: usize) -> bool {
+    let mut stat = [0u64; 18];
+    // SAFETY: a struct stat is 144 bytes.
+    let result = unsafe { call(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    result != 0 || stat[3] & 0o6000 != 0
+}
+
+/// A soft limit; `u64::MAX` for none.
+pub(crate) fn limit(resource: usize) -> u64 {
+    let mut limits = [u64::MAX; 2];
+    // SAFETY: writes a struct rlimit64 of 16 bytes.
+    unsafe {
+        call(
+            PRLIMIT64,
+            [0, resource, 0, limits.as_mut_ptr() as usize, 0, 0],
+        )
+    };
+    limits[0]
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub(crate) fn now() -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: writes a struct timespec of 16 bytes.
+    unsafe { call(CLOCK_GETTIME, [1, time.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    time[0].wrapping_mul(1_000_000_000).wrapping_add(time[1])
+}
+
+/// Ends the process on the spot.
+pub(crate) fn abort() -> ! {
+    // SAFETY: ends the process; `ud2` if even that is not permitted.
+    unsafe {
+        asm!("int3");
+        call(EXIT_GROUP, [134, 0, 0, 0, 0, 0]);
+        asm!("ud2", options(noreturn));
+    }
+}

@@ -1,0 +1,71 @@
+//! *From which path of calls does this allocation come?*
+//!
+//! The walk starts at the return address of the hooked call and goes up to [`DEPTH`] frames, one
+//! lookup in the origin tree a frame. A node's rule was made once, when the node was first
+//! met ([`crate::cfi`]): it is a leaf where the metadata image knows the site for a classified one, where
+//! there is no unwind information, or where the rule is more than a register and an offset.
+
+#![allow(unsafe_code)] // Reads the program's stack.
+
+use crate::region::region;
+use crate::{cfi, modules};
+use pointee_index::origins::Rule;
+
+/// Frames at most. Of four C programs' allocations, the classified site was never more than five
+/// frames up; C++ without inlining needs more.
+const DEPTH: u32 = 8;
+/// A frame larger than this is taken for a wrong rule, and the walk ends before it.
+const FRAME_MAX: u64 = 1 << 20;
+
+/// The origin of a call to the entry `root`, whose return address lies at `slot` and whose caller's frame pointer is `rbp`.
+///
+/// # Safety
+/// `slot` is the stack pointer at the entry of a function.
+#[inline(always)]
+pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
+    let origins = &region().origins;
+    let mut slot = slot as u64;
+    let mut parent = root;
+    let mut depth = 0;
+    loop {
+        // SAFETY: the stack slot of a return address, by the caller's promise or by the rule of the frame below.
+        let return_address = unsafe { *(slot as *const u64) };
+        let Some(found) = origins
+            .find(parent, return_address)
+            .or_else(|| add(parent, return_address))
+        else {
+            return parent;
+        };
+        parent = found.id;
+        depth += 1;
+        if found.rule.is_leaf() || depth == DEPTH {
+            return parent;
+        }
+        let rsp = slot + 8;
+        let cfa = found.rule.cfa(rsp, rbp);
+        if cfa.wrapping_sub(rsp + 8) > FRAME_MAX || cfa & 7 != 0 {
+            return parent;
+        }
+        let saved = found.rule.saved_rbp();
+        if saved != 0 {
+            // SAFETY: the slot lies in the frame between rsp and the CFA, or the rule would not say so.
+            rbp = unsafe { *(cfa.wrapping_add(saved as u64) as *const u64) };
+        }
+        slot = cfa - 8;
+    }
+}
+
+#[cold]
+fn add(parent: u32, return_address: u64) -> Option<pointee_index::origins::Found> {
+    let origins = &region().origins;
+    let Some(module) = modules::find(return_address) else {
+        // Generated code, or a stack that is none: a leaf of no module.
+        return origins.add(parent, return_address, Rule::LEAF, u32::MAX);
+    };
+    let rule = if module.is_classified(return_address) {
+        Rule::LEAF
+    } else {
+        cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
+    };
+    origins.add(parent, return_address, rule, module.number)
+}
