@@ -248,7 +248,7 @@ fn map_near(address: u64) -> Option<u64> {
             // SAFETY: just mapped by a kernel that takes the address for a hint only.
             unsafe { sys::munmap(at, ISLAND) };
         }
-        distance += distance / 4;
+        distance += (distance / 4).next_multiple_of(ISLAND as u64);
     }
     None
 }
