@@ -48,6 +48,14 @@ pub struct Node {
     pub reserved: AtomicU32,
 }
 
+impl Node {
+    /// Whether this is the published node of a call that returns to `return_address` from under `parent`.
+    #[inline(always)]
+    fn is(&self, parent: u32, return_address: u64) -> bool {
+        self.return_address.load(Acquire) == return_address && self.parent.load(Relaxed) == parent
+    }
+}
+
 /// How to get from one frame to its caller's: where the canonical frame address (CFA) lies, and
 /// whether the frame saved `rbp`. Packed into 64 bits; 0 is a leaf.
 ///
@@ -114,15 +122,6 @@ pub struct Origins {
     header: *const Header,
 }
 
-/// What a lookup found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Found {
-    /// The origin.
-    pub id: u32,
-    /// How the walk goes on.
-    pub rule: Rule,
-}
-
 #[inline(always)]
 const fn hash(parent: u32, return_address: u64) -> u64 {
     (return_address ^ (parent as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -147,48 +146,57 @@ impl Origins {
         }
     }
 
-    /// The origin of a call that returns to `return_address` from under `parent`, if it is known.
+    /// The node of a call that returns to `return_address` from under `parent`, if it is known.
     #[inline(always)]
     #[must_use]
-    pub fn find(&self, parent: u32, return_address: u64) -> Option<Found> {
+    pub fn find(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
+        let at = (hash(parent, return_address) >> (64 - self.bits[0])) as usize;
+        // SAFETY: cut to the level's slots, all of them mapped.
+        let node = unsafe { &*self.levels[0].add(at) };
+        if node.is(parent, return_address) {
+            Some(node)
+        } else {
+            self.find_further(parent, return_address)
+        }
+    }
+
+    /// The search beyond the first slot.
+    #[inline(never)]
+    fn find_further(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
         let hash = hash(parent, return_address);
-        let mut level = 0;
-        while level < ORIGIN_LEVELS {
+        for (level, window) in WINDOW.iter().enumerate() {
             let mask = (1usize << self.bits[level]) - 1;
-            let mut at = (hash >> (64 - self.bits[level])) as usize;
-            let mut step = 0;
-            while step < WINDOW[level] {
-                // SAFETY: `at` is masked to the level's slots, all of them mapped.
-                let node = unsafe { &*self.levels[level].add(at) };
-                let found = node.return_address.load(Acquire);
-                if found == return_address && node.parent.load(Relaxed) == parent {
-                    let rule = Rule::from_bits(node.rule.load(Relaxed));
-                    return Some(Found {
-                        id: node.id.load(Relaxed),
-                        rule,
-                    });
+            let first = (hash >> (64 - self.bits[level])) as usize;
+            for step in 0..*window {
+                // SAFETY: masked to the level's slots.
+                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
+                if node.is(parent, return_address) {
+                    return Some(node);
                 }
-                if found == 0 {
+                if node.return_address.load(Relaxed) == 0 {
                     return None;
                 }
-                at = (at + 1) & mask;
-                step += 1;
             }
-            level += 1;
         }
         None
     }
 
     /// Adds a node. `None` when there is no room: the caller records under the parent instead.
     #[cold]
-    pub fn add(&self, parent: u32, return_address: u64, rule: Rule, module: u32) -> Option<Found> {
+    pub fn add(
+        &self,
+        parent: u32,
+        return_address: u64,
+        rule: Rule,
+        module: u32,
+    ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
         let header = unsafe { &*self.header };
         let hash = hash(parent, return_address);
-        for level in 0..ORIGIN_LEVELS {
+        for (level, window) in WINDOW.iter().enumerate() {
             let mask = (1usize << self.bits[level]) - 1;
             let first = (hash >> (64 - self.bits[level])) as usize;
-            for step in 0..WINDOW[level] {
+            for step in 0..*window {
                 // SAFETY: masked to the level's slots.
                 let node = unsafe { &*self.levels[level].add((first + step) & mask) };
                 let empty = node
@@ -209,7 +217,7 @@ impl Origins {
                 node.rule.store(rule.bits(), Relaxed);
                 node.module.store(module, Relaxed);
                 node.return_address.store(return_address, Release);
-                return Some(Found { id, rule });
+                return Some(node);
             }
         }
         header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);

@@ -9,7 +9,8 @@
 
 use crate::region::region;
 use crate::{cfi, modules};
-use pointee_index::origins::Rule;
+use core::sync::atomic::Ordering::Relaxed;
+use pointee_index::origins::{Node, Rule};
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
 /// frames up; C++ without inlining needs more.
@@ -30,23 +31,24 @@ pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
     loop {
         // SAFETY: the stack slot of a return address, by the caller's promise or by the rule of the frame below.
         let return_address = unsafe { *(slot as *const u64) };
-        let Some(found) = origins
+        let Some(node) = origins
             .find(parent, return_address)
             .or_else(|| add(parent, return_address))
         else {
             return parent;
         };
-        parent = found.id;
+        parent = node.id.load(Relaxed);
+        let rule = Rule::from_bits(node.rule.load(Relaxed));
         depth += 1;
-        if found.rule.is_leaf() || depth == DEPTH {
+        if rule.is_leaf() || depth == DEPTH {
             return parent;
         }
         let rsp = slot + 8;
-        let cfa = found.rule.cfa(rsp, rbp);
+        let cfa = rule.cfa(rsp, rbp);
         if cfa.wrapping_sub(rsp + 8) > FRAME_MAX || cfa & 7 != 0 {
             return parent;
         }
-        let saved = found.rule.saved_rbp();
+        let saved = rule.saved_rbp();
         if saved != 0 {
             // SAFETY: the slot lies in the frame between rsp and the CFA, or the rule would not say so.
             rbp = unsafe { *(cfa.wrapping_add(saved as u64) as *const u64) };
@@ -56,7 +58,7 @@ pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
 }
 
 #[cold]
-fn add(parent: u32, return_address: u64) -> Option<pointee_index::origins::Found> {
+fn add(parent: u32, return_address: u64) -> Option<&'static Node> {
     let origins = &region().origins;
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.

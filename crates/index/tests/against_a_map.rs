@@ -1,0 +1,255 @@
+//! The index against a plain ordered map: whatever is inserted and erased, every address in and
+//! around every block has the same answer in both.
+
+#![allow(unsafe_code)] // Makes a region out of zeroed memory and writers for it.
+
+use pointee_index::layout::{Layout, MAGIC, VERSION};
+use pointee_index::{Geometry, Header, Index, Memory, Writer};
+use proptest::prelude::*;
+use std::alloc::{Layout as Shape, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+struct Region {
+    base: *mut u8,
+    shape: Shape,
+    layout: Layout,
+}
+
+impl Region {
+    fn new() -> Self {
+        let geometry = Geometry::narrow(256 << 20);
+        let layout = Layout::of(&geometry);
+        let shape = Shape::from_size_align(layout.len as usize, 4096).unwrap();
+        // SAFETY: the shape is not empty.
+        let base = unsafe { alloc_zeroed(shape) };
+        assert!(!base.is_null());
+        let header = base.cast::<Header>();
+        // SAFETY: the region starts with a header; zero is a valid value of all its fields.
+        unsafe {
+            (&raw mut (*header).geometry).write(geometry);
+            (*header).version.store(VERSION, Relaxed);
+            (*header).magic.store(MAGIC, Relaxed);
+        }
+        Self {
+            base,
+            shape,
+            layout,
+        }
+    }
+
+    fn writer(&self) -> Writer {
+        // SAFETY: the region outlives the writer in every test.
+        unsafe { Writer::new(self.base, &self.layout) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this shape.
+        unsafe { dealloc(self.base, self.shape) };
+    }
+}
+
+impl Memory for &Region {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let Some(end) = offset.checked_add(buffer.len() as u64) else {
+            return false;
+        };
+        if end > self.layout.len {
+            return false;
+        }
+        // SAFETY: in bounds; no one writes while a test reads.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.base.add(offset as usize), buffer.len()) };
+        buffer.copy_from_slice(bytes);
+        true
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// At the place-th free gap of `gap` bytes behind some block.
+    Insert {
+        place: u16,
+        gap: u16,
+        size: u64,
+        origin: u32,
+    },
+    Erase {
+        which: u16,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let size = prop_oneof![
+        0u64..=16,
+        0u64..=64,
+        0u64..=5_000,
+        60_000u64..=70_000,
+        1u64 << 17..=1 << 22,
+        (60u64 << 20)..=(140 << 20),
+    ];
+    prop_oneof![
+        3 => (any::<u16>(), 0u16..4, size, 1u32..1 << 24)
+            .prop_map(|(place, gap, size, origin)| Step::Insert { place, gap, size, origin }),
+        2 => any::<u16>().prop_map(|which| Step::Erase { which }),
+    ]
+}
+
+/// Bytes a block takes away from others: at least 8, a multiple of 8.
+fn extent(size: u64) -> u64 {
+    size.max(1).next_multiple_of(8)
+}
+
+fn check(start: u64, steps: &[Step]) -> Result<(), TestCaseError> {
+    let region = Region::new();
+    let writer = region.writer();
+    let mut truth: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+    for step in steps {
+        match *step {
+            Step::Insert {
+                place,
+                gap,
+                size,
+                origin,
+            } => {
+                let ends: Vec<u64> = truth
+                    .iter()
+                    .map(|(base, block)| base + extent(block.0))
+                    .collect();
+                let from = ends
+                    .get(usize::from(place) % (ends.len() + 1))
+                    .copied()
+                    .unwrap_or(start);
+                let base = from + 8 * u64::from(gap);
+                let free = truth
+                    .range(base..)
+                    .next()
+                    .is_none_or(|(next, _)| base + extent(size) <= *next);
+                let clear = truth
+                    .range(..=base)
+                    .next_back()
+                    .is_none_or(|(last, block)| last + extent(block.0) <= base);
+                if free && clear && base + size < start + (400 << 20) {
+                    let (replaced, recorded) = writer.insert(base, size, origin);
+                    prop_assert_eq!(replaced, None);
+                    if recorded {
+                        truth.insert(base, (size, origin));
+                    }
+                }
+            }
+            Step::Erase { which } => {
+                if let Some(base) = truth
+                    .keys()
+                    .nth(usize::from(which) % truth.len().max(1))
+                    .copied()
+                {
+                    let (size, origin) = truth[&base];
+                    let erased = writer.erase(base).map(|block| (block.size, block.origin));
+                    prop_assert_eq!(erased, Some((size, origin)));
+                    prop_assert_eq!(writer.erase(base), None);
+                    truth.remove(&base);
+                }
+            }
+        }
+    }
+    let index = Index::open(&region).unwrap();
+    let mut found = BTreeMap::new();
+    index.each_block(|block| {
+        found.insert(block.base, (block.size, block.origin));
+    });
+    prop_assert_eq!(&found, &truth);
+    for (base, (size, origin)) in &truth {
+        let last = base + size.max(&1) - 1;
+        let mut inside = vec![
+            *base,
+            last,
+            base + (last - base) / 2,
+            base + (last - base) / 3,
+        ];
+        inside.extend(
+            (1..=last >> 16)
+                .map(|span| span << 16)
+                .filter(|at| (*base..=last).contains(at))
+                .take(40),
+        );
+        for at in inside {
+            let block = index.block_at(at);
+            prop_assert_eq!(
+                block.map(|block| (block.base, block.size, block.origin)),
+                Some((*base, *size, *origin)),
+                "at {:#x}",
+                at
+            );
+        }
+        for at in [base.wrapping_sub(1), last + 1] {
+            let expected = truth
+                .range(..=at)
+                .next_back()
+                .filter(|(base, block)| at - **base < block.0.max(1));
+            prop_assert_eq!(
+                index.block_at(at).map(|block| block.base),
+                expected.map(|(base, _)| *base),
+                "at {:#x}",
+                at
+            );
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_equals_the_map(
+        start in prop_oneof![Just(0x5555_5555_0000u64), Just(0x7f00_03ff_fff0), (1u64 << 20..1 << 46).prop_map(|at| at & !7)],
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        check(start, &steps)?;
+    }
+}
+
+#[test]
+fn eight_byte_blocks_at_eight_byte_steps() {
+    let region = Region::new();
+    let writer = region.writer();
+    let base = 0x7f12_3456_0000;
+    for n in 0..10_000u64 {
+        assert_eq!(
+            writer.insert(base + 8 * n, n % 9, n as u32 + 1),
+            (None, true)
+        );
+    }
+    let index = Index::open(&region).unwrap();
+    for n in (0..10_000u64).filter(|n| n % 9 != 0) {
+        let block = index.block_at(base + 8 * n + (n % 9 - 1)).unwrap();
+        assert_eq!(
+            (block.base, block.size, block.origin),
+            (base + 8 * n, n % 9, n as u32 + 1)
+        );
+    }
+}
+
+#[test]
+fn a_block_freed_out_of_sight_is_given_back() {
+    let region = Region::new();
+    let writer = region.writer();
+    writer.insert(0x1000, 100, 7);
+    let (replaced, recorded) = writer.insert(0x1000, 200, 8);
+    assert_eq!(
+        replaced.map(|block| (block.size, block.origin)),
+        Some((100, 7))
+    );
+    assert!(recorded);
+}
+
+#[test]
+fn what_is_no_multiple_of_eight_is_left_out_and_said() {
+    let region = Region::new();
+    assert_eq!(region.writer().insert(0x1003, 8, 1), (None, false));
+    let index = Index::open(&region).unwrap();
+    let unseen = index.header_u32(std::mem::offset_of!(Header, unseen));
+    assert_ne!(unseen & pointee_index::layout::unseen::UNALIGNED_BLOCK, 0);
+}
