@@ -1,0 +1,365 @@
+//! *Which bytes go where, so that calls of a function arrive at a hook?*
+//!
+//! Planning is a function from bytes to bytes. It reads the code of one function and answers with
+//! an [`EntryPlan`]: the launch pad, the bytes that it overwrites, the trampoline — or with a
+//! [`Refusal`]. Nothing is written here, so a plan can be made on another machine than it is used
+//! on, from a file as well as from memory.
+//!
+//! See the crate's documentation for what is refused and why.
+
+use core::fmt;
+
+use pointee_model::addr::RunAddr;
+
+use crate::arch::x86_64::decode::{Flow, Instruction, Map, decode};
+use crate::arch::x86_64::emit::{Code, near_jump};
+use crate::arch::x86_64::relocate::{Landing, MAX_DISPLACED, RelocateError, relocate};
+use crate::arch::x86_64::sweep::{branch_target, sweep};
+use crate::arch::x86_64::{ENDBR64, PAD_LEN};
+use crate::branches::{Effect, PadSpan};
+
+/// The most bytes that a trampoline takes. The worst that five bytes can touch: two `loop`s out of
+/// reach (18 bytes each in the copy), a third one stretched by prefixes to 15 bytes (31), and a far
+/// jump home (14).
+pub const TRAMPOLINE_MAX: usize = 81;
+
+/// A function's entry, as it is before it is patched.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Its code from the entry on, *and the padding behind it*. It must end before the next thing
+    /// that can be entered: padding bytes may become part of the launch pad.
+    pub code: &'a [u8],
+    /// Where the first byte lies.
+    pub at: RunAddr,
+    /// The bytes of `code` that are the function's own; `None` when its end is not known, then
+    /// all of `code` is searched for branches into the pad.
+    pub body_len: Option<usize>,
+}
+
+/// Why a function's entry is left alone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Refusal {
+    /// It ends before the pad does, and what follows is not padding.
+    TooShort,
+    /// A branch goes into the middle of the pad.
+    InwardBranch,
+    /// Bytes that are to be displaced are no instruction known here.
+    Undecodable,
+    /// The relay is more than 2 GiB away: allocate it nearer.
+    RelayOutOfReach,
+    /// A displaced instruction refers to data more than 2 GiB from the trampoline.
+    OperandOutOfReach,
+    /// A displaced call would return into the pad.
+    ReturnIntoPad,
+    /// A displaced call takes its target from the stack.
+    CallThroughStack,
+    /// A displaced instruction has no equivalent elsewhere.
+    NotRelocatable,
+    /// A breakpoint lies in the bytes to be displaced: a debugger was here first.
+    Breakpoint,
+}
+
+impl Refusal {
+    /// The reason in a few words.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::TooShort => "too short for a launch pad",
+            Self::InwardBranch => "a branch goes into the launch pad",
+            Self::Undecodable => "unknown instruction",
+            Self::RelayOutOfReach => "relay out of reach",
+            Self::OperandOutOfReach => "operand out of reach of the trampoline",
+            Self::ReturnIntoPad => "a call would return into the launch pad",
+            Self::CallThroughStack => "a call takes its target from the stack",
+            Self::NotRelocatable => "an instruction cannot be relocated",
+            Self::Breakpoint => "a breakpoint is planted there",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason())
+    }
+}
+
+impl core::error::Error for Refusal {}
+
+impl From<RelocateError> for Refusal {
+    fn from(error: RelocateError) -> Self {
+        match error {
+            RelocateError::Decode(_) => Self::Undecodable,
+            RelocateError::OperandOutOfReach => Self::OperandOutOfReach,
+            RelocateError::ReturnIntoPad => Self::ReturnIntoPad,
+            RelocateError::CallThroughStack => Self::CallThroughStack,
+            RelocateError::BranchIntoInstruction => Self::InwardBranch,
+            RelocateError::Breakpoint => Self::Breakpoint,
+            RelocateError::TooMany | RelocateError::Full | RelocateError::NotRelocatable => {
+                Self::NotRelocatable
+            }
+        }
+    }
+}
+
+/// What to write where, so that calls of one function go to a relay and a call of the trampoline
+/// does what a call of the function did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryPlan {
+    /// The function's entry.
+    pub entry: RunAddr,
+    /// Where the pad begins, counted from the entry: 4 behind an `endbr64`, else 0.
+    pub pad_offset: u8,
+    /// The pad: a jump to the relay.
+    pub pad: [u8; PAD_LEN],
+    /// What lay there before.
+    pub original: [u8; PAD_LEN],
+    /// The bytes of the displaced instructions, from the pad's first. More than the pad's when the
+    /// last of them sticks out of it; fewer when padding follows the end of a short function.
+    pub displaced_len: u8,
+    /// Where the trampoline must lie.
+    pub trampoline_at: RunAddr,
+    /// The displaced instructions, relocated, and the jump home behind them.
+    pub trampoline: Code<TRAMPOLINE_MAX>,
+    /// A jump of the function's own code goes to the pad's first byte: the head of a loop, or a
+    /// tail call of itself. The hook sees each of them as one more call.
+    pub looped: bool,
+    landings: [Landing; MAX_DISPLACED],
+    landing_count: u8,
+    copies_len: u8,
+}
+
+/// Bytes to be written at an address of the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Write {
+    /// Where the first byte goes.
+    pub at: RunAddr,
+    /// The bytes.
+    pub bytes: [u8; PAD_LEN],
+}
+
+impl EntryPlan {
+    /// Where the pad goes. The trampoline and the relay must be in place, and executable, before.
+    #[must_use]
+    pub fn installation(&self) -> Write {
+        Write {
+            at: self.pad_at(),
+            bytes: self.pad,
+        }
+    }
+
+    /// What undoes [`Self::installation`], byte for byte. The trampoline may only be given back
+    /// when no thread is in it and none can return to a hook that calls it.
+    #[must_use]
+    pub fn removal(&self) -> Write {
+        Write {
+            at: self.pad_at(),
+            bytes: self.original,
+        }
+    }
+
+    /// The pad's first byte.
+    #[must_use]
+    pub fn pad_at(&self) -> RunAddr {
+        self.entry.plus(u64::from(self.pad_offset))
+    }
+
+    /// The pad, as branches can run into it.
+    #[must_use]
+    pub fn span(&self) -> PadSpan {
+        PadSpan {
+            at: self.pad_at(),
+            displaced_len: self.displaced_len,
+        }
+    }
+
+    /// The displaced instructions in order: where each was, counted from the pad, and where its
+    /// copy is, counted from the trampoline.
+    #[must_use]
+    pub fn landings(&self) -> &[Landing] {
+        &self.landings[..usize::from(self.landing_count)]
+    }
+
+    /// Where a thread that was stopped at `pc` has to go on once the pad is written: its own
+    /// address when it is clear of the pad or at its start, the copy of its instruction when it is
+    /// inside. `None`: inside, but at no instruction; it must run on before the pad is written.
+    #[must_use]
+    pub fn resume_after_installation(&self, pc: RunAddr) -> Option<RunAddr> {
+        let offset = pc.0.wrapping_sub(self.pad_at().0);
+        if offset == 0 || offset >= PAD_LEN as u64 {
+            return Some(pc);
+        }
+        let landing = self
+            .landings()
+            .iter()
+            .find(|landing| u64::from(landing.original) == offset)?;
+        Some(self.trampoline_at.plus(u64::from(landing.copy)))
+    }
+
+    /// What a thread at `pc` in the trampoline is doing in terms of the function: for unwinders and
+    /// for symbols. `None` outside the trampoline.
+    #[must_use]
+    pub fn original_of(&self, pc: RunAddr) -> Option<Original> {
+        let offset = pc.offset_from(self.trampoline_at)?;
+        if offset >= self.trampoline.len() as u64 {
+            return None;
+        }
+        if offset >= u64::from(self.copies_len) {
+            return Some(Original {
+                at: self.pad_at().plus(u64::from(self.displaced_len)),
+                return_pushed: false,
+            });
+        }
+        let landing = self
+            .landings()
+            .iter()
+            .rev()
+            .find(|landing| u64::from(landing.copy) <= offset)?;
+        Some(Original {
+            at: self.pad_at().plus(u64::from(landing.original)),
+            return_pushed: landing.pushes && offset > u64::from(landing.copy),
+        })
+    }
+}
+
+/// A place in the trampoline, in terms of the function.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Original {
+    /// The instruction that is about to run, or whose copy of several instructions is under way.
+    /// The jump home stands for the instruction that it goes to.
+    pub at: RunAddr,
+    /// It is a call, and its return address is on the stack already: the frame is eight bytes
+    /// larger than the function's unwind rules tell.
+    pub return_pushed: bool,
+}
+
+/// Plans to send the calls of a function to `relay_at`, with a trampoline at `trampoline_at`.
+///
+/// # Errors
+///
+/// [`Refusal`]: the function is better left alone.
+pub fn plan_entry(
+    entry: &Entry<'_>,
+    trampoline_at: RunAddr,
+    relay_at: RunAddr,
+) -> Result<EntryPlan, Refusal> {
+    let body_len = entry
+        .body_len
+        .unwrap_or(entry.code.len())
+        .min(entry.code.len());
+    let pad_offset = if entry.code.starts_with(&ENDBR64) {
+        ENDBR64.len()
+    } else {
+        0
+    };
+    let from_pad = &entry.code[pad_offset..];
+    let pad_at = entry.at.plus(pad_offset as u64);
+    let own_len = body_len.saturating_sub(pad_offset);
+
+    let displaced_len = displaced_len(from_pad, own_len)?;
+    let displaced = &from_pad[..displaced_len];
+    let mut original = [0; PAD_LEN];
+    original.copy_from_slice(from_pad.get(..PAD_LEN).ok_or(Refusal::TooShort)?);
+    let span = PadSpan {
+        at: pad_at,
+        displaced_len: displaced_len as u8, // at most four bytes and an instruction
+    };
+    let looped = check_branches(&entry.code[..body_len], entry.at, &span)?;
+    let pad = near_jump(pad_at, relay_at).ok_or(Refusal::RelayOutOfReach)?;
+
+    let mut landings = [Landing::default(); MAX_DISPLACED];
+    let mut landing_count = 0;
+    let mut copies_len = 0;
+    let trampoline = Code::emit(trampoline_at, |emitter| {
+        let mut copy = [0; TRAMPOLINE_MAX];
+        let relocated = relocate(displaced, pad_at, trampoline_at, &mut copy)?;
+        let found = relocated.landings();
+        landings[..found.len()].copy_from_slice(found);
+        landing_count = found.len() as u8; // at most MAX_DISPLACED
+        copies_len = relocated.len as u8; // at most TRAMPOLINE_MAX
+        emitter.bytes(&copy[..relocated.len])?;
+        // Of a function shorter than the pad there is no rest: its last instruction leaves it.
+        if relocated.falls_through && displaced_len >= PAD_LEN {
+            emitter.jump(pad_at.plus(displaced_len as u64))?;
+        }
+        Ok::<_, RelocateError>(())
+    })?;
+    Ok(EntryPlan {
+        entry: entry.at,
+        pad_offset: pad_offset as u8,
+        pad,
+        original,
+        displaced_len: span.displaced_len,
+        trampoline_at,
+        trampoline,
+        looped,
+        landings,
+        landing_count,
+        copies_len,
+    })
+}
+
+/// How many bytes of `code`, which begins where the pad will, have to move: whole instructions
+/// until the pad is covered, or until the function ends and padding covers the rest of the pad.
+fn displaced_len(code: &[u8], own_len: usize) -> Result<usize, Refusal> {
+    let mut at = 0;
+    let mut furthest_inner_target = 0;
+    while at < PAD_LEN {
+        if at >= own_len {
+            return Err(Refusal::TooShort);
+        }
+        let instruction = decode(&code[at..]).map_err(|_| Refusal::Undecodable)?;
+        if instruction.is(Map::Primary, 0xcc) {
+            return Err(Refusal::Breakpoint);
+        }
+        if let Some(target) = inner_target(at, &instruction) {
+            furthest_inner_target = furthest_inner_target.max(target);
+        }
+        at += usize::from(instruction.len);
+        let ends = instruction.flow.ends_block() && furthest_inner_target < at;
+        if ends && at < PAD_LEN {
+            return match is_padding(code, at) {
+                true => Ok(at),
+                false => Err(Refusal::TooShort),
+            };
+        }
+    }
+    // An instruction that sticks out of the function was not one.
+    if at > own_len {
+        return Err(Refusal::TooShort);
+    }
+    Ok(at)
+}
+
+/// The target of the branch at `at`, if it lies in the pad.
+fn inner_target(at: usize, instruction: &Instruction) -> Option<usize> {
+    let target = at as i64 + instruction.target_offset()?;
+    usize::try_from(target).ok().filter(|&t| t < PAD_LEN)
+}
+
+/// Whether only padding lies between `at` and the end of the pad. The last of it may reach further.
+fn is_padding(code: &[u8], mut at: usize) -> bool {
+    while at < PAD_LEN {
+        match code.get(at..).map(decode) {
+            Some(Ok(i)) if i.is_nop() || code[at] == 0xcc => at += usize::from(i.len),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Searches the function for branches into the pad. The answer: whether a jump goes to its start.
+fn check_branches(body: &[u8], at: RunAddr, pad: &PadSpan) -> Result<bool, Refusal> {
+    let mut looped = false;
+    for (branch_at, instruction) in sweep(body, at) {
+        match pad.effect(branch_at, &instruction) {
+            // By way of the `endbr64`.
+            Effect::None if pad.at != at && branch_target(branch_at, &instruction) == Some(at) => {
+                looped |= !matches!(instruction.flow, Flow::Call(_));
+            }
+            Effect::None | Effect::Call => {}
+            Effect::Loop => looped = true,
+            Effect::Inward => return Err(Refusal::InwardBranch),
+        }
+    }
+    Ok(looped)
+}
