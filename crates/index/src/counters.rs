@@ -58,7 +58,7 @@ pub struct Thread {
     pub slot: AtomicU32,
     /// Where the thread is: see `busy` of the runtime. 0 outside any hook.
     pub busy: AtomicU64,
-    /// Live bytes not yet moved to the header.
+    /// Live bytes not yet moved to the header. A reader adds it; above `highest`, it is the highest.
     pub delta: AtomicI64,
     /// Highest `delta` since the last move.
     pub highest: AtomicI64,
@@ -82,11 +82,16 @@ fn bump(cell: &AtomicU64, by: u64, shared: bool) {
     }
 }
 
+fn is_shared(thread: &Thread) -> bool {
+    thread.slot.load(Relaxed) == SHARED
+}
+
 /// The counters of one region.
 #[derive(Clone, Copy)]
 pub struct Counters {
     base: *mut u8,
     layout: Layout,
+    origin_mask: u32,
 }
 
 impl Counters {
@@ -95,8 +100,14 @@ impl Counters {
     /// # Safety
     /// `base` points to a region of this layout, mapped and writable as long as `self` is used.
     #[must_use]
-    pub const unsafe fn new(base: *mut u8, layout: Layout) -> Self {
-        Self { base, layout }
+    pub unsafe fn new(base: *mut u8, layout: Layout) -> Self {
+        // SAFETY: the caller promises a region; its header is always mapped.
+        let origins = unsafe { (*base.cast::<Header>()).geometry.origins };
+        Self {
+            base,
+            layout,
+            origin_mask: origins.wrapping_sub(1),
+        }
     }
 
     fn header(&self) -> &Header {
@@ -106,7 +117,7 @@ impl Counters {
 
     /// The state in slot `slot`, below the geometry's number of threads.
     #[must_use]
-    pub fn thread(&self, slot: u32) -> &Thread {
+    pub fn thread(&self, slot: u32) -> &'static Thread {
         let slot = slot.min(self.header().geometry.threads - 1);
         // SAFETY: within the thread section.
         unsafe {
@@ -127,7 +138,7 @@ impl Counters {
     }
 
     /// Prepares slot `slot` for its next owner; the counts of earlier ones stay.
-    pub fn give(&self, slot: u32, key: u64, tid: u32) -> &Thread {
+    pub fn give(&self, slot: u32, key: u64, tid: u32) -> &'static Thread {
         let thread = self.thread(slot);
         thread.slot.store(slot, Relaxed);
         thread.tid.store(tid, Relaxed);
@@ -138,40 +149,29 @@ impl Counters {
         thread
     }
 
-    /// Counts a block of `bytes` from `origin`.
+    /// [`Self::allocated`] for a thread with a slot of its own.
     #[inline(always)]
-    pub fn allocated(&self, thread: &Thread, origin: u32, bytes: u64) {
-        let shared = thread.slot.load(Relaxed) == SHARED;
-        // SAFETY: `counters` is this region's; origins are below the geometry's number.
-        let counts =
-            unsafe { &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize) };
-        bump(&counts.allocations, 1, shared);
-        bump(&counts.bytes, bytes, shared);
+    pub fn allocated_own(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let counts = self.counts_of(thread, origin);
+        bump(&counts.allocations, 1, false);
+        bump(&counts.bytes, bytes, false);
         let delta = thread.delta.load(Relaxed).wrapping_add(bytes as i64);
         thread.delta.store(delta, Relaxed);
-        if delta > thread.highest.load(Relaxed) {
-            thread.highest.store(delta, Relaxed);
-            if delta > thread.upper.load(Relaxed) {
-                self.settle(thread);
-            }
+        if delta > thread.upper.load(Relaxed) {
+            self.settle(thread);
         }
     }
 
-    /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
+    /// [`Self::freed`] for a thread with a slot of its own.
     #[inline(always)]
-    pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
-        let shared = thread.slot.load(Relaxed) == SHARED;
-        if thread.delta.load(Relaxed) > thread.capture_above.load(Relaxed) {
-            self.capture(thread);
+    pub fn freed_own(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let before = thread.delta.load(Relaxed);
+        if before > thread.highest.load(Relaxed) {
+            self.new_height(thread, before);
         }
-        // SAFETY: as in `allocated`; an origin read from a granule word is below 2^24, checked here.
-        let counts = unsafe {
-            let origins = self.header().geometry.origins;
-            let origin = if origin < origins { origin } else { 0 };
-            &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize)
-        };
-        bump(&counts.frees, 1, shared);
-        bump(&counts.freed_bytes, bytes, shared);
+        let counts = self.counts_of(thread, origin);
+        bump(&counts.frees, 1, false);
+        bump(&counts.freed_bytes, bytes, false);
         let delta = thread.delta.load(Relaxed).wrapping_sub(bytes as i64);
         thread.delta.store(delta, Relaxed);
         if delta < thread.lower.load(Relaxed) {
@@ -179,12 +179,57 @@ impl Counters {
         }
     }
 
+    /// The counters of `origin` in the thread's slot; an origin out of bounds, as a damaged granule
+    /// word may hold, is counted under another.
+    #[inline(always)]
+    fn counts_of(&self, thread: &Thread, origin: u32) -> &Counts {
+        let origin = origin & self.origin_mask;
+        // SAFETY: `counters` is this region's, with room for as many origins as the mask lets through.
+        unsafe { &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize) }
+    }
+
+    /// The heap is as high as it has not been since the last settling, and is about to shrink.
+    #[inline(never)]
+    fn new_height(&self, thread: &Thread, height: i64) {
+        thread.highest.store(height, Relaxed);
+        if height > thread.capture_above.load(Relaxed) {
+            self.capture(thread);
+        }
+    }
+
+    /// Counts a block of `bytes` from `origin`.
+    pub fn allocated(&self, thread: &Thread, origin: u32, bytes: u64) {
+        if !is_shared(thread) {
+            return self.allocated_own(thread, origin, bytes);
+        }
+        let counts = self.counts_of(thread, origin);
+        bump(&counts.allocations, 1, true);
+        bump(&counts.bytes, bytes, true);
+        let header = self.header();
+        let live = header
+            .live_bytes
+            .fetch_add(bytes as i64, Relaxed)
+            .saturating_add(bytes as i64);
+        header.peak_bytes.fetch_max(live.max(0) as u64, Relaxed);
+    }
+
+    /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
+    pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
+        if !is_shared(thread) {
+            return self.freed_own(thread, origin, bytes);
+        }
+        let counts = self.counts_of(thread, origin);
+        bump(&counts.frees, 1, true);
+        bump(&counts.freed_bytes, bytes, true);
+        self.header().live_bytes.fetch_sub(bytes as i64, Relaxed);
+    }
+
     /// Moves the thread's difference into the header and sets the next thresholds.
     #[cold]
     pub fn settle(&self, thread: &Thread) {
         let header = self.header();
         let delta = thread.delta.swap(0, Relaxed);
-        let highest = thread.highest.swap(0, Relaxed).max(delta);
+        let highest = thread.highest.swap(0, Relaxed).max(delta).max(0);
         let before = header.live_bytes.fetch_add(delta, Relaxed);
         let peak = before.saturating_add(highest).max(0) as u64;
         let peak = peak.max(header.peak_bytes.fetch_max(peak, Relaxed));

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -31,6 +31,8 @@ pub const PAGE: u64 = 4096;
 
 /// Slots in the levels of the origin hash (see [`origins`](crate::origins)).
 pub const ORIGIN_LEVELS: usize = 3;
+/// log2 of the slots in its first level, the same in every geometry: the first look-up is inlined.
+pub const FIRST_LEVEL: u32 = 13;
 
 /// Room for what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +44,7 @@ pub struct Geometry {
     pub hooks: u32,
     /// Bytes of strings.
     pub strings: u32,
-    /// Origins; at most [`ORIGIN_LIMIT`](crate::words::ORIGIN_LIMIT).
+    /// Origins: a power of two, at most [`ORIGIN_LIMIT`](crate::words::ORIGIN_LIMIT).
     pub origins: u32,
     /// log2 of the slots in each level of the origin hash.
     pub origin_levels: [u32; ORIGIN_LEVELS],
@@ -63,7 +65,7 @@ impl Geometry {
             hooks: 4096,
             strings: 2 << 20,
             origins: 1 << 20,
-            origin_levels: [13, 17, 20],
+            origin_levels: [FIRST_LEVEL, 17, 20],
             threads: 130,
             tables: tables_for(heap),
             reserved: 0,
@@ -78,7 +80,7 @@ impl Geometry {
             hooks: 1024,
             strings: 256 << 10,
             origins: 1 << 15,
-            origin_levels: [13, 14, 15],
+            origin_levels: [FIRST_LEVEL, 14, 15],
             threads: 10,
             tables: tables_for(heap),
             reserved: 0,
@@ -92,7 +94,9 @@ impl Geometry {
         self.modules <= 1 << 16
             && self.hooks <= 1 << 16
             && self.strings <= 1 << 26
+            && self.origins.is_power_of_two()
             && self.origins <= crate::words::ORIGIN_LIMIT
+            && self.origin_levels[0] == FIRST_LEVEL
             && self.origin_levels.iter().all(|level| *level <= 24)
             && (2..=1 << 16).contains(&self.threads)
             && self.tables <= 1 << 20
@@ -141,7 +145,7 @@ impl Layout {
         let strings = page(hooks + geometry.hooks as u64 * size_of::<records::Hook>() as u64);
         let table_owners = page(strings + geometry.strings as u64);
         let directory = page(table_owners + geometry.tables as u64 * 4);
-        let chunk_covers = directory + CHUNKS * 2 * 4;
+        let chunk_covers = directory + CHUNKS * 2 * 8;
         let mut at = chunk_covers + CHUNKS * 8;
         let mut levels = [0; ORIGIN_LEVELS];
         let mut level = 0;
@@ -195,6 +199,8 @@ pub struct Header {
     pub pid: AtomicU32,
     /// Room for what.
     pub geometry: Geometry,
+    /// Where the region lies in the process.
+    pub base: AtomicU64,
     /// Process id of the parent.
     pub parent: AtomicU32,
     /// Bits of [`unseen`].

@@ -17,7 +17,7 @@
 
 #![allow(unsafe_code)] // Nodes lie in a region shared with other threads and processes, reached by raw pointer.
 
-use crate::layout::{Header, Layout, ORIGIN_LEVELS, unseen};
+use crate::layout::{FIRST_LEVEL, Header, Layout, ORIGIN_LEVELS, unseen};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -44,14 +44,14 @@ pub struct Node {
     pub rule: AtomicU64,
     /// The module record it lies in; `u32::MAX` for none.
     pub module: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// Frames from the hooked entry to this one, 1 for the first.
+    pub depth: AtomicU32,
 }
 
 impl Node {
     /// Whether this is the published node of a call that returns to `return_address` from under `parent`.
     #[inline(always)]
-    fn is(&self, parent: u32, return_address: u64) -> bool {
+    pub(crate) fn is(&self, parent: u32, return_address: u64) -> bool {
         self.return_address.load(Acquire) == return_address && self.parent.load(Relaxed) == parent
     }
 }
@@ -60,22 +60,41 @@ impl Node {
 /// whether the frame saved `rbp`. Packed into 64 bits; 0 is a leaf.
 ///
 /// ```text
-///   CFA     = (rsp | rbp) + offset          DWARF 5, §6.4
-///   caller  = *(CFA - 8), rsp = CFA
-///   rbp     = *(CFA + saved_rbp) if saved
+///   slot    = where the return address into the frame lies, so rsp in the frame = slot + 8
+///   CFA     = rsp + offset, or rbp + offset                    DWARF 5, §6.4
+///   next    = CFA - 8: where the frame's own return address lies
+///   rbp     = *(CFA + saved), if the frame saved it
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rule(u64);
 
+/// A frame larger than this is taken for a wrong rule.
+const FRAME_MAX: u64 = 1 << 20;
+
 impl Rule {
     /// The walk ends here.
     pub const LEAF: Self = Self(0);
+    const GOES_ON: u64 = 1;
+    const FROM_RBP: u64 = 2;
+    const SAVES_RBP: u64 = 4;
 
-    /// A rule; `saved_rbp` is relative to the CFA, a negative multiple of 8 above -2^15, or 0 if `rbp` is untouched.
+    /// A rule; `saved` is where `rbp` lies, relative to the CFA, 0 if the frame leaves it alone.
+    /// [`Self::LEAF`] if no sound frame has these numbers.
     #[must_use]
-    pub const fn new(from_rbp: bool, offset: i32, saved_rbp: i16) -> Self {
-        let base = if from_rbp { 2 } else { 1 };
-        Self(base | ((saved_rbp as u16) as u64) << 16 | ((offset as u32) as u64) << 32)
+    pub const fn new(from_rbp: bool, offset: i32, saved: i16) -> Self {
+        let sound = offset & 7 == 0 && saved & 7 == 0 && saved <= 0;
+        let from_rsp = offset >= 8 && (offset as u64) < FRAME_MAX;
+        if !sound || !(from_rbp || from_rsp) {
+            return Self::LEAF;
+        }
+        let mut bits = Self::GOES_ON;
+        if from_rbp {
+            bits |= Self::FROM_RBP;
+        }
+        if saved != 0 {
+            bits |= Self::SAVES_RBP;
+        }
+        Self(bits | ((saved as u16) as u64) << 16 | ((offset as u32) as u64) << 32)
     }
 
     /// From the stored word.
@@ -98,19 +117,34 @@ impl Rule {
         self.0 == 0
     }
 
-    /// The canonical frame address for these registers.
+    /// Where the frame's own return address lies; `None` if `rbp` does not point into a sound frame.
     #[inline(always)]
     #[must_use]
-    pub const fn cfa(self, rsp: u64, rbp: u64) -> u64 {
-        let base = if self.0 & 2 != 0 { rbp } else { rsp };
-        base.wrapping_add((self.0 as i64 >> 32) as u64)
+    pub const fn next(self, slot: u64, rbp: u64) -> Option<u64> {
+        let offset = (self.0 as i64 >> 32) as u64;
+        if self.0 & Self::FROM_RBP == 0 {
+            return Some(slot.wrapping_add(offset));
+        }
+        let next = rbp.wrapping_add(offset).wrapping_sub(8);
+        let size = next.wrapping_sub(slot);
+        if size.wrapping_sub(8) < FRAME_MAX && next & 7 == 0 {
+            Some(next)
+        } else {
+            None
+        }
     }
 
-    /// Where `rbp` was saved, relative to the CFA; 0 if it was not.
+    /// Where `rbp` was saved, given where the frame's own return address lies.
     #[inline(always)]
     #[must_use]
-    pub const fn saved_rbp(self) -> i64 {
-        ((self.0 >> 16) as u16 as i16) as i64
+    pub const fn saved_rbp(self, next: u64) -> Option<u64> {
+        if self.0 & Self::SAVES_RBP == 0 {
+            return None;
+        }
+        Some(
+            next.wrapping_add(8)
+                .wrapping_add(((self.0 >> 16) as u16 as i16) as i64 as u64),
+        )
     }
 }
 
@@ -150,7 +184,7 @@ impl Origins {
     #[inline(always)]
     #[must_use]
     pub fn find(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
-        let at = (hash(parent, return_address) >> (64 - self.bits[0])) as usize;
+        let at = (hash(parent, return_address) >> (64 - FIRST_LEVEL)) as usize;
         // SAFETY: cut to the level's slots, all of them mapped.
         let node = unsafe { &*self.levels[0].add(at) };
         if node.is(parent, return_address) {
@@ -189,6 +223,7 @@ impl Origins {
         return_address: u64,
         rule: Rule,
         module: u32,
+        depth: u32,
     ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
         let header = unsafe { &*self.header };
@@ -216,6 +251,7 @@ impl Origins {
                 node.id.store(id, Relaxed);
                 node.rule.store(rule.bits(), Relaxed);
                 node.module.store(module, Relaxed);
+                node.depth.store(depth, Relaxed);
                 node.return_address.store(return_address, Release);
                 return Some(node);
             }

@@ -101,6 +101,7 @@ pub struct Index<M> {
     memory: M,
     geometry: Geometry,
     layout: Layout,
+    base: u64,
 }
 
 impl<M: Memory> Index<M> {
@@ -136,10 +137,13 @@ impl<M: Memory> Index<M> {
         if !geometry.is_sane() {
             return Err(OpenError::Damaged);
         }
+        let base =
+            read_u64(&memory, offset_of!(Header, base) as u64).ok_or(OpenError::Unreadable)?;
         Ok(Self {
             memory,
             geometry,
             layout: Layout::of(&geometry),
+            base,
         })
     }
 
@@ -405,10 +409,9 @@ impl<M: Memory> Index<M> {
     }
 
     fn table_of(&self, address: u64) -> Option<u64> {
-        let entry = self.layout.directory + directory_index(address) as u64 * 4;
-        let page = u64::from(read_u32(&self.memory, entry)?);
-        let table = page * PAGE;
-        (table >= self.layout.tables && table + TABLE_BYTES <= self.layout.len).then_some(table)
+        let entry = self.layout.directory + directory_index(address) as u64 * 8;
+        let table = read_u64(&self.memory, entry)?.checked_sub(self.base)?;
+        (table >= self.layout.tables && table <= self.layout.len - TABLE_BYTES).then_some(table)
     }
 
     /// The live block that `address` lies in, at its base or anywhere inside.

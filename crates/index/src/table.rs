@@ -1,7 +1,6 @@
 //! *Where does the word of this address lie, and how is it written?*
 //!
-//! The directory has one entry for each plane of each 64 MiB chunk: 0, or the page at which the
-//! table lies in the region. A table is its granule words, a page for the words of a block that starts in the
+//! The directory has one entry for each plane of each 64 MiB chunk: 0, or the table's address in the process. A table is its granule words, a page for the words of a block that starts in the
 //! last granule, and the covers:
 //!
 //! ```text
@@ -15,7 +14,7 @@
 
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
-use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
+use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, LARGE, Layout, SPAN_SHIFT, SPANS};
 use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -27,6 +26,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 pub const fn directory_index(address: u64) -> usize {
     (((address >> CHUNK_SHIFT) & (CHUNKS - 1)) << 1 | (address >> 3) & 1) as usize
 }
+
+/// Cuts the directory index of a chunk's even plane.
+const EVEN: usize = (CHUNKS as usize - 1) << 1;
 
 /// Granule of `address` in its chunk.
 #[inline(always)]
@@ -48,7 +50,7 @@ pub struct Recorded {
 #[derive(Clone, Copy)]
 pub struct Writer {
     base: *mut u8,
-    directory: *const AtomicU32,
+    directory: *const AtomicU64,
     chunk_covers: *const AtomicU64,
     table_owners: *const AtomicU32,
     tables: u64,
@@ -65,7 +67,7 @@ impl Writer {
             base,
             directory: base
                 .wrapping_add(layout.directory as usize)
-                .cast::<AtomicU32>()
+                .cast::<AtomicU64>()
                 .cast_const(),
             chunk_covers: base
                 .wrapping_add(layout.chunk_covers as usize)
@@ -92,11 +94,74 @@ impl Writer {
         if entry == 0 {
             return core::ptr::null();
         }
-        let table = self.base.wrapping_add(entry as usize * PAGE as usize);
-        table
+        (entry as *const u8)
             .cast::<AtomicU32>()
-            .cast_const()
             .wrapping_add(granule(address) as usize)
+    }
+
+    /// The word of a block on a granule of the even plane; null if it lies elsewhere or its chunk has no table.
+    #[inline(always)]
+    fn even_word(&self, address: u64) -> *const AtomicU32 {
+        if address & 15 != 0 {
+            return core::ptr::null();
+        }
+        // SAFETY: an even entry of the directory.
+        let table = unsafe {
+            &*self
+                .directory
+                .add((address >> (CHUNK_SHIFT - 1)) as usize & EVEN)
+        }
+        .load(Relaxed);
+        if table == 0 {
+            return core::ptr::null();
+        }
+        (table + granule(address) * 4) as *const AtomicU32
+    }
+
+    /// [`Self::insert`] for the usual case: a block below [`LARGE`] on a granule that is free, in a chunk that has its
+    /// table. `false` if it is not that; nothing was done then.
+    #[inline(always)]
+    #[must_use]
+    pub fn try_insert(&self, address: u64, size: u64, origin: u32) -> bool {
+        let word = self.even_word(address);
+        if word.is_null() || size >= LARGE {
+            return false;
+        }
+        let words = words::encode(size, origin);
+        // SAFETY: as in `insert`.
+        unsafe {
+            if words::is_start((*word).load(Relaxed)) {
+                return false;
+            }
+            if let Some(second) = words.second {
+                (*word.add(1)).store(second, Relaxed);
+            }
+            (*word).store(words.first, Release);
+        }
+        true
+    }
+
+    /// [`Self::erase`] for the usual case. `None` if it is not that; nothing was done then.
+    #[inline(always)]
+    #[must_use]
+    pub fn try_erase(&self, address: u64) -> Option<Recorded> {
+        let word = self.even_word(address);
+        if word.is_null() {
+            return None;
+        }
+        // SAFETY: as in `insert`.
+        unsafe {
+            let first = (*word).load(Relaxed);
+            if !words::is_start(first) {
+                return None;
+            }
+            let recorded = self.recorded(word, first);
+            if recorded.size >= LARGE {
+                return None;
+            }
+            (*word).store(0, Release);
+            Some(recorded)
+        }
     }
 
     /// Records a block. Gives back what was recorded at that very address, if anything (a block freed out of our sight).
@@ -220,15 +285,12 @@ impl Writer {
             return core::ptr::null();
         }
         let index = directory_index(address);
-        let page = (self.tables + u64::from(number) * TABLE_BYTES) / PAGE;
+        let table = self.base as u64 + self.tables + u64::from(number) * TABLE_BYTES;
         // SAFETY: `index` is an entry of the directory, `number` one of the owners.
         unsafe {
             let entry = &*self.directory.add(index);
             // Whoever comes second leaves its table unused: it costs address space only.
-            if entry
-                .compare_exchange(0, page as u32, Release, Acquire)
-                .is_ok()
-            {
+            if entry.compare_exchange(0, table, Release, Acquire).is_ok() {
                 (*self.table_owners.add(number as usize)).store(index as u32 + 1, Release);
             }
         }

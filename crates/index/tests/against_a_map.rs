@@ -28,6 +28,7 @@ impl Region {
         // SAFETY: the region starts with a header; zero is a valid value of all its fields.
         unsafe {
             (&raw mut (*header).geometry).write(geometry);
+            (*header).base.store(base as u64, Relaxed);
             (*header).version.store(VERSION, Relaxed);
             (*header).magic.store(MAGIC, Relaxed);
         }

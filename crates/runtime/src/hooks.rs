@@ -255,6 +255,54 @@ unsafe extern "C" fn on_malloc(
     rbp: u64,
     planted: &'static Planted,
 ) -> usize {
+    let caller = Caller { slot, rbp };
+    let Some(thread) = threads::idle() else {
+        // SAFETY: the program's own call.
+        return unsafe { malloc_otherwise(a, b, c, slot, rbp, planted) };
+    };
+    // SAFETY: the program's own call.
+    let block = inside(thread, slot, || unsafe { planted.call(a, b, c) });
+    let region = region();
+    begin_writing(region, thread);
+    // SAFETY: `slot` is the stack pointer at the hooked entry.
+    let origin = unsafe { walk::origin(planted.root, slot, rbp) };
+    if region.writer.try_insert(block as u64, a as u64, origin) {
+        region.counters.allocated_own(thread, origin, a as u64);
+        end_writing(thread);
+        return block;
+    }
+    // SAFETY: as above.
+    unsafe { finish(region, thread, planted, caller, block, a) }
+}
+
+/// The rest of an allocation whose block is no usual one.
+#[cold]
+unsafe fn finish(
+    region: &Region,
+    thread: &Thread,
+    planted: &Planted,
+    caller: Caller,
+    block: usize,
+    size: usize,
+) -> usize {
+    if block != 0 {
+        // SAFETY: as in `record`.
+        unsafe { record(region, thread, planted, caller, block, size) };
+    }
+    end_writing(thread);
+    block
+}
+
+/// An allocation in a thread that is inside a hook, shares its slot, or has none yet.
+#[cold]
+unsafe extern "C" fn malloc_otherwise(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
     // SAFETY: the program's own call.
     unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a) }
 }
@@ -319,6 +367,30 @@ unsafe extern "C" fn on_free(
     c: usize,
     slot: *const u64,
     _: u64,
+    planted: &'static Planted,
+) -> usize {
+    if let Some(thread) = threads::idle() {
+        let region = region();
+        begin_writing(region, thread);
+        if let Some(block) = region.writer.try_erase(a as u64) {
+            region.counters.freed_own(thread, block.origin, block.size);
+            end_writing(thread);
+            // SAFETY: the program's own call.
+            return unsafe { planted.call(a, b, c) };
+        }
+        end_writing(thread);
+    }
+    // SAFETY: the program's own call.
+    unsafe { free_otherwise(a, b, c, slot, planted) }
+}
+
+/// A free in a thread that is inside a hook, shares its slot, or has none yet; or of a block that is no usual one.
+#[cold]
+unsafe extern "C" fn free_otherwise(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
     planted: &'static Planted,
 ) -> usize {
     if a != 0

@@ -124,6 +124,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
         return;
     }
     threads::set_up();
+    threads::forget();
     let header = region.header();
     header.gate.store(0, Relaxed);
     header.pid.store(sys::getpid() as u32, Relaxed);

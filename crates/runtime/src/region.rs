@@ -180,6 +180,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
         (*beacon).magic = MAGIC;
     }
     let header = region().header();
+    header.base.store(base as u64, Relaxed);
     header.version.store(VERSION, Relaxed);
     header.pid.store(sys::getpid() as u32, Relaxed);
     header.parent.store(sys::getppid() as u32, Relaxed);

@@ -99,9 +99,10 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
     let Some(debug) = (unsafe { modules::debug_of(&program) }) else {
         return;
     };
-    if !region::set_up(handoff) || !threads::set_up() {
+    if !region::set_up(handoff) {
         return;
     }
+    threads::set_up();
     process::set_up();
     DEBUG.store(debug.cast_mut(), Relaxed);
     let header = region().header();

@@ -15,7 +15,8 @@ macro_rules! numbers {
 numbers! {
     CLOSE = 3, FSTAT = 5, MMAP = 9, MUNMAP = 11, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
     MADVISE = 28, GETPID = 39, SOCKET = 41, SENDMSG = 46, FTRUNCATE = 77, READLINK = 89,
-    GETPPID = 110, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231, OPENAT = 257,
+    GETPPID = 110, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
+    TGKILL = 234, OPENAT = 257,
     FACCESSAT = 269, PRLIMIT64 = 302, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
 
@@ -301,6 +302,13 @@ pub(crate) fn file_len(fd: usize) -> usize {
     // SAFETY: a struct stat is 144 bytes.
     let result = unsafe { call(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     if result == 0 { stat[6] as usize } else { 0 }
+}
+
+/// Whether this process has a thread `tid`.
+pub(crate) fn is_thread(tid: u32) -> bool {
+    const ESRCH: isize = -3;
+    // SAFETY: signal 0 is sent to nobody.
+    tid != 0 && unsafe { call(TGKILL, [getpid() as usize, tid as usize, 0, 0, 0, 0]) } != ESRCH
 }
 
 /// Whether an open file is set-user-id or set-group-id.

@@ -1,149 +1,130 @@
 //! *Which counters are this thread's?*
 //!
-//! The runtime has no thread-local storage (nobody would allot it to a library mapped without a dynamic linker). Every
-//! x86-64 thread has its own thread pointer, and finds it at `fs:0` (System V ABI, thread-local storage variant II);
-//! a small hash from it to the thread's slot serves instead.
+//! The runtime has no thread-local storage: nobody would allot it to a library mapped without a dynamic
+//! linker. A thread's state hangs off its control block instead, in eight bytes that
+//! glibc keeps free: `__glibc_unused2` of `tcbhead_t` has been there for compatibility, unused, since glibc 2.23
+//! (sysdeps/x86_64/nptl/tls.h). A new thread finds zero there, or, in a stack that glibc took from its cache,
+//! what the thread before it left: a slot whose owner is gone and whose counts stay.
 //!
-//! The hash lies in memory that the kernel empties in a forked child (`MADV_WIPEONFORK`), whichever way it was forked: a child that
-//! did not come through our fork hook finds its mark gone and does not write into its parent's region.
+//! A child that was forked by a raw system call has its parent's region mapped and must not write it: the
+//! [`GUARD`] lies in memory that the kernel empties in a forked child (`MADV_WIPEONFORK`).
 
-#![allow(unsafe_code)] // Reads fs:0; the hash is shared memory reached by raw pointer.
+#![allow(unsafe_code)] // Reads and writes the thread control block.
 
 use crate::region::{disable, is_disabled, region};
-use crate::sys::{self, map};
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU64};
-use pointee_index::counters::{SHARED, Thread};
+use crate::sys;
+use core::arch::asm;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use pointee_index::counters::{FIRST_OWN, SHARED, Thread};
 use pointee_index::layout::unseen;
 
-const BITS: u32 = 14;
-const SLOTS: usize = 1 << BITS;
-/// Slots looked at before a thread counts as too many.
-const WINDOW: usize = 64;
+/// Where in the control block the state's address is kept.
+const PLACE: usize = 0x270;
+/// Where glibc keeps the kernel's thread id (`struct pthread`, field `tid`).
+const TID: usize = 0x2d0;
 
-#[repr(C)]
-struct Key {
-    fs: AtomicU64,
-    thread: AtomicPtr<Thread>,
-}
+#[repr(C, align(4096))]
+struct Page([AtomicU64; 512]);
 
-/// The hash; one slot more, whose `fs` is the mark that a foreign fork wipes.
-static KEYS: AtomicPtr<Key> = AtomicPtr::new(core::ptr::null_mut());
-const MARK: u64 = 1;
+/// First word 1 while this process may write the region.
+static GUARD: Page = Page([const { AtomicU64::new(0) }; 512]);
 
-/// Prepares the hash, or empties it in a forked child.
-pub(crate) fn set_up() -> bool {
+/// Arms the guard, or arms it again in a forked child.
+pub(crate) fn set_up() {
     const MADV_WIPEONFORK: usize = 18;
-    let len = (SLOTS + 1) * size_of::<Key>();
-    if KEYS.load(Relaxed).is_null() {
-        let keys = sys::mmap(
-            0,
-            len,
-            map::READ | map::WRITE,
-            map::PRIVATE | map::ANONYMOUS | map::NORESERVE,
-            -1,
-        );
-        if keys.is_null() {
-            return false;
-        }
-        // SAFETY: our own fresh mapping; whole pages of it.
-        unsafe { sys::madvise(keys, len.next_multiple_of(4096), MADV_WIPEONFORK) };
-        KEYS.store(keys.cast(), Release);
-    }
-    key(SLOTS).fs.store(MARK, Relaxed);
-    true
+    let page = (&raw const GUARD).cast::<u8>().cast_mut();
+    // SAFETY: a page of our own zero-initialised data, which nothing else lies in.
+    unsafe { sys::madvise(page, 4096, MADV_WIPEONFORK) };
+    GUARD.0[0].store(1, Relaxed);
 }
 
 #[inline(always)]
-fn key(at: usize) -> &'static Key {
-    // SAFETY: `at <= SLOTS`; the hash stays mapped.
-    unsafe { &*KEYS.load(Relaxed).add(at) }
-}
-
-#[inline(always)]
-fn thread_pointer() -> u64 {
-    let fs: u64;
-    // SAFETY: fs:0 holds the thread pointer itself, by the ABI.
+fn control_block<const OFFSET: usize>() -> u64 {
+    let word: u64;
+    // SAFETY: inside the thread control block, at least 704 bytes long.
     unsafe {
-        core::arch::asm!("mov {}, fs:0", out(reg) fs, options(nostack, readonly, pure, preserves_flags))
-    };
-    fs
+        asm!("mov {}, fs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
+    }
+    word
 }
 
+fn remember(thread: &Thread) {
+    // SAFETY: the place is unused by glibc.
+    unsafe {
+        asm!("mov fs:[{}], {}", const PLACE, in(reg) core::ptr::from_ref(thread), options(nostack, preserves_flags));
+    }
+}
+
+/// Makes this thread, the only one of a forked child, look for a slot anew.
+pub(crate) fn forget() {
+    // SAFETY: the place is unused by glibc.
+    unsafe {
+        asm!("mov qword ptr fs:[{}], 0", const PLACE, options(nostack, preserves_flags));
+    }
+}
+
+/// This thread's state if it is outside any hook and has a slot of its own: the usual case.
 #[inline(always)]
-const fn hash(fs: u64) -> usize {
-    (fs.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS)) as usize
+pub(crate) fn idle() -> Option<&'static Thread> {
+    let thread = control_block::<PLACE>() as *const Thread;
+    // SAFETY: null, or put there by `remember`; states are never unmapped.
+    let thread = unsafe { thread.as_ref()? };
+    (thread.busy.load(Relaxed) == 0 && GUARD.0[0].load(Relaxed) != 0).then_some(thread)
 }
 
 /// This thread's state; `None` while nothing is to be recorded.
-#[inline(always)]
 pub(crate) fn current() -> Option<&'static Thread> {
-    let fs = thread_pointer();
-    let key = key(hash(fs));
-    if key.fs.load(Relaxed) == fs {
-        // SAFETY: a published key has its thread; states are never unmapped.
-        return Some(unsafe { &*key.thread.load(Relaxed) });
-    }
-    find(fs)
-}
-
-#[cold]
-fn find(fs: u64) -> Option<&'static Thread> {
     if is_disabled() {
         return None;
     }
-    if key(SLOTS).fs.load(Relaxed) != MARK {
-        // A child forked behind our back: the region is its parent's.
+    if GUARD.0[0].load(Relaxed) == 0 {
+        // Forked behind our back: the region is the parent's.
         disable();
         return None;
     }
-    let region = region();
-    for step in 0..WINDOW {
-        let key = key((hash(fs) + step) % SLOTS);
-        let found = key.fs.load(Acquire);
-        if found == fs {
-            let thread = key.thread.load(Acquire);
-            // SAFETY: not null once published; only this thread looks for its own key.
-            return unsafe { thread.as_ref() };
-        }
-        if found != 0
-            || key
-                .fs
-                .compare_exchange(0, CLAIMED, AcqRel, Acquire)
-                .is_err()
-        {
-            continue;
-        }
-        let header = region.header();
-        let slot = header.threads.fetch_add(1, Relaxed);
-        let thread = if slot < region.geometry.threads {
-            region.counters.give(slot, fs, 0)
-        } else {
-            header.threads.fetch_sub(1, Relaxed);
-            header.unseen.fetch_or(unseen::THREADS_SHARED, Relaxed);
-            region.counters.thread(SHARED)
-        };
-        key.thread
-            .store(core::ptr::from_ref(thread).cast_mut(), Release);
-        key.fs.store(fs, Release);
-        return Some(thread_of(thread));
+    let known = control_block::<PLACE>() as *const Thread;
+    // SAFETY: as in `idle`.
+    if let Some(thread) = unsafe { known.as_ref() } {
+        return Some(thread);
     }
-    header_shared()
+    let thread = slot_for(control_block::<0>(), control_block::<TID>() as u32);
+    if thread.slot.load(Relaxed) != SHARED {
+        remember(thread);
+    }
+    Some(thread)
 }
 
-/// A slot between being taken and being published; no thread pointer has this value.
-const CLAIMED: u64 = 2;
-
-fn thread_of(thread: &Thread) -> &'static Thread {
-    // SAFETY: states lie in the region, which stays mapped.
-    unsafe { &*core::ptr::from_ref(thread) }
-}
-
-fn header_shared() -> Option<&'static Thread> {
+/// A slot for the thread with this thread pointer: its own of before, a new one, a dead thread's, or the shared one.
+#[cold]
+fn slot_for(fs: u64, tid: u32) -> &'static Thread {
     let region = region();
-    region
-        .header()
-        .unseen
-        .fetch_or(unseen::THREADS_SHARED, Relaxed);
-    Some(thread_of(region.counters.thread(SHARED)))
+    let header = region.header();
+    let counters = &region.counters;
+    let used = header.threads.load(Relaxed).min(region.geometry.threads);
+    for slot in FIRST_OWN..used {
+        if counters.thread(slot).key.load(Relaxed) == fs {
+            return counters.give(slot, fs, tid);
+        }
+    }
+    let slot = header.threads.fetch_add(1, Relaxed);
+    if slot < region.geometry.threads {
+        return counters.give(slot, fs, tid);
+    }
+    header.threads.fetch_sub(1, Relaxed);
+    for slot in FIRST_OWN..region.geometry.threads {
+        let thread = counters.thread(slot);
+        let key = thread.key.load(Relaxed);
+        let owner = thread.tid.load(Relaxed);
+        if !sys::is_thread(owner)
+            && thread
+                .key
+                .compare_exchange(key, fs, AcqRel, Relaxed)
+                .is_ok()
+        {
+            return counters.give(slot, fs, tid);
+        }
+    }
+    header.unseen.fetch_or(unseen::THREADS_SHARED, Relaxed);
+    counters.thread(SHARED)
 }

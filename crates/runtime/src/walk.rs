@@ -15,8 +15,6 @@ use pointee_index::origins::{Node, Rule};
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
 /// frames up; C++ without inlining needs more.
 const DEPTH: u32 = 8;
-/// A frame larger than this is taken for a wrong rule, and the walk ends before it.
-const FRAME_MAX: u64 = 1 << 20;
 
 /// The origin of a call to the entry `root`, whose return address lies at `slot` and whose caller's frame pointer is `rbp`.
 ///
@@ -27,47 +25,43 @@ pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
     let origins = &region().origins;
     let mut slot = slot as u64;
     let mut parent = root;
-    let mut depth = 0;
+    let mut below: Option<&Node> = None;
     loop {
         // SAFETY: the stack slot of a return address, by the caller's promise or by the rule of the frame below.
         let return_address = unsafe { *(slot as *const u64) };
-        let Some(node) = origins
-            .find(parent, return_address)
-            .or_else(|| add(parent, return_address))
-        else {
+        let found = origins.find(parent, return_address);
+        let Some(node) = found.or_else(|| add(parent, return_address, below)) else {
             return parent;
         };
         parent = node.id.load(Relaxed);
         let rule = Rule::from_bits(node.rule.load(Relaxed));
-        depth += 1;
-        if rule.is_leaf() || depth == DEPTH {
+        if rule.is_leaf() {
             return parent;
         }
-        let rsp = slot + 8;
-        let cfa = rule.cfa(rsp, rbp);
-        if cfa.wrapping_sub(rsp + 8) > FRAME_MAX || cfa & 7 != 0 {
+        let Some(next) = rule.next(slot, rbp) else {
             return parent;
+        };
+        if let Some(saved) = rule.saved_rbp(next) {
+            // SAFETY: the place lies in the frame, between the slot and the CFA, or the rule would not say so.
+            rbp = unsafe { *(saved as *const u64) };
         }
-        let saved = rule.saved_rbp();
-        if saved != 0 {
-            // SAFETY: the slot lies in the frame between rsp and the CFA, or the rule would not say so.
-            rbp = unsafe { *(cfa.wrapping_add(saved as u64) as *const u64) };
-        }
-        slot = cfa - 8;
+        slot = next;
+        below = Some(node);
     }
 }
 
 #[cold]
-fn add(parent: u32, return_address: u64) -> Option<&'static Node> {
+fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'static Node> {
     let origins = &region().origins;
+    let depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
-        return origins.add(parent, return_address, Rule::LEAF, u32::MAX);
+        return origins.add(parent, return_address, Rule::LEAF, u32::MAX, depth);
     };
-    let rule = if module.is_classified(return_address) {
+    let rule = if depth == DEPTH || module.is_classified(return_address) {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
     };
-    origins.add(parent, return_address, rule, module.number)
+    origins.add(parent, return_address, rule, module.number, depth)
 }
