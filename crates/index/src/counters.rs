@@ -149,34 +149,36 @@ impl Counters {
         thread
     }
 
-    /// [`Self::allocated`] for a thread with a slot of its own.
+    /// Counts a block of `bytes` from `origin` for a thread with a slot of its own. `true`: [`Self::settle`] is due.
     #[inline(always)]
-    pub fn allocated_own(&self, thread: &Thread, origin: u32, bytes: u64) {
+    #[must_use]
+    pub fn count_allocation(&self, thread: &Thread, origin: u32, bytes: u64) -> bool {
         let counts = self.counts_of(thread, origin);
         bump(&counts.allocations, 1, false);
         bump(&counts.bytes, bytes, false);
         let delta = thread.delta.load(Relaxed).wrapping_add(bytes as i64);
         thread.delta.store(delta, Relaxed);
-        if delta > thread.upper.load(Relaxed) {
-            self.settle(thread);
-        }
+        delta > thread.upper.load(Relaxed)
     }
 
-    /// [`Self::freed`] for a thread with a slot of its own.
+    /// Whether the free of a block of `bytes` needs no more than [`Self::count_free`]: the heap is not
+    /// higher than before, and nothing is due after.
     #[inline(always)]
-    pub fn freed_own(&self, thread: &Thread, origin: u32, bytes: u64) {
-        let before = thread.delta.load(Relaxed);
-        if before > thread.highest.load(Relaxed) {
-            self.new_height(thread, before);
-        }
+    #[must_use]
+    pub fn is_plain_free(&self, thread: &Thread, bytes: u64) -> bool {
+        let delta = thread.delta.load(Relaxed);
+        delta <= thread.highest.load(Relaxed)
+            && delta.wrapping_sub(bytes as i64) >= thread.lower.load(Relaxed)
+    }
+
+    /// Counts the free of a block of `bytes` that came from `origin`, for a thread with a slot of its own.
+    #[inline(always)]
+    pub fn count_free(&self, thread: &Thread, origin: u32, bytes: u64) {
         let counts = self.counts_of(thread, origin);
         bump(&counts.frees, 1, false);
         bump(&counts.freed_bytes, bytes, false);
         let delta = thread.delta.load(Relaxed).wrapping_sub(bytes as i64);
         thread.delta.store(delta, Relaxed);
-        if delta < thread.lower.load(Relaxed) {
-            self.settle(thread);
-        }
     }
 
     /// The counters of `origin` in the thread's slot; an origin out of bounds, as a damaged granule
@@ -189,7 +191,6 @@ impl Counters {
     }
 
     /// The heap is as high as it has not been since the last settling, and is about to shrink.
-    #[inline(never)]
     fn new_height(&self, thread: &Thread, height: i64) {
         thread.highest.store(height, Relaxed);
         if height > thread.capture_above.load(Relaxed) {
@@ -200,7 +201,10 @@ impl Counters {
     /// Counts a block of `bytes` from `origin`.
     pub fn allocated(&self, thread: &Thread, origin: u32, bytes: u64) {
         if !is_shared(thread) {
-            return self.allocated_own(thread, origin, bytes);
+            if self.count_allocation(thread, origin, bytes) {
+                self.settle(thread);
+            }
+            return;
         }
         let counts = self.counts_of(thread, origin);
         bump(&counts.allocations, 1, true);
@@ -216,7 +220,15 @@ impl Counters {
     /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
     pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
         if !is_shared(thread) {
-            return self.freed_own(thread, origin, bytes);
+            let height = thread.delta.load(Relaxed);
+            if height > thread.highest.load(Relaxed) {
+                self.new_height(thread, height);
+            }
+            self.count_free(thread, origin, bytes);
+            if thread.delta.load(Relaxed) < thread.lower.load(Relaxed) {
+                self.settle(thread);
+            }
+            return;
         }
         let counts = self.counts_of(thread, origin);
         bump(&counts.frees, 1, true);

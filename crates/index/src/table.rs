@@ -141,10 +141,11 @@ impl Writer {
         true
     }
 
-    /// [`Self::erase`] for the usual case. `None` if it is not that; nothing was done then.
+    /// [`Self::erase`] for the usual case, if a block of its size `may` be erased. `None` if it is not that; nothing
+    /// was done then.
     #[inline(always)]
     #[must_use]
-    pub fn try_erase(&self, address: u64) -> Option<Recorded> {
+    pub fn try_erase(&self, address: u64, may: impl FnOnce(u64) -> bool) -> Option<Recorded> {
         let word = self.even_word(address);
         if word.is_null() {
             return None;
@@ -155,12 +156,19 @@ impl Writer {
             if !words::is_start(first) {
                 return None;
             }
-            let recorded = self.recorded(word, first);
-            if recorded.size >= LARGE {
+            let size = if words::is_usual(first) {
+                u64::from((*word.add(1)).load(Relaxed))
+            } else {
+                words::single_size(first)?
+            };
+            if !may(size) {
                 return None;
             }
             (*word).store(0, Release);
-            Some(recorded)
+            Some(Recorded {
+                size,
+                origin: words::origin(first),
+            })
         }
     }
 

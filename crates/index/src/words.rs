@@ -6,11 +6,11 @@
 //! steps). Seen from one plane, words look like this:
 //!
 //! ```text
-//!   first word   1 S H wwwww… — start mark, Single, Huge; then
+//!   first word   1 S L wwwww… — start mark, Single, Large; then
 //!                  Single: 5 bits of size (0–16), 24 bits of origin
 //!                  else:   24 bits of origin
 //!   second word  0 sssssss…   — low 31 bits of the size          (not Single)
-//!   third word   0 sssssss…   — the bits above                   (Huge)
+//!   third word   0 sssssss…   — the bits above                   (Large: 64 KiB and more)
 //!   other words  no start mark; anything
 //! ```
 //!
@@ -18,6 +18,8 @@
 //! only the first word. A reader loads the first word with *acquire*, then the size, then the first word
 //! again: equal means the pair belongs together, unless the same origin's block was freed and
 //! replaced in between, and then both answers were true once.
+
+use crate::layout::LARGE;
 
 /// log2 of the bytes a granule covers.
 pub const GRANULE_SHIFT: u32 = 4;
@@ -27,7 +29,7 @@ pub const GRANULE: u64 = 1 << GRANULE_SHIFT;
 /// Marks the first word of a block.
 pub const START: u32 = 1 << 31;
 const SINGLE: u32 = 1 << 30;
-const HUGE: u32 = 1 << 29;
+const LARGE_MARK: u32 = 1 << 29;
 const SINGLE_SIZE_SHIFT: u32 = 24;
 /// Origins are numbered below this.
 pub const ORIGIN_LIMIT: u32 = 1 << 24;
@@ -40,7 +42,7 @@ pub struct Words {
     pub first: u32,
     /// Second word; `None` for a block of one granule.
     pub second: Option<u32>,
-    /// Third word; only blocks of 2 GiB and more have one.
+    /// Third word; only blocks of [`LARGE`] bytes and more have one.
     pub third: Option<u32>,
 }
 
@@ -56,7 +58,7 @@ pub const fn encode(size: u64, origin: u32) -> Words {
             second: None,
             third: None,
         }
-    } else if size <= LOW_SIZE {
+    } else if size < LARGE {
         Words {
             first: START | origin,
             second: Some(size as u32),
@@ -64,7 +66,7 @@ pub const fn encode(size: u64, origin: u32) -> Words {
         }
     } else {
         Words {
-            first: START | HUGE | origin,
+            first: START | LARGE_MARK | origin,
             second: Some((size & LOW_SIZE) as u32),
             third: Some(((size >> 31) & LOW_SIZE) as u32),
         }
@@ -76,6 +78,24 @@ pub const fn encode(size: u64, origin: u32) -> Words {
 #[must_use]
 pub const fn is_start(word: u32) -> bool {
     word & START != 0
+}
+
+/// Whether the block of `first` takes two words, no more and no less.
+#[inline(always)]
+#[must_use]
+pub const fn is_usual(first: u32) -> bool {
+    first & (SINGLE | LARGE_MARK) == 0
+}
+
+/// The size in a first word, if it holds all of it.
+#[inline(always)]
+#[must_use]
+pub const fn single_size(first: u32) -> Option<u64> {
+    if first & SINGLE != 0 {
+        Some((first >> SINGLE_SIZE_SHIFT & 0x1f) as u64)
+    } else {
+        None
+    }
 }
 
 /// The origin in a first word.
@@ -92,7 +112,7 @@ pub fn size(first: u32, mut next: impl FnMut(u64) -> u32) -> u64 {
         return u64::from(first >> SINGLE_SIZE_SHIFT & 0x1f);
     }
     let low = u64::from(next(1)) & LOW_SIZE;
-    if first & HUGE == 0 {
+    if first & LARGE_MARK == 0 {
         low
     } else {
         low | (u64::from(next(2)) & LOW_SIZE) << 31

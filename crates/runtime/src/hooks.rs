@@ -247,6 +247,9 @@ unsafe fn allocate(
     block
 }
 
+// The two fast paths call nothing that comes back, but for the original malloc: what is out of the
+// usual is left to a function that they end in, so that they save no registers for it.
+
 unsafe extern "C" fn on_malloc(
     a: usize,
     b: usize,
@@ -255,7 +258,6 @@ unsafe extern "C" fn on_malloc(
     rbp: u64,
     planted: &'static Planted,
 ) -> usize {
-    let caller = Caller { slot, rbp };
     let Some(thread) = threads::idle() else {
         // SAFETY: the program's own call.
         return unsafe { malloc_otherwise(a, b, c, slot, rbp, planted) };
@@ -263,31 +265,44 @@ unsafe extern "C" fn on_malloc(
     // SAFETY: the program's own call.
     let block = inside(thread, slot, || unsafe { planted.call(a, b, c) });
     let region = region();
-    begin_writing(region, thread);
-    // SAFETY: `slot` is the stack pointer at the hooked entry.
-    let origin = unsafe { walk::origin(planted.root, slot, rbp) };
-    if region.writer.try_insert(block as u64, a as u64, origin) {
-        region.counters.allocated_own(thread, origin, a as u64);
-        end_writing(thread);
-        return block;
+    thread.busy.store(WRITING, Relaxed);
+    compiler_fence(Acquire);
+    if region.header().gate.load(Relaxed) == 0 {
+        // SAFETY: `slot` is the stack pointer at the hooked entry.
+        let origin = unsafe { walk::known_origin(planted.root, slot, rbp) };
+        if let Some(origin) = origin
+            && region.writer.try_insert(block as u64, a as u64, origin)
+        {
+            let due = region.counters.count_allocation(thread, origin, a as u64);
+            end_writing(thread);
+            return if due { settle(block, thread) } else { block };
+        }
     }
     // SAFETY: as above.
-    unsafe { finish(region, thread, planted, caller, block, a) }
+    unsafe { finish(block, a, slot, rbp, planted, thread) }
 }
 
-/// The rest of an allocation whose block is no usual one.
 #[cold]
-unsafe fn finish(
-    region: &Region,
-    thread: &Thread,
-    planted: &Planted,
-    caller: Caller,
+extern "C" fn settle(block: usize, thread: &Thread) -> usize {
+    region().counters.settle(thread);
+    block
+}
+
+/// The rest of an allocation that is no usual one.
+#[cold]
+unsafe extern "C" fn finish(
     block: usize,
     size: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+    thread: &'static Thread,
 ) -> usize {
+    let region = region();
+    begin_writing(region, thread);
     if block != 0 {
         // SAFETY: as in `record`.
-        unsafe { record(region, thread, planted, caller, block, size) };
+        unsafe { record(region, thread, planted, Caller { slot, rbp }, block, size) };
     }
     end_writing(thread);
     block
@@ -369,17 +384,23 @@ unsafe extern "C" fn on_free(
     _: u64,
     planted: &'static Planted,
 ) -> usize {
-    if let Some(thread) = threads::idle() {
-        let region = region();
-        begin_writing(region, thread);
-        if let Some(block) = region.writer.try_erase(a as u64) {
-            region.counters.freed_own(thread, block.origin, block.size);
+    let Some(thread) = threads::idle() else {
+        // SAFETY: the program's own call.
+        return unsafe { free_otherwise(a, b, c, slot, planted) };
+    };
+    let region = region();
+    thread.busy.store(WRITING, Relaxed);
+    compiler_fence(Acquire);
+    if region.header().gate.load(Relaxed) == 0 {
+        let plain = |size| region.counters.is_plain_free(thread, size);
+        if let Some(block) = region.writer.try_erase(a as u64, plain) {
+            region.counters.count_free(thread, block.origin, block.size);
             end_writing(thread);
             // SAFETY: the program's own call.
             return unsafe { planted.call(a, b, c) };
         }
-        end_writing(thread);
     }
+    end_writing(thread);
     // SAFETY: the program's own call.
     unsafe { free_otherwise(a, b, c, slot, planted) }
 }

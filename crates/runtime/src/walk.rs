@@ -20,8 +20,32 @@ const DEPTH: u32 = 8;
 ///
 /// # Safety
 /// `slot` is the stack pointer at the entry of a function.
+pub(crate) unsafe fn origin(root: u32, slot: *const u64, rbp: u64) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { climb(root, slot, rbp, add) }.unwrap_or_else(|parent| parent)
+}
+
+/// The origin of such a call, if all of its path has been met before.
+///
+/// # Safety
+/// As for [`origin`].
 #[inline(always)]
-pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
+pub(crate) unsafe fn known_origin(root: u32, slot: *const u64, rbp: u64) -> Option<u32> {
+    // SAFETY: the caller's promise.
+    unsafe { climb(root, slot, rbp, |_, _, _| None) }.ok()
+}
+
+/// Walks up to a leaf. `Err` with the origin so far where a node is missing and `add` does not make one.
+///
+/// # Safety
+/// As for [`origin`].
+#[inline(always)]
+unsafe fn climb(
+    root: u32,
+    slot: *const u64,
+    mut rbp: u64,
+    add: impl Fn(u32, u64, Option<&Node>) -> Option<&'static Node>,
+) -> Result<u32, u32> {
     let origins = &region().origins;
     let mut slot = slot as u64;
     let mut parent = root;
@@ -30,16 +54,16 @@ pub(crate) unsafe fn origin(root: u32, slot: *const u64, mut rbp: u64) -> u32 {
         // SAFETY: the stack slot of a return address, by the caller's promise or by the rule of the frame below.
         let return_address = unsafe { *(slot as *const u64) };
         let found = origins.find(parent, return_address);
-        let Some(node) = found.or_else(|| add(parent, return_address, below)) else {
-            return parent;
-        };
+        let node = found
+            .or_else(|| add(parent, return_address, below))
+            .ok_or(parent)?;
         parent = node.id.load(Relaxed);
         let rule = Rule::from_bits(node.rule.load(Relaxed));
         if rule.is_leaf() {
-            return parent;
+            return Ok(parent);
         }
         let Some(next) = rule.next(slot, rbp) else {
-            return parent;
+            return Ok(parent);
         };
         if let Some(saved) = rule.saved_rbp(next) {
             // SAFETY: the place lies in the frame, between the slot and the CFA, or the rule would not say so.
