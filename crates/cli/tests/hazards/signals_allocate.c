@@ -27,7 +27,8 @@ int main(void)
             inside = 1;
             void *block = malloc(i);
             inside = 0;
-            sum += i;
+            for (int j = 0; j < 200; j++)
+                sum += j;
             inside = 1;
             free(block);
             inside = 0;
