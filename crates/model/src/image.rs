@@ -472,6 +472,35 @@ impl<'a> Image<'a> {
         })
     }
 
+    /// An image that knows nothing.
+    #[must_use]
+    pub fn empty() -> Image<'static> {
+        static HEADER: Header = Header {
+            magic: MAGIC,
+            format: FORMAT,
+            sections: 0,
+            build_id: [0; 20],
+            build_id_len: 0,
+            provenance: [0; 16],
+            flags: 0,
+        };
+        Image {
+            header: &HEADER,
+            strings: &[],
+            types: &[],
+            members: &[],
+            enumerators: &[],
+            functions: &[],
+            lines: &[],
+            inlines: &[],
+            sites: &[],
+            evidence: &[],
+            variables: &[],
+            entries: &[],
+            files: &[],
+        }
+    }
+
     /// The header.
     #[must_use]
     pub fn header(&self) -> &'a Header {

@@ -1,0 +1,370 @@
+//! *Is there an image of this file already, and where does a new one go?*
+//!
+//! ```text
+//!   embedded     section .pointee of the file itself                 same build ID and format
+//!   system       DIR/ID-FORMAT-PROVENANCE.image, DIR/ID-FORMAT.image   read-only; the short name is a packager's word
+//!   user         DIR/ID-FORMAT-PROVENANCE.image                      written here, by renaming
+//!   else         made, and kept in memory when it cannot be written
+//! ```
+//!
+//! *ID* is the build ID, or a hash of the contents where there is none. *Provenance* hashes what an image
+//! is made from (which debug files were found, the configuration), so that installing debug info
+//! changes the answer at the next question. A cached file that is not what its name says is made anew.
+
+use crate::debug_files::{DebugFiles, Search};
+use crate::dwarf::read_facts;
+use crate::elf::{Elf, ElfError, FileBytes};
+use crate::sites;
+use crate::writer::{self, Provenance};
+use pointee_model::image::{FORMAT, Image, ImageError};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use zerocopy::IntoBytes;
+
+/// Name of the section that holds an embedded image.
+pub const SECTION: &str = ".pointee";
+
+/// Where images are looked for and kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Read-only, in order of preference.
+    pub system: Vec<PathBuf>,
+    /// Read and written; `None`: nothing is kept.
+    pub user: Option<PathBuf>,
+}
+
+impl Default for Places {
+    /// `/var/lib/pointee/images`, and `pointee/images` in the user's cache folder.
+    fn default() -> Self {
+        let absolute = |name: &str| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let cache =
+            absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+        Self {
+            system: vec![PathBuf::from("/var/lib/pointee/images")],
+            user: cache.map(|cache| cache.join("pointee/images")),
+        }
+    }
+}
+
+/// What an image is made with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Where debug files are searched.
+    pub search: Search,
+    /// Where images are kept.
+    pub places: Places,
+    /// What the analysis of allocation sites may use.
+    pub sites: sites::Options,
+}
+
+/// What is being done, for those who wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading debug info.
+    DebugInfo,
+    /// Looking for allocation sites.
+    Sites,
+    /// Laying out and storing the image.
+    Writing,
+}
+
+/// Where an image came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The file's own section.
+    Embedded,
+    /// A cached image.
+    Cached(PathBuf),
+    /// Made just now; `Some` where it was stored.
+    Made(Option<PathBuf>),
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The file is no ELF file that can be read.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// What was made is not an image (it may be larger than the format can say).
+    #[error("image just made: {0}")]
+    Image(ImageError),
+    /// A file could not be written.
+    #[error("{path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file cannot take one more section.
+    #[error("cannot embed: {0}")]
+    Embed(&'static str),
+}
+
+/// An image, checked, with the bytes that it lies in.
+#[derive(Debug)]
+pub struct LoadedImage {
+    bytes: ImageBytes,
+    origin: Origin,
+    diagnostics: Vec<String>,
+}
+
+#[derive(Debug)]
+enum ImageBytes {
+    Mapped(FileBytes),
+    /// In words, because records are 8-byte aligned.
+    Words {
+        words: Vec<u64>,
+        len: usize,
+    },
+}
+
+impl LoadedImage {
+    fn new(
+        bytes: ImageBytes,
+        origin: Origin,
+        diagnostics: Vec<String>,
+    ) -> Result<Self, ImageError> {
+        let loaded = Self {
+            bytes,
+            origin,
+            diagnostics,
+        };
+        Image::parse(loaded.bytes())?;
+        Ok(loaded)
+    }
+
+    fn from_slice(
+        bytes: &[u8],
+        origin: Origin,
+        diagnostics: Vec<String>,
+    ) -> Result<Self, ImageError> {
+        let mut words = vec![0_u64; bytes.len().div_ceil(8)];
+        if let Some(start) = words.as_mut_bytes().get_mut(..bytes.len()) {
+            start.copy_from_slice(bytes);
+        }
+        let len = bytes.len();
+        Self::new(ImageBytes::Words { words, len }, origin, diagnostics)
+    }
+
+    /// The bytes of the image.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            ImageBytes::Mapped(bytes) => bytes,
+            ImageBytes::Words { words, len } => words.as_bytes().get(..*len).unwrap_or(&[]),
+        }
+    }
+
+    /// The view of it.
+    #[must_use]
+    pub fn image(&self) -> Image<'_> {
+        // Checked when loaded; but a mapped file is only as constant as its owner lets it be.
+        Image::parse(self.bytes()).unwrap_or_else(|_| Image::empty())
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// What was wrong or not understood; empty for images that were not made just now.
+    #[must_use]
+    pub fn diagnostics(&self) -> &[String] {
+        &self.diagnostics
+    }
+}
+
+/// The image of the file at `path`: embedded, cached, or made and cached.
+///
+/// # Errors
+/// [`CacheError`] when the file cannot be read as ELF. A cache that cannot be read or written is no
+/// error.
+pub fn image_for(
+    path: &Path,
+    options: &Options,
+    progress: &dyn Fn(Stage),
+) -> Result<LoadedImage, CacheError> {
+    image_of(&Elf::open(path)?, options, progress)
+}
+
+/// The image of a file that is open already, or that came over as bytes ([`Elf::from_bytes`]).
+///
+/// # Errors
+/// As [`image_for`].
+pub fn image_of(
+    elf: &Elf,
+    options: &Options,
+    progress: &dyn Fn(Stage),
+) -> Result<LoadedImage, CacheError> {
+    if let Some(found) = embedded(elf) {
+        return Ok(found);
+    }
+    let debug = DebugFiles::find(elf, &options.search);
+    let provenance = provenance_of(elf, &debug, options);
+    let name = file_name(elf, &provenance);
+    let systems = options.places.system.iter().flat_map(|directory| {
+        [
+            (directory.join(&name), true),
+            (directory.join(short_name(elf)), false),
+        ]
+    });
+    let user = options
+        .places
+        .user
+        .as_ref()
+        .map(|directory| directory.join(&name));
+    for (path, exact) in systems.chain(user.iter().map(|path| (path.clone(), true))) {
+        if let Some(found) = load(&path, &provenance, exact) {
+            return Ok(found);
+        }
+    }
+    let (bytes, diagnostics) = make(elf, &debug, options, &provenance, progress);
+    let stored = user.filter(|path| store(path, &bytes).is_ok());
+    LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
+}
+
+/// Makes an image, whatever is cached.
+fn make(
+    elf: &Elf,
+    debug: &DebugFiles,
+    options: &Options,
+    provenance: &Provenance,
+    progress: &dyn Fn(Stage),
+) -> (Vec<u8>, Vec<String>) {
+    progress(Stage::DebugInfo);
+    let facts = read_facts(elf, debug);
+    progress(Stage::Sites);
+    let sites = sites::infer(elf, &facts, &options.sites);
+    progress(Stage::Writing);
+    let bytes = writer::write(&facts, &sites, provenance);
+    let mut diagnostics = facts.diagnostics;
+    diagnostics.extend(sites.diagnostics);
+    (bytes, diagnostics)
+}
+
+fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance {
+    let mut hash = Xxh3::new();
+    hash.update(&FORMAT.to_le_bytes());
+    hash.update(&debug.identity().to_le_bytes());
+    hash.update(format!("{:?}", options.sites).as_bytes());
+    Provenance {
+        build_id: elf.build_id().to_vec(),
+        inputs: hash.digest128().to_le_bytes(),
+    }
+}
+
+fn id_of(elf: &Elf) -> String {
+    match elf.build_id() {
+        [] => format!("c-{:032x}", xxh3_128(elf.bytes())),
+        id => hex(id),
+    }
+}
+
+fn file_name(elf: &Elf, provenance: &Provenance) -> String {
+    format!("{}-{FORMAT}-{}.image", id_of(elf), hex(&provenance.inputs))
+}
+
+fn short_name(elf: &Elf) -> String {
+    format!("{}-{FORMAT}.image", id_of(elf))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Loads a cached image if it is what its name says; with `exact`, provenance included.
+fn load(path: &Path, provenance: &Provenance, exact: bool) -> Option<LoadedImage> {
+    let bytes = FileBytes::open(path).ok()?;
+    let found = match bytes {
+        FileBytes::Mapped(_) => LoadedImage::new(
+            ImageBytes::Mapped(bytes),
+            Origin::Cached(path.to_owned()),
+            Vec::new(),
+        )
+        .ok()?,
+        FileBytes::Owned(_) => return None, // an empty file
+    };
+    let image = found.image();
+    let matches = is_of(&image, &provenance.build_id)
+        && (!exact || image.header().provenance == provenance.inputs);
+    matches.then_some(found)
+}
+
+/// Images keep the first 20 bytes of a build ID.
+fn is_of(image: &Image<'_>, build_id: &[u8]) -> bool {
+    image.build_id() == build_id.get(..build_id.len().min(20)).unwrap_or(&[])
+}
+
+fn embedded(elf: &Elf) -> Option<LoadedImage> {
+    let section = elf.section(SECTION)?;
+    let found =
+        LoadedImage::from_slice(elf.stored_bytes(section), Origin::Embedded, Vec::new()).ok()?;
+    is_of(&found.image(), elf.build_id()).then_some(found)
+}
+
+/// Writes a file so that readers see all of it or nothing.
+fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    write_whole(path, bytes, 0o600)
+}
+
+fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.{number}.tmp", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // Best effort: a full disk should not also keep the remains.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Writes a copy of the file at `path` that carries its own image to `out`.
+///
+/// The image goes into a section that is not loaded, behind everything else in the file, so that the
+/// program runs as before and `strip` can remove it.
+///
+/// # Errors
+/// [`CacheError`], also when the file already carries an image.
+pub fn embed(path: &Path, out: &Path, options: &Options) -> Result<(), CacheError> {
+    let elf = Elf::open(path)?;
+    if elf.section(SECTION).is_some() {
+        return Err(CacheError::Embed("it has an image already"));
+    }
+    let debug = DebugFiles::find(&elf, &options.search);
+    let provenance = provenance_of(&elf, &debug, options);
+    let (image, _) = make(&elf, &debug, options, &provenance, &|_| {});
+    let bytes = crate::elf::with_section(&elf, SECTION, &image).ok_or(CacheError::Embed(
+        "its section headers are damaged or absent",
+    ))?;
+    let mode = fs::metadata(path).map_or(0o755, |metadata| {
+        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
+    });
+    write_whole(out, &bytes, mode & 0o7777).map_err(|source| CacheError::Write {
+        path: out.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,305 @@
+//! *Which instructions of the file call what?*
+//!
+//! Each function is decoded once, linearly over its pieces, and only its calls are kept: direct
+//! calls, calls through a linkage slot, indirect calls, and jumps that leave the function (tail
+//! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
+
+use super::model::NO_RETURN;
+use crate::elf::{Callee, Elf};
+use crate::facts::{Facts, Function};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
+
+/// What is called.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) enum Key {
+    /// A function of this file; index into [`Program::bodies`].
+    Local(u32),
+    /// A function another file defines; index into [`Program::imports`].
+    Import(u32),
+    /// Known at run time only.
+    Indirect,
+}
+
+/// One call or tail jump.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call {
+    pub(super) address: u64,
+    pub(super) callee: Key,
+}
+
+/// One function with its calls, in order of address.
+pub(super) struct Body<'f> {
+    pub(super) name: &'f str,
+    pub(super) linkage_name: &'f str,
+    pub(super) entry: u64,
+    pub(super) ranges: Vec<(u64, u64)>,
+    /// What debug info says of it.
+    pub(super) function: Option<&'f Function>,
+    pub(super) calls: Vec<Call>,
+    /// Whether it can come back to its caller.
+    pub(super) returns: bool,
+}
+
+/// All functions of the file.
+pub(super) struct Program<'f> {
+    pub(super) elf: &'f Elf,
+    pub(super) bodies: Vec<Body<'f>>,
+    pub(super) imports: Vec<&'f str>,
+    entries: HashMap<u64, u32>,
+    import_index: HashMap<&'f str, u32>,
+    no_return: HashSet<&'static str>,
+}
+
+/// A call before its callee's key is known.
+struct Raw<'f> {
+    address: u64,
+    target: Option<Callee<'f>>,
+}
+
+impl<'f> Program<'f> {
+    pub(super) fn new(elf: &'f Elf, facts: &'f Facts) -> Self {
+        let mut bodies = bodies(elf, facts);
+        bodies.sort_by_key(|body| body.entry);
+        bodies.dedup_by_key(|body| body.entry);
+        let entries: HashMap<u64, u32> = (0..).zip(&bodies).map(|(at, b)| (b.entry, at)).collect();
+        let mut program = Self {
+            elf,
+            bodies,
+            imports: Vec::new(),
+            entries,
+            import_index: HashMap::new(),
+            no_return: NO_RETURN.iter().copied().collect(),
+        };
+        let raw: Vec<(Vec<Raw<'f>>, bool)> = program
+            .bodies
+            .par_iter()
+            .map(|body| scan(elf, body))
+            .collect();
+        for (at, (calls, returns)) in raw.into_iter().enumerate() {
+            let calls = calls
+                .into_iter()
+                .filter_map(|raw| {
+                    Some(Call {
+                        address: raw.address,
+                        callee: match raw.target {
+                            Some(target) => program.intern(target)?,
+                            None => Key::Indirect,
+                        },
+                    })
+                })
+                .collect();
+            program.bodies[at].calls = calls;
+            program.bodies[at].returns = returns;
+        }
+        program
+    }
+
+    fn intern(&mut self, callee: Callee<'f>) -> Option<Key> {
+        match callee {
+            Callee::Local(address) => self.entries.get(&address).copied().map(Key::Local),
+            Callee::Imported(name) => {
+                let next = u32::try_from(self.imports.len()).ok()?;
+                let index = *self.import_index.entry(name).or_insert(next);
+                if index == next {
+                    self.imports.push(name);
+                }
+                Some(Key::Import(index))
+            }
+        }
+    }
+
+    /// The function behind a key, if this file defines it.
+    pub(super) fn body(&self, key: Key) -> Option<&Body<'f>> {
+        match key {
+            Key::Local(index) => self.bodies.get(index as usize),
+            _ => None,
+        }
+    }
+
+    /// The linker name behind a key.
+    pub(super) fn name(&self, key: Key) -> &'f str {
+        match key {
+            Key::Local(index) => self
+                .bodies
+                .get(index as usize)
+                .map_or("", |b| b.linkage_name),
+            Key::Import(index) => self.imports.get(index as usize).copied().unwrap_or(""),
+            Key::Indirect => "",
+        }
+    }
+
+    /// Whether a call to `key` comes back.
+    pub(super) fn returns(&self, key: Key) -> bool {
+        let name = self.name(key);
+        if self.no_return.contains(name) || name.contains("core9panicking") {
+            return false;
+        }
+        self.body(key).is_none_or(|body| body.returns)
+    }
+
+    /// Local functions whose address the file takes: in data, or by `lea`/`mov` in code.
+    pub(super) fn address_taken(&self, of: &HashSet<u32>) -> HashSet<u32> {
+        let wanted: HashMap<u64, u32> = of
+            .iter()
+            .filter_map(|at| Some((self.bodies.get(*at as usize)?.entry, *at)))
+            .collect();
+        let mut taken: HashSet<u32> = HashSet::new();
+        for section in self.elf.sections() {
+            let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
+            // Linkage slots serve direct calls; they say nothing about pointers.
+            if !data || section.name.starts_with(".got") {
+                continue;
+            }
+            for slot in
+                (section.address.next_multiple_of(8)..section.address + section.size).step_by(8)
+            {
+                if let Some(Callee::Local(address)) = self.elf.got_target(slot)
+                    && let Some(at) = wanted.get(&address)
+                {
+                    taken.insert(*at);
+                }
+            }
+        }
+        let in_code: Vec<u32> = self
+            .bodies
+            .par_iter()
+            .flat_map_iter(|body| {
+                let mut found = Vec::new();
+                each_instruction(self.elf, body, |instruction| {
+                    if let Some(address) = taken_address(instruction)
+                        && let Some(at) = wanted.get(&address)
+                    {
+                        found.push(*at);
+                    }
+                });
+                found
+            })
+            .collect();
+        taken.extend(in_code);
+        taken
+    }
+}
+
+/// `SHF_WRITE`.
+const WRITABLE: u64 = 1;
+
+/// The address an instruction takes rather than calls.
+fn taken_address(instruction: &Instruction) -> Option<u64> {
+    if instruction.is_ip_rel_memory_operand() {
+        return (instruction.mnemonic() == iced_x86::Mnemonic::Lea)
+            .then(|| instruction.ip_rel_memory_address());
+    }
+    (instruction.mnemonic() == iced_x86::Mnemonic::Mov
+        && matches!(
+            instruction.op1_kind(),
+            OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64
+        ))
+    .then(|| instruction.immediate(1))
+}
+
+fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
+    let mut bodies: Vec<Body<'f>> = facts
+        .functions
+        .iter()
+        .map(|function| Body {
+            name: &function.name,
+            linkage_name: &function.linkage_name,
+            entry: function.entry,
+            ranges: function.ranges.clone(),
+            function: function.has_dwarf.then_some(function),
+            calls: Vec::new(),
+            returns: true,
+        })
+        .collect();
+    let known: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    for symbol in elf.symbols() {
+        if symbol.is_function() && symbol.size > 0 && !known.contains(&symbol.address) {
+            bodies.push(Body {
+                name: symbol.name,
+                linkage_name: symbol.name,
+                entry: symbol.address,
+                ranges: vec![(symbol.address, symbol.address.saturating_add(symbol.size))],
+                function: None,
+                calls: Vec::new(),
+                returns: true,
+            });
+        }
+    }
+    bodies
+}
+
+/// Decodes all pieces of a function, in order.
+pub(super) fn each_instruction(elf: &Elf, body: &Body<'_>, mut visit: impl FnMut(&Instruction)) {
+    let mut instruction = Instruction::default();
+    for (start, end) in &body.ranges {
+        let Some(code) = usize::try_from(end.saturating_sub(*start))
+            .ok()
+            .and_then(|len| elf.code_at(*start, len))
+        else {
+            continue;
+        };
+        let mut decoder = Decoder::with_ip(64, code, *start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            visit(&instruction);
+        }
+    }
+}
+
+/// Whether `address` lies in a piece of the function.
+pub(super) fn contains(ranges: &[(u64, u64)], address: u64) -> bool {
+    ranges
+        .iter()
+        .any(|(start, end)| (*start..*end).contains(&address))
+}
+
+fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> (Vec<Raw<'f>>, bool) {
+    let mut calls = Vec::new();
+    let mut returns = false;
+    each_instruction(elf, body, |instruction| {
+        let leaves = |target: u64| !contains(&body.ranges, target);
+        let found = match instruction.flow_control() {
+            FlowControl::Return => {
+                returns = true;
+                None
+            }
+            FlowControl::Call | FlowControl::IndirectCall => Some(target(elf, instruction)),
+            FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch
+                if leaves(instruction.near_branch_target()) =>
+            {
+                returns = true;
+                Some(target(elf, instruction))
+            }
+            FlowControl::IndirectBranch => {
+                returns = true;
+                // Without a slot it is a jump table as likely as a tail call.
+                Some(target(elf, instruction))
+            }
+            _ => None,
+        };
+        if let Some(target) = found {
+            calls.push(Raw {
+                address: instruction.ip(),
+                target,
+            });
+        }
+    });
+    // Pieces lie in any order; the entry's comes first.
+    calls.sort_by_key(|raw: &Raw<'_>| raw.address);
+    // A function that only loops is as good as one that never returns; an empty one is not.
+    let returns = returns || calls.is_empty();
+    (calls, returns)
+}
+
+fn target<'f>(elf: &'f Elf, instruction: &Instruction) -> Option<Callee<'f>> {
+    if instruction.op0_kind() == OpKind::NearBranch64 {
+        let address = instruction.near_branch_target();
+        return Some(elf.plt_target(address).unwrap_or(Callee::Local(address)));
+    }
+    if instruction.memory_base() == Register::RIP {
+        return elf.got_target(instruction.ip_rel_memory_address());
+    }
+    None
+}

@@ -1,0 +1,133 @@
+//! *What do C++ names and inlined library calls say of an allocation?*
+//!
+//! The standard containers allocate through `allocate` of some allocator; its result is `T *`, and
+//! the innermost such call around the site tells `T`. An object made by `new` meets its constructor.
+
+use super::typing::{Pointee, Types};
+use crate::facts::Function;
+use pointee_model::image::TypeIndex;
+
+/// Functions of allocators whose result is the memory asked for.
+const ALLOCATE: [&str; 4] = [
+    "allocate",
+    "allocate_at_least",
+    "_M_allocate",
+    "_S_allocate",
+];
+
+/// The type that the inlined allocator call around `at`, or the function itself, hands out; with
+/// the name of that call.
+pub(super) fn allocated(
+    function: &Function,
+    types: &Types<'_>,
+    at: u64,
+) -> Option<(TypeIndex, String)> {
+    let around = |ranges: &[(u64, u64)]| {
+        ranges
+            .iter()
+            .any(|(start, end)| (*start..*end).contains(&at))
+    };
+    let mut inlines: Vec<_> = function
+        .inlines
+        .iter()
+        .filter(|inline| around(&inline.ranges))
+        .collect();
+    inlines.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
+    let own = (function.name.as_str(), function.result, &function.arguments);
+    inlines
+        .iter()
+        .map(|inline| (inline.name.as_str(), inline.result, &inline.arguments))
+        .chain(std::iter::once(own))
+        .filter(|(name, ..)| ALLOCATE.contains(&last_component(name)))
+        .find_map(|(name, result, arguments)| {
+            let result = match types.pointee(result?) {
+                Some(Pointee::Type(target)) => Some(target),
+                _ => None,
+            };
+            let target = result.or_else(|| arguments.first().map(|at| types.strip(*at)))?;
+            Some((target, name.to_owned()))
+        })
+}
+
+/// Whether a qualified name is that of a constructor: `ns::Class<T>::Class(int)`.
+pub(super) fn is_constructor(name: &str) -> bool {
+    let parts = components(name);
+    match parts[..] {
+        [.., class, function] => class == function,
+        _ => false,
+    }
+}
+
+/// The last component of a qualified name, without template arguments and parameters.
+pub(super) fn last_component(name: &str) -> &str {
+    components(name).last().copied().unwrap_or("")
+}
+
+/// The components of a qualified name, each without its template arguments; parameters are cut off.
+fn components(name: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut depth, mut start, mut end) = (0_u32, 0, None);
+    let bytes = name.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'<' => {
+                if depth == 0 {
+                    end = end.or(Some(at));
+                }
+                depth += 1;
+            }
+            b'>' => depth = depth.saturating_sub(1),
+            b'(' if depth == 0 && at > start => {
+                end = end.or(Some(at));
+                break;
+            }
+            b':' if depth == 0 && bytes.get(at + 1) == Some(&b':') => {
+                parts.push(name.get(start..end.unwrap_or(at)).unwrap_or(""));
+                at += 1;
+                start = at + 1;
+                end = None;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    parts.push(name.get(start..end.unwrap_or(bytes.len())).unwrap_or(""));
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constructors() {
+        let rows = [
+            ("Node::Node", true),
+            ("ns::Node::Node(int, char const*)", true),
+            ("std::vector<a::b>::vector(std::vector<a::b> const&)", true),
+            ("Node::~Node()", false),
+            ("Node::make(Node)", false),
+            ("main", false),
+            ("", false),
+        ];
+        for (name, expect) in rows {
+            assert_eq!(is_constructor(name), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn last_components() {
+        let rows = [
+            (
+                "__gnu_cxx::new_allocator<std::pair<int, x::y>>::allocate",
+                "allocate",
+            ),
+            ("std::allocator<T>::allocate(unsigned long)", "allocate"),
+            ("free_standing", "free_standing"),
+        ];
+        for (name, expect) in rows {
+            assert_eq!(last_component(name), expect, "{name}");
+        }
+    }
+}

@@ -1,0 +1,496 @@
+//! *What happens to the results of the allocations in one function?*
+//!
+//! An abstract interpretation over the function's basic blocks. First the states at the starts of
+//! blocks are computed to a fixed point; then each block is gone through once more with its final
+//! state, and what is seen is noted down as [`Observation`]s. The transfer function is in
+//! [`step`](super::step), the effect of calls in [`effects`](super::effects).
+//!
+//! Blocks that nothing is seen to jump to are the targets of jump tables, or landing pads: the
+//! former take the merged state of all indirect jumps, the latter a state that knows the frame only.
+
+use super::calls::{Body, Key, Program, contains, each_instruction};
+use super::parameters::{Parameters, parameters};
+use super::places::Places;
+use super::state::{SP, State, general};
+use super::typing::Types;
+use super::value::{Origins, Value};
+use super::wrappers::Allocators;
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+use pointee_model::evidence::Witness;
+use pointee_model::image::TypeIndex;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+/// How often a block is gone through before its state counts as final.
+const VISITS: u32 = 8;
+/// Instructions of one function; longer ones are not looked at.
+const LONGEST: usize = 400_000;
+
+/// What an observation points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// `void`.
+    Void,
+    /// One of these types, stripped (several for the arms of a union).
+    Types(Vec<TypeIndex>),
+    /// What lies at `offset` in the result of another allocation of this function.
+    Into { call: u64, offset: i64 },
+}
+
+/// One observation on the result of one allocation.
+#[derive(Clone, Debug)]
+pub(super) struct Observation {
+    /// The allocation's call.
+    pub(super) call: u64,
+    pub(super) witness: Witness,
+    pub(super) seen: Seen,
+    /// The instruction that shows it.
+    pub(super) address: u64,
+    pub(super) what: String,
+}
+
+/// One allocation met.
+#[derive(Clone, Debug)]
+pub(super) struct Met {
+    pub(super) call: u64,
+    pub(super) next: u64,
+    pub(super) callee: Key,
+    pub(super) tail: bool,
+    pub(super) indirect: bool,
+    /// Bytes asked for.
+    pub(super) size: Value,
+    /// The unit, where count and unit are given apart.
+    pub(super) unit: Option<u64>,
+    /// Count and unit.
+    pub(super) factors: Option<(Value, Value)>,
+    /// The integer arguments.
+    pub(super) arguments: [Value; 6],
+}
+
+/// What the interpretation of one function found.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) met: Vec<Met>,
+    pub(super) observations: Vec<Observation>,
+    /// Allocations that are returned, with the offset in the block.
+    pub(super) returned: Vec<(u64, i64)>,
+    /// The function was too long to be looked at.
+    pub(super) incomplete: bool,
+}
+
+/// One function under interpretation.
+pub(super) struct Interpreter<'a, 'f> {
+    pub(super) program: &'a Program<'f>,
+    pub(super) types: &'a Types<'f>,
+    pub(super) allocators: &'a Allocators<'f>,
+    pub(super) body: &'a Body<'f>,
+    pub(super) places: Places<'f>,
+    pub(super) parameters: Parameters<'f>,
+    pub(super) origins: Origins,
+    pub(super) info: InstructionInfoFactory,
+    /// Slots whose address left the function.
+    pub(super) escaped: BTreeSet<i64>,
+    /// Types of allocations that an earlier run over the function has told, by call.
+    pub(super) hints: HashMap<u64, TypeIndex>,
+    pub(super) recording: bool,
+    pub(super) seen: HashSet<(u64, u32)>,
+    pub(super) outcome: Outcome,
+    code: Vec<Instruction>,
+    starts: Vec<u64>,
+}
+
+/// Where control goes at the end of a block.
+enum Exit {
+    To(u64),
+    /// A jump table.
+    Table,
+}
+
+impl<'a, 'f> Interpreter<'a, 'f> {
+    pub(super) fn new(
+        program: &'a Program<'f>,
+        types: &'a Types<'f>,
+        allocators: &'a Allocators<'f>,
+        body: &'a Body<'f>,
+    ) -> Self {
+        Self {
+            program,
+            types,
+            allocators,
+            body,
+            places: Places::new(body.function, types),
+            parameters: parameters(body, types),
+            origins: Origins::default(),
+            info: InstructionInfoFactory::new(),
+            escaped: BTreeSet::new(),
+            hints: HashMap::new(),
+            recording: false,
+            seen: HashSet::new(),
+            outcome: Outcome::default(),
+            code: Vec::new(),
+            starts: Vec::new(),
+        }
+    }
+
+    /// What is loaded from an allocation whose type is known is typed too.
+    pub(super) fn with_hints(mut self, hints: HashMap<u64, TypeIndex>) -> Self {
+        self.hints = hints;
+        self
+    }
+
+    pub(super) fn run(mut self) -> Outcome {
+        let mut code = Vec::new();
+        each_instruction(self.program.elf, self.body, |instruction| {
+            if code.len() < LONGEST {
+                code.push(*instruction);
+            }
+        });
+        code.sort_by_key(Instruction::ip);
+        self.code = code;
+        if self.code.len() >= LONGEST {
+            self.outcome.incomplete = true;
+            return self.outcome;
+        }
+        let jumped_to = self.find_blocks();
+        let mut states: Vec<Option<State>> = vec![None; self.starts.len()];
+        let mut visits = vec![0_u32; self.starts.len()];
+        let mut work = VecDeque::new();
+        let mut tables: Option<State> = None;
+
+        if let Some(entry) = self.block_at(self.body.entry) {
+            states[entry] = Some(self.parameters.entry_state());
+            work.push_back(entry);
+        }
+        self.solve(&mut work, &mut states, &mut visits, &mut tables);
+        // What the tables lead to may hold further tables.
+        for _ in 0..4 {
+            let Some(from_tables) = tables.clone() else {
+                break;
+            };
+            for (block, reached) in jumped_to.iter().enumerate() {
+                if !reached && self.starts[block] != self.body.entry {
+                    self.enter(block, &from_tables, &mut states, &mut work);
+                }
+            }
+            if work.is_empty() {
+                break;
+            }
+            self.solve(&mut work, &mut states, &mut visits, &mut tables);
+        }
+        self.reach_the_rest(&mut work, &mut states, &mut visits, &mut tables);
+
+        self.recording = true;
+        for (block, state) in states.into_iter().enumerate() {
+            if let Some(state) = state {
+                self.go_through(block, state);
+            }
+        }
+        self.outcome
+    }
+
+    /// Landing pads and the like that hold a call: reached with nothing known but the frame.
+    fn reach_the_rest(
+        &mut self,
+        work: &mut VecDeque<usize>,
+        states: &mut [Option<State>],
+        visits: &mut [u32],
+        tables: &mut Option<State>,
+    ) {
+        let frame = states
+            .iter()
+            .flatten()
+            .map(|state| state.registers[SP])
+            .next_back();
+        for block in 0..self.starts.len() {
+            let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
+            let calls = self
+                .body
+                .calls
+                .iter()
+                .any(|call| (self.starts[block]..end).contains(&call.address));
+            if states[block].is_none() && calls {
+                let mut state = State::at_entry();
+                state.registers[SP] = frame.unwrap_or_default();
+                states[block] = Some(state);
+                work.push_back(block);
+                self.solve(work, states, visits, tables);
+            }
+        }
+    }
+
+    fn solve(
+        &mut self,
+        work: &mut VecDeque<usize>,
+        states: &mut [Option<State>],
+        visits: &mut [u32],
+        tables: &mut Option<State>,
+    ) {
+        while let Some(block) = work.pop_front() {
+            visits[block] += 1;
+            let Some(state) = states[block].clone().filter(|_| visits[block] <= VISITS) else {
+                continue;
+            };
+            for (state, exit) in self.go_through(block, state) {
+                match exit {
+                    Exit::To(target) => {
+                        if let Some(next) = self.block_at(target) {
+                            self.enter(next, &state, states, work);
+                        }
+                    }
+                    Exit::Table => match tables {
+                        Some(merged) => {
+                            let types = self.types;
+                            merged.merge(&state, &mut self.origins, |at| types.size(at));
+                        }
+                        None => *tables = Some(state.clone()),
+                    },
+                }
+            }
+        }
+    }
+
+    fn enter(
+        &mut self,
+        block: usize,
+        state: &State,
+        states: &mut [Option<State>],
+        work: &mut VecDeque<usize>,
+    ) {
+        let changed = match &mut states[block] {
+            Some(known) => {
+                let types = self.types;
+                known.merge(state, &mut self.origins, |at| types.size(at))
+            }
+            empty => {
+                *empty = Some(state.clone());
+                true
+            }
+        };
+        if changed && !work.contains(&block) {
+            work.push_back(block);
+        }
+    }
+
+    /// Splits the code into blocks; says of each whether anything is seen to lead to it.
+    fn find_blocks(&mut self) -> Vec<bool> {
+        let mut starts = BTreeSet::new();
+        let mut reached = BTreeSet::new();
+        starts.insert(self.body.entry);
+        let mut fallen_into = false;
+        for (at, instruction) in self.code.iter().enumerate() {
+            let after = instruction.next_ip();
+            let padding = is_padding(instruction);
+            if !fallen_into && !padding {
+                starts.insert(instruction.ip());
+                fallen_into = true;
+            }
+            let next_here = self.code.get(at + 1).is_some_and(|next| next.ip() == after);
+            match instruction.flow_control() {
+                FlowControl::ConditionalBranch
+                | FlowControl::UnconditionalBranch
+                | FlowControl::XbeginXabortXend => {
+                    let target = instruction.near_branch_target();
+                    if contains(&self.body.ranges, target) {
+                        starts.insert(target);
+                        reached.insert(target);
+                    }
+                    if instruction.flow_control() == FlowControl::UnconditionalBranch {
+                        fallen_into = false;
+                    } else if next_here {
+                        starts.insert(after);
+                        reached.insert(after);
+                    }
+                }
+                FlowControl::Return
+                | FlowControl::IndirectBranch
+                | FlowControl::Interrupt
+                | FlowControl::Exception => fallen_into = false,
+                FlowControl::Call if !self.comes_back(instruction) => fallen_into = false,
+                _ => {
+                    if self
+                        .code
+                        .get(at + 1)
+                        .is_some_and(|next| starts.contains(&next.ip()))
+                    {
+                        reached.insert(after);
+                    }
+                }
+            }
+            fallen_into &= next_here;
+        }
+        self.starts = starts.into_iter().collect();
+        // A block that the one before it runs into is reached as well.
+        self.starts
+            .iter()
+            .map(|start| reached.contains(start) || self.runs_into(*start))
+            .collect()
+    }
+
+    fn runs_into(&self, start: u64) -> bool {
+        let at = self
+            .code
+            .partition_point(|instruction| instruction.ip() < start);
+        at.checked_sub(1)
+            .and_then(|before| self.code.get(before))
+            .is_some_and(|before| {
+                before.next_ip() == start
+                    && !is_padding(before)
+                    && match before.flow_control() {
+                        FlowControl::Next | FlowControl::IndirectCall => true,
+                        FlowControl::Call => self.comes_back(before),
+                        _ => false,
+                    }
+            })
+    }
+
+    fn comes_back(&self, call: &Instruction) -> bool {
+        self.callee_at(call.ip())
+            .is_none_or(|callee| self.program.returns(callee))
+    }
+
+    /// The callee of the call or tail jump at `address`.
+    pub(super) fn callee_at(&self, address: u64) -> Option<Key> {
+        self.body
+            .calls
+            .binary_search_by_key(&address, |call| call.address)
+            .ok()
+            .map(|found| self.body.calls[found].callee)
+    }
+
+    fn block_at(&self, address: u64) -> Option<usize> {
+        self.starts.binary_search(&address).ok()
+    }
+
+    fn go_through(&mut self, block: usize, mut state: State) -> Vec<(State, Exit)> {
+        let start = self.starts[block];
+        let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
+        let first = self
+            .code
+            .partition_point(|instruction| instruction.ip() < start);
+        let mut at = first;
+        let mut expected = start;
+        while let Some(instruction) = self.code.get(at).copied() {
+            if instruction.ip() >= end || instruction.ip() != expected {
+                break;
+            }
+            if self.recording {
+                self.observe_variables(&state, instruction.ip());
+            }
+            let next = instruction.next_ip();
+            match instruction.flow_control() {
+                FlowControl::Next => self.step(&instruction, &mut state),
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    if !self.call(&instruction, &mut state, false) {
+                        return Vec::new();
+                    }
+                }
+                FlowControl::Return => {
+                    self.returns(&state, instruction.ip());
+                    return Vec::new();
+                }
+                FlowControl::UnconditionalBranch => {
+                    let exit = self.branch(&instruction, &mut state);
+                    return exit.map(|exit| (state, exit)).into_iter().collect();
+                }
+                FlowControl::ConditionalBranch => {
+                    let null = at
+                        .checked_sub(1)
+                        .and_then(|before| self.code.get(before))
+                        .and_then(|before| tested_for_null(before, &instruction));
+                    return self.conditional(&instruction, state, null);
+                }
+                FlowControl::IndirectBranch => {
+                    if self.indirect_tail(&instruction, &mut state) {
+                        return Vec::new();
+                    }
+                    return vec![(state, Exit::Table)];
+                }
+                FlowControl::XbeginXabortXend => self.step(&instruction, &mut state),
+                FlowControl::Interrupt | FlowControl::Exception => {
+                    if instruction.mnemonic() == Mnemonic::Ud2 {
+                        return Vec::new();
+                    }
+                }
+            }
+            expected = next;
+            at += 1;
+        }
+        // An empty block holds padding only, or code that could not be decoded.
+        if at > first {
+            vec![(state, Exit::To(expected))]
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Both ways of a conditional jump. `null` is what was compared with zero, and whether the jump
+    /// is taken if it is: on that way a failed allocation is a null pointer and nothing more.
+    fn conditional(
+        &mut self,
+        instruction: &Instruction,
+        state: State,
+        null: Option<(usize, bool)>,
+    ) -> Vec<(State, Exit)> {
+        let (mut taken, mut passed) = (state.clone(), state);
+        if let Some((register, if_taken)) = null {
+            let way = if if_taken { &mut taken } else { &mut passed };
+            if matches!(way.registers[register], Value::Allocated { .. }) {
+                way.replace(way.registers[register], Value::Constant(0));
+            }
+        }
+        let exit = self.branch(instruction, &mut taken);
+        let mut exits: Vec<_> = exit.map(|exit| (taken, exit)).into_iter().collect();
+        exits.push((passed, Exit::To(instruction.next_ip())));
+        exits
+    }
+
+    fn branch(&mut self, instruction: &Instruction, state: &mut State) -> Option<Exit> {
+        let target = instruction.near_branch_target();
+        if contains(&self.body.ranges, target) {
+            return Some(Exit::To(target));
+        }
+        self.call(instruction, state, true);
+        None
+    }
+
+    /// An indirect jump: a tail call where the callee is known, a jump table otherwise.
+    fn indirect_tail(&mut self, instruction: &Instruction, state: &mut State) -> bool {
+        let known = self
+            .callee_at(instruction.ip())
+            .is_some_and(|key| key != Key::Indirect)
+            || self.callee_through(instruction, state).is_some();
+        if known {
+            self.call(instruction, state, true);
+        }
+        known
+    }
+
+    /// Whether a value is the start of one of the function's allocations.
+    pub(super) fn start_of(value: Value) -> Option<super::value::OriginSet> {
+        match value {
+            Value::Allocated { origins, offset: 0 } => Some(origins),
+            _ => None,
+        }
+    }
+}
+
+/// The register that `before` compares with zero, and whether `jump` is taken if it is zero.
+fn tested_for_null(before: &Instruction, jump: &Instruction) -> Option<(usize, bool)> {
+    let if_taken = match jump.mnemonic() {
+        Mnemonic::Je => true,
+        Mnemonic::Jne => false,
+        _ => return None,
+    };
+    let register = general(before.op0_register())?;
+    let compared = match before.mnemonic() {
+        Mnemonic::Test => {
+            before.op1_kind() == OpKind::Register && before.op0_register() == before.op1_register()
+        }
+        Mnemonic::Cmp => before.try_immediate(1).is_ok_and(|number| number == 0),
+        _ => false,
+    };
+    (compared && before.op0_register().size() == 8).then_some((register, if_taken))
+}
+
+fn is_padding(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
+}

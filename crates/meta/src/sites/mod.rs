@@ -1,0 +1,416 @@
+//! *Which instructions of one file allocate, and what?*
+//!
+//! ```text
+//!   roots (model) ─┐
+//!                  ├─▶ calls ──▶ flow (one function at a time) ──▶ observations ──▶ verdict ──▶ Sites
+//!   wrappers ◀─────┴──── fixed point ◀──────┘        source text ──▶ clues ──┘
+//! ```
+//!
+//! A *root* is an allocation function by name; a *wrapper* hands out what it allocates on behalf of
+//! its callers; a *site* is a call of either. A *clue* is something seen that points at a type; the
+//! clues of a site are weighed into a type, a role and a verdict. Invariants: a type is never
+//! guessed, no clue means no type; every clue is kept as evidence, also those that lost; functions
+//! are told apart by address, so that two of one name do not mix.
+
+mod calls;
+mod cpp;
+mod effects;
+mod flow;
+mod identity;
+mod model;
+mod parameters;
+mod places;
+mod rust;
+mod source;
+mod state;
+mod step;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod typing;
+mod value;
+mod verdict;
+mod wrappers;
+
+pub use model::Size;
+
+use crate::elf::Elf;
+use crate::facts::Facts;
+use calls::{Key, Program};
+use flow::{Interpreter, Met, Observation, Outcome, Seen};
+use model::Makes;
+use pointee_model::evidence::{Role, Verdict, Witness};
+use pointee_model::image::{TypeIndex, site_flags};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use typing::{Pointee, Types};
+use value::Value;
+use verdict::{Clue, Decision, Request, decide};
+
+/// What may be configured.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether source files are looked for and read.
+    pub sources: bool,
+    /// Folders in which the paths that debug info states are looked for too.
+    pub source_roots: Vec<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sources: true,
+            source_roots: Vec::new(),
+        }
+    }
+}
+
+/// The allocation sites of one file.
+#[derive(Debug, Default)]
+pub struct Sites {
+    /// In order of return address.
+    pub sites: Vec<Site>,
+    /// In order of entry.
+    pub wrappers: Vec<Wrapper>,
+    /// What was not looked at, and why.
+    pub diagnostics: Vec<String>,
+    /// Whether any source file was read.
+    pub has_sources: bool,
+}
+
+/// One allocation site.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// The call instruction.
+    pub call: u64,
+    /// The instruction after it.
+    pub return_address: u64,
+    /// What is called, by its linker name.
+    pub callee: String,
+    /// The type, in `role`.
+    pub r#type: Option<TypeIndex>,
+    /// For [`Role::Header`], the element of the array behind it.
+    pub tail: Option<TypeIndex>,
+    /// What part the type plays in the allocation.
+    pub role: Role,
+    /// How the evidence agrees.
+    pub verdict: Verdict,
+    /// Bits of [`site_flags`].
+    pub flags: u16,
+    /// All that was seen, nearest first.
+    pub evidence: Vec<Evidence>,
+}
+
+/// One thing that was seen of a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// What kind of observation.
+    pub witness: Witness,
+    /// The part the type would play.
+    pub role: Role,
+    /// The type; `None` for `void`.
+    pub r#type: Option<TypeIndex>,
+    /// The variable, field, function or source text.
+    pub what: String,
+    /// The instruction that shows it; 0 for source text.
+    pub address: u64,
+}
+
+/// A function that allocates on behalf of its callers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrapper {
+    /// Its first byte.
+    pub entry: u64,
+    /// Its name.
+    pub name: String,
+    /// How many bytes a call asks for.
+    pub size: Size,
+    /// The argument that is the old block, if it reallocates.
+    pub old: Option<u8>,
+    /// Where in the block its result points.
+    pub offset: i64,
+    /// What its result points to, if not to `void`.
+    pub result: Option<TypeIndex>,
+}
+
+/// Finds the allocation sites of `elf` and types them.
+#[must_use]
+pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
+    let types = Types::new(facts);
+    let program = Program::new(elf, facts);
+    let found = wrappers::fixpoint(&program, &types, facts);
+    let sources = source::Sources::new(facts, options);
+    let context = Context {
+        program: &program,
+        types: &types,
+        found: &found,
+        sources: &sources,
+    };
+    let mut sites: Vec<Site> = found
+        .outcomes
+        .par_iter()
+        .flat_map_iter(|(at, outcome)| context.function(*at, outcome))
+        .collect();
+    sites.sort_by_key(|site| (site.return_address, site.call));
+    sites.dedup_by_key(|site| (site.return_address, site.call));
+    let diagnostics = found
+        .outcomes
+        .iter()
+        .filter(|(_, outcome)| outcome.incomplete)
+        .map(|(at, _)| {
+            format!(
+                "{}: too long, not looked at",
+                program.bodies[*at as usize].name
+            )
+        })
+        .collect();
+    Sites {
+        sites,
+        has_sources: sources.any_read(),
+        wrappers: found.wrappers,
+        diagnostics,
+    }
+}
+
+struct Context<'a, 'f> {
+    program: &'a Program<'f>,
+    types: &'a Types<'f>,
+    found: &'a wrappers::Found<'f>,
+    sources: &'a source::Sources<'f>,
+}
+
+impl Context<'_, '_> {
+    /// The sites of one function.
+    fn function(&self, at: u32, outcome: &Outcome) -> Vec<Site> {
+        let (decided, untyped) = self.weigh(at, outcome);
+        let hints: HashMap<u64, TypeIndex> = decided
+            .iter()
+            .filter(|(_, site)| matches!(site.verdict, Verdict::Single | Verdict::Agreed))
+            .filter_map(|(call, site)| Some((*call, site.r#type?)))
+            .collect();
+        if !untyped || hints.is_empty() {
+            return self.sites(outcome, decided);
+        }
+        let body = &self.program.bodies[at as usize];
+        let again = Interpreter::new(self.program, self.types, &self.found.allocators, body)
+            .with_hints(hints)
+            .run();
+        let (decided, _) = self.weigh(at, &again);
+        self.sites(&again, decided)
+    }
+
+    /// Decides all sites of a function; says whether any is left without a type. Blocks stored into
+    /// other blocks need the others' types first.
+    fn weigh(&self, at: u32, outcome: &Outcome) -> (HashMap<u64, Decision>, bool) {
+        let mut clues: HashMap<u64, Vec<Clue>> = HashMap::new();
+        for met in &outcome.met {
+            clues.insert(met.call, self.clues(at, met, outcome));
+        }
+        let mut decided = self.decide_all(outcome, &clues);
+        let mut nested: Vec<(&Observation, u64, i64)> = outcome
+            .observations
+            .iter()
+            .filter_map(|seen| match seen.seen {
+                Seen::Into { call, offset } => Some((seen, call, offset)),
+                _ => None,
+            })
+            .collect();
+        // Each round tells the types one level deeper.
+        loop {
+            let before = nested.len();
+            nested.retain(|(seen, holder, offset)| {
+                let Some(holder) = decided.get(holder).and_then(|site| site.r#type) else {
+                    return true;
+                };
+                if let Some(list) = clues.get_mut(&seen.call) {
+                    list.extend(self.clue_in(holder, *offset, seen));
+                }
+                false
+            });
+            if nested.len() == before {
+                break;
+            }
+            decided = self.decide_all(outcome, &clues);
+        }
+        let untyped = decided.values().any(|site| site.r#type.is_none());
+        (decided, untyped)
+    }
+
+    /// What a store into an allocation of type `holder` tells.
+    fn clue_in(&self, holder: TypeIndex, offset: i64, seen: &Observation) -> Option<Clue> {
+        // Somewhere in an array of pointers is one of its elements.
+        let offset = match self.types.pointee(holder) {
+            Some(_) if offset == value::ANYWHERE => 0,
+            _ => offset,
+        };
+        let pointees = self.types.pointees_at(holder, offset);
+        (!pointees.is_empty()).then(|| Clue {
+            witness: seen.witness,
+            types: defined(&pointees),
+            what: self.types.path(holder, offset),
+            address: seen.address,
+        })
+    }
+
+    fn sites(&self, outcome: &Outcome, mut decided: HashMap<u64, Decision>) -> Vec<Site> {
+        outcome
+            .met
+            .iter()
+            .filter(|met| !self.is_release(met))
+            .filter_map(|met| Some(self.site(met, decided.remove(&met.call)?)))
+            .collect()
+    }
+
+    /// A reallocation to nothing frees, and so does a wrapper that is asked for nothing.
+    fn is_release(&self, met: &Met) -> bool {
+        let allocator = self.found.allocators.get(met.callee);
+        let reallocates = allocator.is_some_and(|allocator| allocator.old.is_some());
+        met.size == Value::Constant(0) && (reallocates || matches!(met.callee, Key::Local(_)))
+    }
+
+    fn decide_all(
+        &self,
+        outcome: &Outcome,
+        clues: &HashMap<u64, Vec<Clue>>,
+    ) -> HashMap<u64, Decision> {
+        let decide_one = |met: &Met| {
+            let grows = self
+                .found
+                .allocators
+                .get(met.callee)
+                .is_some_and(|a| a.old.is_some());
+            let clues = clues.get(&met.call).map_or(&[][..], Vec::as_slice);
+            let request = Request::of(met, grows);
+            (met.call, decide(self.types, met.call, clues, request))
+        };
+        outcome.met.iter().map(decide_one).collect()
+    }
+
+    fn clues(&self, at: u32, met: &Met, outcome: &Outcome) -> Vec<Clue> {
+        let mut clues: Vec<Clue> = outcome
+            .observations
+            .iter()
+            .filter(|seen| seen.call == met.call)
+            .filter_map(|seen| {
+                let types = match &seen.seen {
+                    Seen::Void => Vec::new(),
+                    Seen::Types(types) => types.clone(),
+                    Seen::Into { .. } => return None,
+                };
+                Some(Clue {
+                    witness: seen.witness,
+                    types,
+                    what: seen.what.clone(),
+                    address: seen.address,
+                })
+            })
+            .collect();
+        let name = self.program.name(met.callee);
+        if let Some(allocator) = self.found.allocators.get(met.callee) {
+            let made = match allocator.makes {
+                Makes::Whatever => None,
+                Makes::Characters => self.types.text(),
+                Makes::Object(tag) | Makes::Array(tag) => self.types.record(tag),
+            };
+            if let Some(made) = made {
+                clues.push(Clue {
+                    witness: Witness::Model,
+                    types: vec![made],
+                    what: name.to_owned(),
+                    address: met.call,
+                });
+            }
+            if let Some(base) = allocator.base {
+                clues.push(Clue {
+                    witness: Witness::Result,
+                    types: vec![base],
+                    what: name.to_owned(),
+                    address: met.call,
+                });
+            }
+        }
+        if let Some(function) = self.program.bodies[at as usize].function {
+            let made = if name.starts_with("_Zn") {
+                cpp::allocated(function, self.types, met.call)
+            } else if rust::is_allocator(name) {
+                for clue in &mut clues {
+                    clue.types.retain(|at| !self.types.is_byte(*at));
+                }
+                rust::allocated(function, self.types, met.call)
+            } else {
+                None
+            };
+            clues.extend(made.map(|(made, what)| Clue {
+                witness: Witness::TemplateArgument,
+                types: vec![made],
+                what,
+                address: met.call,
+            }));
+            let request = Request::of(met, false);
+            clues.extend(
+                self.sources
+                    .clues(self.types, function, met.call, name, request),
+            );
+        }
+        clues
+    }
+
+    fn site(&self, met: &Met, decision: Decision) -> Site {
+        let mut flags = 0;
+        let allocator = self.found.allocators.get(met.callee);
+        for (set, flag) in [
+            (self.found.inner.contains(&met.call), site_flags::WRAPPER),
+            (met.tail, site_flags::TAIL),
+            (met.indirect, site_flags::INDIRECT),
+            (
+                allocator.is_some_and(|allocator| allocator.old.is_some()),
+                site_flags::REALLOC,
+            ),
+        ] {
+            if set {
+                flags |= flag;
+            }
+        }
+        let role = match allocator.map(|allocator| allocator.makes) {
+            Some(Makes::Object(_)) if decision.r#type.is_some() => Role::Whole,
+            Some(Makes::Array(_)) if decision.r#type.is_some() => Role::Element,
+            _ => decision.role,
+        };
+        // A wrapper that returns a base type says no more than that.
+        let only_base = allocator.is_some_and(|allocator| {
+            allocator.base.is_some()
+                && allocator.base == decision.r#type
+                && decision.role != Role::Characters
+                && decision.role != Role::Bytes
+                && decision.role != Role::Whole
+        });
+        Site {
+            call: met.call,
+            return_address: met.next,
+            callee: self.program.name(met.callee).to_owned(),
+            r#type: decision.r#type,
+            tail: decision.tail,
+            role: if only_base { Role::Base } else { role },
+            verdict: decision.verdict,
+            flags,
+            evidence: decision.evidence,
+        }
+    }
+}
+
+fn defined(pointees: &[Pointee]) -> Vec<TypeIndex> {
+    pointees
+        .iter()
+        .filter_map(|pointee| match pointee {
+            Pointee::Type(index) => Some(*index),
+            Pointee::Void => None,
+        })
+        .collect()
+}
+
+/// The name of a type as the language writes it, for reports.
+#[must_use]
+pub fn spelled(facts: &Facts, r#type: TypeIndex) -> String {
+    typing::spelled(&facts.types, r#type)
+}

@@ -1,0 +1,427 @@
+//! *Which types may lie at an offset, and which types are the same?*
+//!
+//! Types are compared *stripped*: typedefs and qualifiers removed, a declaration replaced by the
+//! definition of that name. `void` has no index here: a pointer's target is a [`Pointee`].
+
+use crate::facts::{Facts, Type};
+use pointee_model::image::{TypeIndex, TypeKind, member_flags, type_flags};
+use std::collections::HashMap;
+
+/// How deep nested types are followed; cyclic input ends here.
+const DEPTH: u32 = 24;
+
+/// What a pointer points to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pointee {
+    /// `void`.
+    Void,
+    /// A type, stripped.
+    Type(TypeIndex),
+}
+
+/// The types of one file.
+pub(super) struct Types<'f> {
+    types: &'f [Type],
+    /// For pointers and arrays, the first type that differs in qualifiers and typedefs only.
+    same: Vec<TypeIndex>,
+    definitions: HashMap<&'f str, TypeIndex>,
+    named: HashMap<&'f str, Vec<TypeIndex>>,
+}
+
+impl<'f> Types<'f> {
+    pub(super) fn new(facts: &'f Facts) -> Self {
+        let mut definitions = HashMap::new();
+        let mut named: HashMap<&str, Vec<TypeIndex>> = HashMap::new();
+        for (index, entry) in (0..).zip(&facts.types) {
+            if entry.name.is_empty() {
+                continue;
+            }
+            named.entry(&entry.name).or_default().push(index);
+            if is_record(entry.kind) && entry.flags & type_flags::DECLARATION == 0 {
+                definitions.entry(entry.name.as_str()).or_insert(index);
+            }
+        }
+        let mut types = Self {
+            types: &facts.types,
+            same: Vec::new(),
+            definitions,
+            named,
+        };
+        types.same = types.find_same();
+        types
+    }
+
+    /// Chains of pointers are followed to their end: `char *const *` and `char **` are one type.
+    fn find_same(&self) -> Vec<TypeIndex> {
+        type Chain = Vec<(TypeKind, Option<u64>)>;
+        let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
+        let mut same: Vec<TypeIndex> = (0..).take(self.types.len()).collect();
+        for (at, own) in (0..).zip(&mut same) {
+            let mut shape = Vec::new();
+            let mut target = Some(at);
+            while let Some(entry) = target.and_then(|at| self.get(self.bare(at)))
+                && matches!(
+                    entry.kind,
+                    TypeKind::Pointer | TypeKind::Reference | TypeKind::Array
+                )
+                && shape.len() < 16
+            {
+                shape.push((entry.kind, entry.count));
+                target = entry.target;
+            }
+            let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
+            if !shape.is_empty() && plain {
+                let end = target.map(|at| self.bare(at));
+                let void = end.is_none_or(|end| {
+                    self.get(end)
+                        .is_none_or(|entry| entry.kind == TypeKind::Void || is_alias(entry.kind))
+                });
+                *own = *first.entry((shape, end.filter(|_| !void))).or_insert(at);
+            }
+        }
+        same
+    }
+
+    pub(super) fn get(&self, index: TypeIndex) -> Option<&'f Type> {
+        self.types.get(index as usize)
+    }
+
+    /// Without typedefs and qualifiers, and defined if the file has a definition. Pointers and
+    /// arrays that differ in the qualifiers of what they point to are one.
+    pub(super) fn strip(&self, index: TypeIndex) -> TypeIndex {
+        let bare = self.bare(index);
+        self.same.get(bare as usize).copied().unwrap_or(bare)
+    }
+
+    fn bare(&self, mut index: TypeIndex) -> TypeIndex {
+        for _ in 0..DEPTH * 2 {
+            let Some(entry) = self.get(index) else {
+                break;
+            };
+            match (entry.kind, entry.target) {
+                (kind, Some(target)) if is_alias(kind) => index = target,
+                _ if is_record(entry.kind) && entry.flags & type_flags::DECLARATION != 0 => {
+                    return self
+                        .definitions
+                        .get(entry.name.as_str())
+                        .copied()
+                        .unwrap_or(index);
+                }
+                _ => break,
+            }
+        }
+        index
+    }
+
+    /// Size in bytes of a type, through arrays.
+    pub(super) fn size(&self, index: TypeIndex) -> Option<u64> {
+        self.size_within(index, DEPTH)
+    }
+
+    fn size_within(&self, index: TypeIndex, depth: u32) -> Option<u64> {
+        let entry = self.get(self.strip(index))?;
+        match entry.kind {
+            TypeKind::Array => entry.size.or_else(|| {
+                let element = self.size_within(entry.target?, depth.checked_sub(1)?)?;
+                element.checked_mul(entry.count?)
+            }),
+            TypeKind::Pointer | TypeKind::Reference | TypeKind::RvalueReference => {
+                entry.size.or(Some(8))
+            }
+            _ => entry.size,
+        }
+    }
+
+    /// The target of a pointer or reference; `None` for other types.
+    pub(super) fn pointee(&self, index: TypeIndex) -> Option<Pointee> {
+        let entry = self.get(self.strip(index))?;
+        if !matches!(
+            entry.kind,
+            TypeKind::Pointer | TypeKind::Reference | TypeKind::RvalueReference
+        ) {
+            return None;
+        }
+        let Some(target) = entry.target else {
+            return Some(Pointee::Void);
+        };
+        let target = self.strip(target);
+        match self.get(target).map(|entry| (entry.kind, entry.target)) {
+            None
+            | Some((TypeKind::Void | TypeKind::Unknown, _))
+            // A qualifier of nothing: `const void`.
+            | Some((TypeKind::Typedef | TypeKind::Const | TypeKind::Volatile, None)) => {
+                Some(Pointee::Void)
+            }
+            _ => Some(Pointee::Type(target)),
+        }
+    }
+
+    /// The stripped types of all scalars that start at `offset` in `index`, one for each union arm.
+    pub(super) fn leaves(&self, index: TypeIndex, offset: u64) -> Vec<TypeIndex> {
+        let mut leaves = Vec::new();
+        self.collect_leaves(index, offset, DEPTH, &mut leaves);
+        leaves
+    }
+
+    fn collect_leaves(&self, index: TypeIndex, offset: u64, depth: u32, out: &mut Vec<TypeIndex>) {
+        let index = self.strip(index);
+        let (Some(entry), Some(depth)) = (self.get(index), depth.checked_sub(1)) else {
+            return;
+        };
+        match entry.kind {
+            TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant => {
+                for member in &entry.members {
+                    let covers = member.bit_size == 0
+                        && member.offset <= offset
+                        && self
+                            .size(member.r#type)
+                            .is_none_or(|size| offset - member.offset < size.max(1));
+                    // A flexible array member has no size and reaches to the end.
+                    if covers && out.len() < 64 {
+                        self.collect_leaves(member.r#type, offset - member.offset, depth, out);
+                    }
+                }
+            }
+            TypeKind::Array => {
+                if let Some(element) = entry.target
+                    && let Some(size) = self.size(element).filter(|size| *size > 0)
+                {
+                    self.collect_leaves(element, offset % size, depth, out);
+                }
+            }
+            _ if offset == 0 && !out.contains(&index) => out.push(index),
+            _ => {}
+        }
+    }
+
+    /// Where the pointers at `offset` in `index` point, one for each union arm; empty if none is
+    /// there. An offset past the end yields nothing: the object is of some derived type.
+    pub(super) fn pointees_at(&self, index: TypeIndex, offset: i64) -> Vec<Pointee> {
+        let Ok(offset) = u64::try_from(offset) else {
+            return Vec::new();
+        };
+        if self.size(index).is_some_and(|size| offset >= size) && self.flexible(index).is_none() {
+            return Vec::new();
+        }
+        let mut pointees = Vec::new();
+        for leaf in self.leaves(index, offset) {
+            if let Some(pointee) = self.pointee(leaf)
+                && !pointees.contains(&pointee)
+            {
+                pointees.push(pointee);
+            }
+        }
+        pointees
+    }
+
+    /// The flexible array member at the end of a struct: its offset and element type.
+    pub(super) fn flexible(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        let entry = self.get(self.strip(index))?;
+        if !matches!(entry.kind, TypeKind::Struct | TypeKind::Class) {
+            return None;
+        }
+        let last = entry.members.last()?;
+        let array = self.get(self.strip(last.r#type))?;
+        let open =
+            array.kind == TypeKind::Array && matches!(array.count, None | Some(0 | 1 | u64::MAX));
+        // `[1]` is the old way to write it; a lone array is not a header.
+        (open && entry.members.len() > 1)
+            .then(|| Some((last.offset, self.strip(array.target?))))
+            .flatten()
+    }
+
+    /// Whether `index` is a character or byte.
+    pub(super) fn is_character(&self, index: TypeIndex) -> bool {
+        self.get(index).is_some_and(|entry| {
+            entry.kind == TypeKind::Base && entry.size == Some(1) && entry.encoding != 2
+        })
+    }
+
+    /// Whether `index` is a number of one byte, as `u8`.
+    pub(super) fn is_byte(&self, index: TypeIndex) -> bool {
+        self.is_character(index) && !self.is_text(index)
+    }
+
+    /// Whether `index` is plain `char`, as in text.
+    pub(super) fn is_text(&self, index: TypeIndex) -> bool {
+        self.get(index).is_some_and(|entry| entry.name == "char") && self.is_character(index)
+    }
+
+    /// Whether an object of type `whole` starts with everything `part` has: as its base class, its
+    /// first member, or member by member (a common header repeated in each struct).
+    pub(super) fn starts_with(&self, whole: TypeIndex, part: TypeIndex) -> bool {
+        self.starts_within(self.strip(whole), self.strip(part), 8)
+    }
+
+    fn starts_within(&self, whole: TypeIndex, part: TypeIndex, depth: u32) -> bool {
+        if whole == part {
+            return true;
+        }
+        let (Some(outer), Some(inner), Some(depth)) =
+            (self.get(whole), self.get(part), depth.checked_sub(1))
+        else {
+            return false;
+        };
+        let first = outer.members.iter().any(|member| {
+            member.offset == 0
+                && member.flags & member_flags::VIRTUAL_BASE == 0
+                && member.bit_size == 0
+                && self.starts_within(self.strip(member.r#type), part, depth)
+        });
+        let element = outer.kind == TypeKind::Array
+            && outer
+                .target
+                .is_some_and(|target| self.starts_within(self.strip(target), part, depth));
+        first
+            || element
+            || (matches!(inner.kind, TypeKind::Struct)
+                && inner.members.len() >= 2
+                && inner.members.len() < outer.members.len()
+                && inner.members.iter().zip(&outer.members).all(|(a, b)| {
+                    a.offset == b.offset
+                        && a.bit_offset == b.bit_offset
+                        && self.strip(a.r#type) == self.strip(b.r#type)
+                }))
+    }
+
+    /// The member at `offset` of an object, as a path: `request.headers.first`.
+    pub(super) fn path(&self, index: TypeIndex, offset: i64) -> String {
+        let mut index = self.strip(index);
+        let mut path = self
+            .get(index)
+            .map_or_else(String::new, |entry| entry.name.clone());
+        let Ok(mut offset) = u64::try_from(offset) else {
+            return path;
+        };
+        for _ in 0..DEPTH {
+            let Some(entry) = self.get(index) else {
+                break;
+            };
+            let inner = match entry.kind {
+                TypeKind::Array => entry.target.zip(entry.target.and_then(|at| self.size(at))),
+                _ => None,
+            };
+            if let Some((element, size)) = inner.filter(|(_, size)| *size > 0) {
+                path.push_str("[]");
+                offset %= size;
+                index = self.strip(element);
+                continue;
+            }
+            let covering = entry.members.iter().find(|member| {
+                member.offset <= offset
+                    && self
+                        .size(member.r#type)
+                        .is_none_or(|size| offset - member.offset < size)
+            });
+            let Some(member) = covering else {
+                break;
+            };
+            if !member.name.is_empty() {
+                path.push('.');
+                path.push_str(&member.name);
+            }
+            offset -= member.offset;
+            index = self.strip(member.r#type);
+        }
+        path
+    }
+
+    /// The types of a name, in order of index.
+    pub(super) fn named(&self, name: &str) -> &[TypeIndex] {
+        self.named.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The pointer type to `target`, if the file has one.
+    pub(super) fn pointer_to(&self, target: TypeIndex) -> Option<TypeIndex> {
+        let target = self.strip(target);
+        (0..).zip(self.types).find_map(|(at, entry)| {
+            let points = entry.kind == TypeKind::Pointer
+                && entry.target.is_some_and(|to| self.strip(to) == target);
+            points.then(|| self.strip(at))
+        })
+    }
+
+    /// The type `void *`, if the file has it.
+    pub(super) fn void_pointer(&self) -> Option<TypeIndex> {
+        (0..).zip(self.types).find_map(|(at, entry)| {
+            let void = entry.kind == TypeKind::Pointer && self.pointee(at) == Some(Pointee::Void);
+            void.then(|| self.strip(at))
+        })
+    }
+
+    /// Plain `char`.
+    pub(super) fn text(&self) -> Option<TypeIndex> {
+        self.named("char")
+            .iter()
+            .copied()
+            .find(|at| self.is_text(*at))
+    }
+
+    /// The struct or class of a tag, defined if possible.
+    pub(super) fn record(&self, tag: &str) -> Option<TypeIndex> {
+        self.named(tag)
+            .iter()
+            .copied()
+            .find(|at| self.get(*at).is_some_and(|entry| is_record(entry.kind)))
+            .map(|at| self.strip(at))
+    }
+}
+
+/// The type as C or C++ writes it.
+pub(super) fn spelled(types: &[Type], index: TypeIndex) -> String {
+    spelled_within(types, index, DEPTH)
+}
+
+fn spelled_within(types: &[Type], index: TypeIndex, depth: u32) -> String {
+    let (Some(entry), Some(depth)) = (types.get(index as usize), depth.checked_sub(1)) else {
+        return "?".to_owned();
+    };
+    let target = || {
+        entry
+            .target
+            .map_or_else(|| "void".to_owned(), |at| spelled_within(types, at, depth))
+    };
+    let stars = |mark: &str| {
+        let target = target();
+        let space = if target.ends_with('*') { "" } else { " " };
+        format!("{target}{space}{mark}")
+    };
+    match entry.kind {
+        TypeKind::Pointer => stars("*"),
+        TypeKind::Reference => stars("&"),
+        TypeKind::RvalueReference => stars("&&"),
+        TypeKind::Const => format!("const {}", target()),
+        TypeKind::Volatile => format!("volatile {}", target()),
+        TypeKind::Restrict => stars("restrict"),
+        TypeKind::Atomic => format!("_Atomic {}", target()),
+        TypeKind::Array => match entry.count {
+            Some(count) if count != u64::MAX => format!("{}[{count}]", target()),
+            _ => format!("{}[]", target()),
+        },
+        TypeKind::Function => format!("{} (…)", target()),
+        _ if entry.name.is_empty() => format!("({:?} #{index})", entry.kind),
+        _ if entry.flags & type_flags::ANONYMOUS != 0 => entry.name.clone(),
+        TypeKind::Struct => format!("struct {}", entry.name),
+        TypeKind::Union => format!("union {}", entry.name),
+        TypeKind::Enum => format!("enum {}", entry.name),
+        _ => entry.name.clone(),
+    }
+}
+
+fn is_alias(kind: TypeKind) -> bool {
+    matches!(
+        kind,
+        TypeKind::Typedef
+            | TypeKind::Const
+            | TypeKind::Volatile
+            | TypeKind::Restrict
+            | TypeKind::Atomic
+    )
+}
+
+fn is_record(kind: TypeKind) -> bool {
+    matches!(
+        kind,
+        TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant | TypeKind::Enum
+    )
+}

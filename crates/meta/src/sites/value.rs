@@ -1,0 +1,349 @@
+//! *What may a register or a stack slot hold?* — the abstract domain of the interpreter.
+//!
+//! A [`Value`] is what is known of one machine word. An allocation's result is tracked as a *may*
+//! fact: joined with anything else it stays, for whatever the merged word is used as, the block is
+//! used as too. Everything else is a *must* fact: joined with something different it is given up.
+//! Sizes are tracked as linear forms, `scale · x + add`, where all that is known of `x` is from
+//! which parameters it was computed.
+
+use pointee_model::image::TypeIndex;
+use std::collections::HashMap;
+
+/// What is known of one machine word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Value {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// This number (or a link-time address, in code that is not position-independent).
+    Constant(i64),
+    /// What the `index`-th integer argument register held at entry, plus `offset`.
+    Parameter { index: u8, offset: i64 },
+    /// `scale · x + add`; `x` is computed from the parameters in the bit mask `from`, and is the one
+    /// parameter itself where `exact`.
+    Linear {
+        from: u8,
+        exact: bool,
+        scale: u32,
+        add: i64,
+    },
+    /// The product of two parameters.
+    Product(u8, u8),
+    /// The result of one of the allocations in `origins`, plus `offset` ([`ANYWHERE`] if not known).
+    Allocated { origins: OriginSet, offset: i64 },
+    /// `offset` bytes past an object of type `target`.
+    Typed { target: TypeIndex, offset: i64 },
+    /// A fixed link-time address.
+    Global(u64),
+    /// Canonical frame address plus this.
+    Stack(i64),
+}
+
+/// Offset into an allocation that is not known.
+pub(super) const ANYWHERE: i64 = i64::MIN;
+
+/// A set of allocations of one function; index into its [`Origins`].
+pub(super) type OriginSet = u32;
+
+/// The sets of allocations met in one function, each once.
+#[derive(Default)]
+pub(super) struct Origins {
+    sets: Vec<Vec<u64>>,
+    index: HashMap<Vec<u64>, OriginSet>,
+}
+
+impl Origins {
+    /// The set of one allocation, by the address of its call.
+    pub(super) fn single(&mut self, call: u64) -> OriginSet {
+        self.intern(vec![call])
+    }
+
+    /// The calls in a set, ascending.
+    pub(super) fn calls(&self, set: OriginSet) -> &[u64] {
+        self.sets.get(set as usize).map_or(&[], Vec::as_slice)
+    }
+
+    fn union(&mut self, a: OriginSet, b: OriginSet) -> OriginSet {
+        if a == b {
+            return a;
+        }
+        let mut merged = [self.calls(a), self.calls(b)].concat();
+        merged.sort_unstable();
+        merged.dedup();
+        self.intern(merged)
+    }
+
+    fn intern(&mut self, calls: Vec<u64>) -> OriginSet {
+        if let Some(set) = self.index.get(&calls) {
+            return *set;
+        }
+        let set = u32::try_from(self.sets.len()).unwrap_or(u32::MAX);
+        self.sets.push(calls.clone());
+        self.index.insert(calls, set);
+        set
+    }
+}
+
+impl Value {
+    /// The parameters this was computed from, as a bit mask.
+    pub(super) fn from(self) -> u8 {
+        match self {
+            Self::Parameter { index, .. } => 1 << index,
+            Self::Linear { from, .. } => from,
+            Self::Product(a, b) => 1 << a | 1 << b,
+            _ => 0,
+        }
+    }
+
+    /// Whether this is a number rather than a pointer, as far as one can tell.
+    pub(super) fn is_scalar(self) -> bool {
+        matches!(
+            self,
+            Self::Constant(_) | Self::Parameter { .. } | Self::Linear { .. } | Self::Product(..)
+        )
+    }
+
+    /// Drops what a write of 32 bits destroys: pointers, and the upper half of constants.
+    pub(super) fn truncated(self) -> Self {
+        match self {
+            Self::Constant(number) => Self::Constant(i64::from(number as u32)),
+            value if value.is_scalar() => value,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Something computed from the parameters in `from`, no more known.
+    pub(super) fn derived(from: u8) -> Self {
+        if from == 0 {
+            Self::Unknown
+        } else {
+            Self::Linear {
+                from,
+                exact: false,
+                scale: 1,
+                add: 0,
+            }
+        }
+    }
+
+    /// `self + number`.
+    pub(super) fn offset(self, number: i64) -> Self {
+        match self {
+            Self::Constant(value) => Self::Constant(value.wrapping_add(number)),
+            Self::Parameter { index, offset } => Self::Parameter {
+                index,
+                offset: offset.wrapping_add(number),
+            },
+            Self::Linear {
+                from,
+                exact,
+                scale,
+                add,
+            } => Self::Linear {
+                from,
+                exact,
+                scale,
+                add: add.wrapping_add(number),
+            },
+            Self::Product(..) if number == 0 => self,
+            Self::Product(..) => Self::Linear {
+                from: self.from(),
+                exact: false,
+                scale: 1,
+                add: number,
+            },
+            Self::Allocated { origins, offset } if offset != ANYWHERE => Self::Allocated {
+                origins,
+                offset: offset.wrapping_add(number),
+            },
+            Self::Allocated { .. } => self,
+            Self::Typed { target, offset } => Self::Typed {
+                target,
+                offset: offset.wrapping_add(number),
+            },
+            Self::Global(address) => Self::Global(address.wrapping_add_signed(number)),
+            Self::Stack(offset) => Self::Stack(offset.wrapping_add(number)),
+            Self::Unknown if number != 0 => Self::Linear {
+                from: 0,
+                exact: false,
+                scale: 1,
+                add: number,
+            },
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
+    /// `self + other`.
+    pub(super) fn plus(self, other: Self) -> Self {
+        match (self, other) {
+            (value, Self::Constant(number)) | (Self::Constant(number), value) => {
+                value.offset(number)
+            }
+            (Self::Allocated { origins, .. }, _) | (_, Self::Allocated { origins, .. }) => {
+                Self::Allocated {
+                    origins,
+                    offset: ANYWHERE,
+                }
+            }
+            // Indexing: still somewhere in an array of such objects.
+            (Self::Typed { .. }, index) if !matches!(index, Self::Typed { .. }) => self,
+            (index, Self::Typed { .. }) if !matches!(index, Self::Typed { .. }) => other,
+            (Self::Global(_), index) if index == Self::Unknown || index.is_scalar() => self,
+            (index, Self::Global(_)) if index == Self::Unknown || index.is_scalar() => other,
+            (a, b) => {
+                // n + 2n, as `lea` writes 3n; other steps share nothing but their constants.
+                let (scale_a, add_a, exact_a) = a.form();
+                let (scale_b, add_b, exact_b) = b.form();
+                let from = a.from() | b.from();
+                let same = exact_a && exact_b && a.from() == b.from() && from.count_ones() == 1;
+                Self::Linear {
+                    from,
+                    exact: same,
+                    scale: if same {
+                        scale_a.saturating_add(scale_b)
+                    } else if scale_a == scale_b {
+                        scale_a
+                    } else {
+                        1
+                    },
+                    add: add_a.wrapping_add(add_b),
+                }
+                .or_unknown()
+            }
+        }
+    }
+
+    /// `self - other`.
+    pub(super) fn minus(self, other: Self) -> Self {
+        match other {
+            Self::Constant(number) => self.offset(number.wrapping_neg()),
+            _ => match self {
+                Self::Allocated { origins, .. } => Self::Allocated {
+                    origins,
+                    offset: ANYWHERE,
+                },
+                _ => Self::derived(self.from() | other.from()),
+            },
+        }
+    }
+
+    /// `self · factor`.
+    pub(super) fn times(self, factor: i64) -> Self {
+        let Ok(small) = u32::try_from(factor) else {
+            return Self::derived(self.from());
+        };
+        match self {
+            Self::Constant(value) => Self::Constant(value.wrapping_mul(factor)),
+            _ if factor == 0 => Self::Constant(0),
+            _ if factor == 1 => self,
+            _ => {
+                let (scale, add, exact) = self.form();
+                match scale.checked_mul(small) {
+                    Some(scale) => Self::Linear {
+                        from: self.from(),
+                        exact,
+                        scale,
+                        add: add.wrapping_mul(factor),
+                    },
+                    None => Self::derived(self.from()),
+                }
+            }
+        }
+    }
+
+    /// `self · other`.
+    pub(super) fn multiplied(self, other: Self) -> Self {
+        match (self, other) {
+            (value, Self::Constant(factor)) | (Self::Constant(factor), value) => {
+                value.times(factor)
+            }
+            (
+                Self::Parameter {
+                    index: a,
+                    offset: 0,
+                },
+                Self::Parameter {
+                    index: b,
+                    offset: 0,
+                },
+            ) if a != b => Self::Product(a, b),
+            _ => Self::derived(self.from() | other.from()),
+        }
+    }
+
+    /// Scale and constant part of the linear form and whether it is exact; 1 and 0 for what has none.
+    fn form(self) -> (u32, i64, bool) {
+        match self {
+            Self::Linear {
+                scale, add, exact, ..
+            } => (scale, add, exact),
+            Self::Parameter { offset, .. } => (1, offset, true),
+            _ => (1, 0, false),
+        }
+    }
+
+    fn or_unknown(self) -> Self {
+        match self {
+            Self::Linear {
+                from: 0,
+                scale: 1,
+                add: 0,
+                ..
+            } => Self::Unknown,
+            value => value,
+        }
+    }
+}
+
+/// What holds where two paths meet. `size_of` gives the size of a type.
+pub(super) fn join(
+    a: Value,
+    b: Value,
+    origins: &mut Origins,
+    size_of: impl Fn(TypeIndex) -> Option<u64>,
+) -> Value {
+    use Value::{Allocated, Constant, Typed, Unknown};
+    if a == b {
+        return a;
+    }
+    match (a, b) {
+        (
+            Allocated {
+                origins: set_a,
+                offset: at_a,
+            },
+            Allocated {
+                origins: set_b,
+                offset: at_b,
+            },
+        ) => Allocated {
+            origins: origins.union(set_a, set_b),
+            offset: if at_a == at_b { at_a } else { ANYWHERE },
+        },
+        (Allocated { .. }, _) => a,
+        (_, Allocated { .. }) => b,
+        (Typed { .. }, Constant(0)) => a,
+        (Constant(0), Typed { .. }) => b,
+        (
+            Typed {
+                target: target_a,
+                offset: at_a,
+            },
+            Typed {
+                target: target_b,
+                offset: at_b,
+            },
+        ) if target_a == target_b => match size_of(target_a) {
+            // A pointer that steps through an array keeps its place in the element.
+            Some(size) if size > 0 && at_a.wrapping_sub(at_b).rem_euclid(size as i64) == 0 => {
+                Typed {
+                    target: target_a,
+                    offset: at_a.rem_euclid(size as i64),
+                }
+            }
+            _ => Unknown,
+        },
+        _ if a.is_scalar() && b.is_scalar() => Value::derived(a.from() | b.from()),
+        _ => Unknown,
+    }
+}

@@ -1,0 +1,328 @@
+//! *What is the type of one site, given all that was seen of it?*
+//!
+//! Candidates are the stripped types the witnesses point at. A candidate bigger than the whole
+//! allocation is refuted, and so is a union's arm that no other witness names where one names a type
+//! alone. Of those left, the first rule that leaves one decides:
+//!
+//! 0. what is said of the allocation itself: by the user, the compiler, the library's model, the
+//!    argument of an allocator template;
+//! 1. the size asked for, or the unit of the count, is a type's size exactly;
+//! 2. bytes and characters give way to everything with structure (a buffer that is cast later),
+//!    unless the size does not fit it;
+//! 3. a type gives way to one that starts with it (a base class, a common header);
+//! 4. of `char` and `unsigned char`, the one seen nearest to the call.
+//!
+//! More than one left is a conflict: the site keeps the candidate seen nearest to the call, and its
+//! verdict says that it is not an answer.
+
+use super::Evidence;
+use super::flow::Met;
+use super::typing::Types;
+use super::value::Value;
+use pointee_model::evidence::{Role, Verdict, Witness};
+use pointee_model::image::{TypeIndex, TypeKind};
+
+/// One thing seen, its union arms resolved to types; empty for `void`.
+#[derive(Clone, Debug)]
+pub(super) struct Clue {
+    pub(super) witness: Witness,
+    pub(super) types: Vec<TypeIndex>,
+    pub(super) what: String,
+    pub(super) address: u64,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Request {
+    /// Bytes, if constant.
+    pub(super) total: Option<u64>,
+    /// Bytes of one element, if count and size are given apart or the size is a multiple.
+    pub(super) unit: Option<u64>,
+    /// Bytes before the multiple.
+    pub(super) head: u64,
+    /// The request replaces an older block.
+    pub(super) grows: bool,
+}
+
+/// The answer for one site.
+pub(super) struct Decision {
+    pub(super) r#type: Option<TypeIndex>,
+    pub(super) tail: Option<TypeIndex>,
+    pub(super) role: Role,
+    pub(super) verdict: Verdict,
+    pub(super) evidence: Vec<Evidence>,
+}
+
+impl Request {
+    pub(super) fn of(met: &Met, grows: bool) -> Self {
+        let mut request = Self {
+            grows,
+            unit: met.unit.filter(|unit| *unit > 0),
+            ..Self::default()
+        };
+        match met.size {
+            Value::Constant(size) => request.total = u64::try_from(size).ok(),
+            Value::Linear { scale, add, .. } => {
+                if let Ok(head) = u64::try_from(add) {
+                    request.head = head;
+                }
+                if scale > 1 {
+                    request.unit = request.unit.or(Some(u64::from(scale)));
+                }
+            }
+            Value::Parameter { offset, .. } => request.head = u64::try_from(offset).unwrap_or(0),
+            _ => {}
+        }
+        request
+    }
+}
+
+/// Weighs the clues of one site.
+pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Request) -> Decision {
+    let mut candidates: Vec<TypeIndex> = Vec::new();
+    let mut nearest: Vec<&Clue> = clues.iter().collect();
+    // What comes after the call tells more than what lies before it in the code.
+    nearest.sort_by_key(|clue| {
+        let after = clue.address >= call;
+        (!after, clue.address.abs_diff(call))
+    });
+    for clue in &nearest {
+        for index in &clue.types {
+            if !candidates.contains(index) {
+                candidates.push(*index);
+            }
+        }
+    }
+    let all = candidates.clone();
+    candidates.retain(|index| !refuted(types, *index, request));
+    // The arms of a union count where nothing else tells a type, or for what they confirm.
+    let alone = |index: &TypeIndex| clues.iter().any(|clue| clue.types == [*index]);
+    if candidates.iter().any(alone) {
+        candidates.retain(alone);
+    }
+    let left = narrow(types, candidates, clues, request);
+    let chosen = left.first().copied();
+    let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
+    // An allocator is asked for so many objects of its type.
+    let allocator = |clue: &Clue| {
+        clue.witness == Witness::TemplateArgument && chosen.is_some_and(|at| clue.types == [at])
+    };
+    if role == Role::Unknown && clues.iter().any(allocator) {
+        role = Role::Element;
+    }
+    let verdict = match (left.len(), all.is_empty(), clues.is_empty()) {
+        (1, ..) => agreement(clues, left[0]),
+        (0, true, true) => Verdict::Unknown,
+        (0, true, false) => Verdict::Opaque,
+        // Everything seen is refuted by the size.
+        (0, false, _) => Verdict::Unknown,
+        _ => Verdict::Conflicting,
+    };
+    let mut evidence = Vec::new();
+    for clue in &nearest {
+        let listed: Vec<Option<TypeIndex>> = if clue.types.is_empty() {
+            vec![None]
+        } else {
+            clue.types.iter().copied().map(Some).collect()
+        };
+        for r#type in listed {
+            evidence.push(Evidence {
+                witness: clue.witness,
+                role: r#type.map_or(Role::Unknown, |at| self::role(types, at, request).0),
+                r#type,
+                what: clue.what.clone(),
+                address: clue.address,
+            });
+        }
+    }
+    evidence.dedup_by(|a, b| a.witness == b.witness && a.r#type == b.r#type && a.what == b.what);
+    evidence.truncate(24);
+    Decision {
+        r#type: chosen,
+        tail,
+        role,
+        verdict,
+        evidence,
+    }
+}
+
+fn refuted(types: &Types<'_>, index: TypeIndex, request: Request) -> bool {
+    let incomplete = types
+        .get(index)
+        .is_some_and(|entry| entry.kind == TypeKind::Function);
+    let open_at = types.flexible(index).map(|(offset, _)| offset);
+    match (request.total, open_at.or_else(|| types.size(index))) {
+        (Some(total), Some(size)) => incomplete || (total > 0 && total < size),
+        _ => incomplete,
+    }
+}
+
+fn narrow(
+    types: &Types<'_>,
+    mut left: Vec<TypeIndex>,
+    clues: &[Clue],
+    request: Request,
+) -> Vec<TypeIndex> {
+    let keep = |left: &mut Vec<TypeIndex>, test: &dyn Fn(TypeIndex) -> bool| {
+        if left.len() > 1 && left.iter().any(|at| test(*at)) {
+            left.retain(|at| test(*at));
+        }
+    };
+    let size = |at: TypeIndex| types.size(at).unwrap_or(0);
+    // 0. What is said of the allocation itself, not of where its result goes.
+    for witness in [
+        Witness::Configuration,
+        Witness::Compiler,
+        Witness::Model,
+        Witness::TemplateArgument,
+    ] {
+        keep(&mut left, &|at| {
+            let said = |clue: &Clue| clue.witness == witness && clue.types == [at];
+            clues.iter().any(said)
+        });
+    }
+    // A record gives way to one derived from it before sizes are compared: `(n + 2) · 16` bytes may
+    // be a header of 32 and an array, and the base may have 16.
+    most_derived(types, &mut left, &|part| is_record(types, part));
+    // 1. Exactly that size. One byte fits everything and says nothing.
+    if let Some(total) = request.total.filter(|total| *total > 1) {
+        keep(&mut left, &|at| size(at) == total);
+    }
+    if let Some(unit) = request.unit.filter(|unit| *unit > 1) {
+        keep(&mut left, &|at| {
+            let tail = types
+                .flexible(at)
+                .and_then(|(_, element)| types.size(element));
+            size(at) == unit || tail == Some(unit)
+        });
+    }
+    // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them.
+    if left.len() > 1 && left.iter().all(|at| types.pointee(*at).is_some()) {
+        let said = |at: TypeIndex| {
+            clues
+                .iter()
+                .any(|clue| kind(clue.witness) != SIZEOF && clue.types.contains(&at))
+        };
+        keep(&mut left, &said);
+    }
+    // 2. Structure before bytes.
+    let fits = |at: TypeIndex| {
+        let size = size(at);
+        size > 1
+            && (types.flexible(at).is_some() || request.total.is_none_or(|total| total % size == 0))
+    };
+    keep(&mut left, &|at| !types.is_character(at) && fits(at));
+    keep(&mut left, &|at| !types.is_character(at));
+    // 3. The most derived.
+    most_derived(types, &mut left, &|_| true);
+    // 4. Text and bytes are told apart by the nearest witness only.
+    if left.iter().all(|at| types.is_character(*at)) {
+        left.truncate(1);
+    }
+    left
+}
+
+/// Drops the types, among those that `may_go`, which another one starts with.
+fn most_derived(types: &Types<'_>, left: &mut Vec<TypeIndex>, may_go: &dyn Fn(TypeIndex) -> bool) {
+    let whole = left.clone();
+    left.retain(|part| {
+        let derived = |other: &TypeIndex| {
+            other != part && types.starts_with(*other, *part) && !types.starts_with(*part, *other)
+        };
+        !(may_go(*part) && whole.iter().any(derived))
+    });
+}
+
+fn is_record(types: &Types<'_>, index: TypeIndex) -> bool {
+    types.get(index).is_some_and(|entry| {
+        matches!(
+            entry.kind,
+            TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant
+        )
+    })
+}
+
+/// The part a type plays in a request, and the element of the array behind a header.
+pub(super) fn role(
+    types: &Types<'_>,
+    index: TypeIndex,
+    request: Request,
+) -> (Role, Option<TypeIndex>) {
+    if types.is_text(index) {
+        return (Role::Characters, None);
+    }
+    if types.is_character(index) {
+        return (Role::Bytes, None);
+    }
+    let Some(size) = types.size(index).filter(|size| *size > 0) else {
+        return (Role::Unknown, None);
+    };
+    let flexible = types.flexible(index);
+    let tail = flexible.map(|(_, element)| element);
+    let opens_at = flexible.map_or(size, |(offset, _)| offset);
+    let record = is_record(types, index);
+    let by_size = match request {
+        Request {
+            total: Some(total), ..
+        } => match total {
+            _ if total == size => Role::Whole,
+            _ if flexible.is_some() && total >= opens_at => Role::Header,
+            _ if total % size == 0 => Role::Element,
+            _ if total > size && record => Role::Header,
+            _ => Role::Unknown,
+        },
+        Request {
+            unit: Some(unit),
+            head,
+            ..
+        } => {
+            // The factor found may be a divisor of the true one (`3n · 8`).
+            let steps = unit % size == 0 || size % unit == 0;
+            if flexible.is_some() && head >= opens_at {
+                Role::Header
+            } else if steps && head % size == 0 {
+                Role::Element
+            } else if record && head >= opens_at {
+                Role::Header
+            } else {
+                Role::Unknown
+            }
+        }
+        Request { head, .. } if record && head >= opens_at => Role::Header,
+        _ if flexible.is_some() => Role::Header,
+        _ if !record || request.grows => Role::Element,
+        _ => Role::Unknown,
+    };
+    (by_size, tail.filter(|_| by_size == Role::Header))
+}
+
+/// Two independent kinds that point at one type agree. Destinations of all sorts are one kind: all
+/// of them are what the program's declarations say of one pointer.
+fn agreement(clues: &[Clue], chosen: TypeIndex) -> Verdict {
+    let mut kinds: Vec<u8> = clues
+        .iter()
+        .filter(|clue| clue.types.contains(&chosen))
+        .map(|clue| kind(clue.witness))
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    if kinds.len() > 1 {
+        Verdict::Agreed
+    } else {
+        Verdict::Single
+    }
+}
+
+const SIZEOF: u8 = Witness::SizeofInSource as u8;
+
+fn kind(witness: Witness) -> u8 {
+    match witness {
+        Witness::Variable
+        | Witness::Field
+        | Witness::Global
+        | Witness::Result
+        | Witness::Parameter
+        | Witness::Reallocated => Witness::Variable as u8,
+        other => other as u8,
+    }
+}

@@ -1,0 +1,321 @@
+//! *How do facts become the bytes of an image?*
+//!
+//! Records are filled in the order that the image format asks for, strings are interned once, and
+//! the sections are laid out one after the other, each 8-byte aligned.
+
+use crate::facts::{Facts, Function};
+use crate::sites::Sites;
+use pointee_model::image::{
+    EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header, InlineRecord, LineRecord,
+    MAGIC, MemberRecord, NO_TYPE, Section, SiteRecord, StrRef, TypeKind, TypeRecord,
+    VariableRecord, function_flags, header_flags, section_kind,
+};
+use std::collections::{HashMap, HashSet};
+use zerocopy::{Immutable, IntoBytes};
+
+/// What an image says about its origin.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// Build ID of the file; empty when it has none.
+    pub build_id: Vec<u8>,
+    /// Hash of everything the image is made from.
+    pub inputs: [u8; 16],
+}
+
+/// Writes an image.
+#[must_use]
+pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
+    let mut strings = Strings::new();
+    let files: Vec<StrRef> = facts
+        .files
+        .iter()
+        .map(|path| strings.intern(path))
+        .collect();
+    let types = Types::of(facts, &mut strings);
+    let functions = functions(facts, sites, &mut strings);
+    let inlines = inlines(facts, &mut strings);
+    let variables = variables(facts, &mut strings);
+    let lines: Vec<LineRecord> = facts
+        .lines
+        .iter()
+        .map(|row| LineRecord {
+            address: row.address,
+            file: row.file.unwrap_or(u32::MAX),
+            line: row.line,
+        })
+        .collect();
+    let (records, evidence) = site_records(sites, &mut strings);
+
+    let mut layout = Layout::default();
+    layout.add(section_kind::TYPES, &types.records);
+    layout.add(section_kind::MEMBERS, &types.members);
+    layout.add(section_kind::ENUMERATORS, &types.enumerators);
+    layout.add(section_kind::FUNCTIONS, &functions);
+    layout.add(section_kind::LINES, &lines);
+    layout.add(section_kind::INLINES, &inlines);
+    layout.add(section_kind::SITES, &records);
+    layout.add(section_kind::EVIDENCE, &evidence);
+    layout.add(section_kind::VARIABLES, &variables);
+    layout.add(section_kind::FILES, &files);
+    layout.add(section_kind::STRINGS, &strings.bytes);
+    let mut flags = 0;
+    if facts.has_dwarf {
+        flags |= header_flags::HAS_DWARF;
+    }
+    if sites.has_sources {
+        flags |= header_flags::HAS_SOURCES;
+    }
+    layout.finish(provenance, flags)
+}
+
+/// The string section under construction.
+struct Strings {
+    bytes: Vec<u8>,
+    known: HashMap<Box<str>, StrRef>,
+}
+
+impl Strings {
+    fn new() -> Self {
+        Self {
+            bytes: vec![0],
+            known: HashMap::new(),
+        }
+    }
+
+    fn intern(&mut self, text: &str) -> StrRef {
+        // A NUL would end the string early for every reader; none belongs in a name.
+        let text = text.split('\0').next().unwrap_or("");
+        if text.is_empty() {
+            return 0;
+        }
+        if let Some(at) = self.known.get(text) {
+            return *at;
+        }
+        // Beyond 4 GiB of strings there is no offset; such a name is lost.
+        let Ok(at) = StrRef::try_from(self.bytes.len()) else {
+            return 0;
+        };
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.bytes.push(0);
+        self.known.insert(text.into(), at);
+        at
+    }
+}
+
+#[derive(Default)]
+struct Types {
+    records: Vec<TypeRecord>,
+    members: Vec<MemberRecord>,
+    enumerators: Vec<EnumeratorRecord>,
+}
+
+impl Types {
+    fn of(facts: &Facts, strings: &mut Strings) -> Self {
+        let mut result = Self::default();
+        for entry in &facts.types {
+            let (first_member, members) = if entry.kind == TypeKind::Enum {
+                let first = result.enumerators.len();
+                result
+                    .enumerators
+                    .extend(
+                        entry
+                            .enumerators
+                            .iter()
+                            .map(|(name, value)| EnumeratorRecord {
+                                value: *value,
+                                name: strings.intern(name),
+                                reserved: 0,
+                            }),
+                    );
+                (first, entry.enumerators.len())
+            } else {
+                let first = result.members.len();
+                result
+                    .members
+                    .extend(entry.members.iter().map(|member| MemberRecord {
+                        offset: member.offset,
+                        discriminant: member.discriminant,
+                        name: strings.intern(&member.name),
+                        r#type: member.r#type,
+                        bit_offset: member.bit_offset,
+                        bit_size: member.bit_size,
+                        flags: member.flags,
+                    }));
+                (first, entry.members.len())
+            };
+            result.records.push(TypeRecord {
+                identity: entry.identity,
+                size: entry.size.unwrap_or(u64::MAX),
+                count: match entry.kind {
+                    TypeKind::Array => entry.count.unwrap_or(u64::MAX),
+                    _ => 0,
+                },
+                name: strings.intern(&entry.name),
+                target: entry.target.unwrap_or(NO_TYPE),
+                first_member: first_member as u32,
+                members: members as u32,
+                kind: entry.kind as u8,
+                encoding: entry.encoding,
+                flags: entry.flags,
+                reserved: 0,
+            });
+        }
+        result
+    }
+}
+
+/// Pieces of functions in order of address. Where two overlap, the one that starts later takes
+/// over: readers search for the last start at or below an address.
+fn functions(facts: &Facts, sites: &Sites, strings: &mut Strings) -> Vec<FunctionRecord> {
+    let wrappers: HashSet<u64> = sites.wrappers.iter().map(|wrapper| wrapper.entry).collect();
+    let mut pieces: Vec<FunctionRecord> = Vec::new();
+    for function in &facts.functions {
+        let name = strings.intern(&function.name);
+        let linkage_name = strings.intern(&function.linkage_name);
+        for (start, end) in &function.ranges {
+            pieces.push(FunctionRecord {
+                start: *start,
+                end: *end,
+                name,
+                linkage_name,
+                file: function.file.unwrap_or(u32::MAX),
+                line: function.line,
+                result: function.result.unwrap_or(NO_TYPE),
+                flags: flags_of(function, *start, &wrappers),
+            });
+        }
+    }
+    pieces.sort_by_key(|piece| piece.start);
+    pieces.dedup_by_key(|piece| piece.start);
+    for at in 1..pieces.len() {
+        let start = pieces[at].start;
+        let before = &mut pieces[at - 1];
+        before.end = before.end.min(start);
+    }
+    pieces
+}
+
+fn flags_of(function: &Function, start: u64, wrappers: &HashSet<u64>) -> u32 {
+    let mut flags = 0;
+    if !function.has_dwarf {
+        flags |= function_flags::FROM_SYMBOL;
+    }
+    if start != function.entry {
+        flags |= function_flags::PIECE;
+    }
+    if wrappers.contains(&function.entry) {
+        flags |= function_flags::WRAPPER;
+    }
+    flags
+}
+
+fn site_records(sites: &Sites, strings: &mut Strings) -> (Vec<SiteRecord>, Vec<EvidenceRecord>) {
+    let mut records: Vec<SiteRecord> = Vec::with_capacity(sites.sites.len());
+    let mut evidence: Vec<EvidenceRecord> = Vec::new();
+    for site in &sites.sites {
+        records.push(SiteRecord {
+            return_address: site.return_address,
+            call: site.call,
+            callee: strings.intern(&site.callee),
+            r#type: site.r#type.unwrap_or(NO_TYPE),
+            tail: site.tail.unwrap_or(NO_TYPE),
+            first_evidence: evidence.len() as u32,
+            evidence: site.evidence.len() as u32,
+            role: site.role as u8,
+            verdict: site.verdict as u8,
+            flags: site.flags,
+        });
+        evidence.extend(site.evidence.iter().map(|seen| EvidenceRecord {
+            r#type: seen.r#type.unwrap_or(NO_TYPE),
+            what: strings.intern(&seen.what),
+            address: seen.address,
+            witness: seen.witness as u8,
+            role: seen.role as u8,
+            reserved: [0; 6],
+        }));
+    }
+    records.sort_by_key(|site| site.return_address);
+    (records, evidence)
+}
+
+fn inlines(facts: &Facts, strings: &mut Strings) -> Vec<InlineRecord> {
+    let mut pieces: Vec<InlineRecord> = Vec::new();
+    for inline in facts
+        .functions
+        .iter()
+        .flat_map(|function| &function.inlines)
+    {
+        let name = strings.intern(&inline.name);
+        pieces.extend(inline.ranges.iter().map(|(start, end)| InlineRecord {
+            start: *start,
+            end: *end,
+            name,
+            call_file: inline.call_file.unwrap_or(u32::MAX),
+            call_line: inline.call_line,
+            depth: inline.depth,
+        }));
+    }
+    pieces.sort_by_key(|piece| (piece.start, piece.depth));
+    pieces
+}
+
+fn variables(facts: &Facts, strings: &mut Strings) -> Vec<VariableRecord> {
+    let mut variables: Vec<VariableRecord> = facts
+        .globals
+        .iter()
+        .map(|global| VariableRecord {
+            address: global.address,
+            size: global.size,
+            name: strings.intern(&global.name),
+            r#type: global.r#type.unwrap_or(NO_TYPE),
+            flags: u32::from(global.thread_local),
+            reserved: 0,
+        })
+        .collect();
+    variables.sort_by_key(|variable| variable.address);
+    variables
+}
+
+/// Sections collected so far, without the header that goes before them.
+#[derive(Default)]
+struct Layout {
+    table: Vec<Section>,
+    body: Vec<u8>,
+}
+
+impl Layout {
+    fn add<T: IntoBytes + Immutable>(&mut self, kind: u32, records: &[T]) {
+        self.table.push(Section {
+            kind,
+            record: size_of::<T>() as u32,
+            offset: self.body.len() as u64,
+            count: records.len() as u64,
+        });
+        self.body.extend_from_slice(records.as_bytes());
+        self.body.resize(self.body.len().next_multiple_of(8), 0);
+    }
+
+    fn finish(mut self, provenance: &Provenance, flags: u64) -> Vec<u8> {
+        let mut build_id = [0; 20];
+        let len = provenance.build_id.len().min(build_id.len());
+        build_id[..len].copy_from_slice(&provenance.build_id[..len]);
+        let header = Header {
+            magic: MAGIC,
+            format: FORMAT,
+            sections: self.table.len() as u32,
+            build_id,
+            build_id_len: len as u32,
+            provenance: provenance.inputs,
+            flags,
+        };
+        let start = size_of::<Header>() + size_of_val(self.table.as_slice());
+        for section in &mut self.table {
+            section.offset += start as u64;
+        }
+        let mut bytes = Vec::with_capacity(start + self.body.len());
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(self.table.as_bytes());
+        bytes.append(&mut self.body);
+        bytes
+    }
+}
