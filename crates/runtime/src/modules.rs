@@ -29,13 +29,56 @@ pub(crate) struct LinkMap {
     next: *const LinkMap,
 }
 
-/// The public head of `struct r_debug`.
+/// `struct r_debug_extended`: the public `r_debug` and, from version 2 (glibc 2.35), the next namespace's.
 #[repr(C)]
 pub(crate) struct Debug {
     version: i32,
     map: *const LinkMap,
     pub(crate) notify: u64,
     state: i32,
+    linker: u64,
+    next: *const Debug,
+}
+
+/// The lists of all namespaces (`dlmopen` makes more than one).
+///
+/// # Safety
+/// `debug` is the process's `r_debug`, and stays.
+unsafe fn namespaces(debug: *const Debug) -> impl Iterator<Item = *const Debug> {
+    core::iter::successors(Some(debug), |debug| {
+        // SAFETY: an element of the chain; the field is there from version 2 on.
+        let next = unsafe {
+            if (**debug).version >= 2 {
+                (**debug).next
+            } else {
+                core::ptr::null()
+            }
+        };
+        (!next.is_null()).then_some(next)
+    })
+}
+
+/// Calls `each` with bias, name and dynamic section of every object in the lists.
+///
+/// # Safety
+/// As for [`namespaces`], and the lists are consistent.
+unsafe fn each_loaded(debug: *const Debug, mut each: impl FnMut(u64, &[u8], *const [u64; 2])) {
+    // SAFETY: the caller's promise.
+    for debug in unsafe { namespaces(debug) } {
+        // SAFETY: an element of the chain.
+        let mut map = unsafe { (*debug).map };
+        while !map.is_null() {
+            // SAFETY: an element of the list; names are C strings.
+            unsafe {
+                each(
+                    (*map).bias,
+                    CStr::from_ptr((*map).name).to_bytes(),
+                    (*map).dynamic,
+                );
+                map = (*map).next;
+            }
+        }
+    }
 }
 
 /// A program header (ELF-64).
@@ -173,8 +216,8 @@ pub(crate) unsafe fn debug_of(program: &Program) -> Option<*const Debug> {
 /// `debug` is the process's `r_debug`.
 pub(crate) unsafe fn is_consistent(debug: *const Debug) -> bool {
     const RT_CONSISTENT: i32 = 0;
-    // SAFETY: the caller's promise; the field follows `notify`.
-    unsafe { (*debug).state == RT_CONSISTENT }
+    // SAFETY: the caller's promise.
+    unsafe { namespaces(debug).all(|debug| (*debug).state == RT_CONSISTENT) }
 }
 
 /// Brings the table up to date with the linker's list. Calls `arrived` for each new module.
@@ -188,29 +231,28 @@ pub(crate) unsafe fn refresh(
 ) {
     let known = MODULES.used.load(Acquire);
     let mut seen = [0u64; ROOM / 64];
-    // SAFETY: the list is consistent when the linker says so.
-    let mut map = unsafe { (*debug).map };
-    while !map.is_null() {
-        // SAFETY: an element of the list.
-        let (bias, name, dynamic, next) =
-            unsafe { ((*map).bias, (*map).name, (*map).dynamic, (*map).next) };
-        map = next;
+    let mut count = 0u32;
+    let each = |bias, name: &[u8], dynamic| {
         let same = |module: &Module| {
             module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
         };
-        if let Some(at) = (0..known).find(|at| same(module(*at))) {
+        if let Some(at) = (0..MODULES.used.load(Relaxed)).find(|at| same(module(*at))) {
             seen[at as usize / 64] |= 1 << (at % 64);
-            continue;
+            return;
         }
-        // SAFETY: names are C strings.
-        let name = unsafe { CStr::from_ptr(name) }.to_bytes();
+        // The first object of all is the main program.
+        let main = program.filter(|_| count == 0);
+        let linker = program.map_or(0, |program| program.linker);
+        count += 1;
         // SAFETY: the object is loaded.
-        if let Some(new) = unsafe { describe(bias, name, dynamic, program) }
+        if let Some(new) = unsafe { describe(bias, name, dynamic, main, linker) }
             && let Some(new) = add(new)
         {
             arrived(new);
         }
-    }
+    };
+    // SAFETY: the lists are consistent when the linker says so.
+    unsafe { each_loaded(debug, each) };
     for at in 0..known {
         let module = module(at);
         let gone = seen[at as usize / 64] & 1 << (at % 64) == 0;
@@ -242,11 +284,12 @@ unsafe fn describe(
     bias: u64,
     name: &[u8],
     dynamic: *const [u64; 2],
-    program: Option<Program>,
+    main: Option<Program>,
+    linker: u64,
 ) -> Option<Module> {
-    let is_executable = MODULES.used.load(Relaxed) == 0 && program.is_some();
-    let (headers, count) = match program {
-        Some(program) if is_executable => (program.headers, program.headers_len),
+    let is_executable = main.is_some();
+    let (headers, count) = match main {
+        Some(program) => (program.headers, program.headers_len),
         // SAFETY: a shared object's ELF header is at its bias, unless it was linked elsewhere.
         _ => unsafe { headers_at(bias)? },
     };
@@ -297,7 +340,7 @@ unsafe fn describe(
     if (start..end).contains(&(region as fn() -> _ as usize as u64)) {
         flags |= module_flags::RUNTIME;
     }
-    if program.is_some_and(|program| (start..end).contains(&program.linker)) {
+    if (start..end).contains(&linker) {
         flags |= module_flags::DYNAMIC_LINKER;
     }
     let number = record(start, end, bias, path.as_bytes(), build_id, flags);
