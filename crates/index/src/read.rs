@@ -371,7 +371,8 @@ impl<M: Memory> Index<M> {
         let tables = self
             .header_u32(offset_of!(Header, tables))
             .min(self.geometry.tables);
-        let mut bytes = [0; PAGE as usize];
+        // Words and, behind them, those that sizes of the last granules may lie in; then the words once more.
+        let (mut bytes, mut again) = ([0; PAGE as usize + 8], [0; PAGE as usize]);
         for number in 0..tables {
             let owner = read_u32(
                 &self.memory,
@@ -387,13 +388,19 @@ impl<M: Memory> Index<M> {
                 if !self.memory.is_touched(at) || !self.memory.read(at, &mut bytes) {
                     continue;
                 }
+                // The process may go on meanwhile: what changed between the two looks is left out.
+                if !self.memory.read(at, &mut again) {
+                    continue;
+                }
                 for word in 0..BATCH {
                     let first = u32_in(&bytes, word * 4);
-                    if words::is_start(first) {
+                    if words::is_start(first) && first == u32_in(&again, word * 4) {
                         let granule = page * BATCH as u64 + word as u64;
                         each(Block {
                             base: base + (granule << words::GRANULE_SHIFT),
-                            size: self.size_at(table, granule, first),
+                            size: words::size(first, |next| {
+                                u32_in(&bytes, (word + next as usize) * 4)
+                            }),
                             origin: words::origin(first),
                         });
                     }
@@ -402,10 +409,11 @@ impl<M: Memory> Index<M> {
         }
     }
 
-    fn size_at(&self, table: u64, granule: u64, first: u32) -> u64 {
-        words::size(first, |next| {
-            read_u32(&self.memory, table + (granule + next) * 4).unwrap_or(0)
-        })
+    /// The size that belongs to the first word seen at `granule`; `None` if the block is gone by now.
+    fn size_at(&self, table: u64, granule: u64, first: u32) -> Option<u64> {
+        let word = |at| read_u32(&self.memory, table + (granule + at) * 4);
+        let size = words::size(first, |next| word(next).unwrap_or(0));
+        (word(0) == Some(first)).then_some(size)
     }
 
     fn table_of(&self, address: u64) -> Option<u64> {
@@ -432,11 +440,16 @@ impl<M: Memory> Index<M> {
         let base = self.covering(address)?;
         let table = self.table_of(base)?;
         let first = read_u32(&self.memory, table + granule(base) * 4)?;
-        let block = words::is_start(first).then(|| Block {
+        let size = if words::is_start(first) {
+            self.size_at(table, granule(base), first)?
+        } else {
+            return None;
+        };
+        let block = Block {
             base,
-            size: self.size_at(table, granule(base), first),
+            size,
             origin: words::origin(first),
-        })?;
+        };
         block.holds(address).then_some(block)
     }
 
@@ -461,7 +474,7 @@ impl<M: Memory> Index<M> {
                     let first = u32_in(&bytes, ((granule - first_granule) * 4) as usize);
                     if words::is_start(first) {
                         let base = at - ((self::granule(at) - granule) << words::GRANULE_SHIFT);
-                        let size = self.size_at(table, granule, first);
+                        let size = self.size_at(table, granule, first)?;
                         return Some(Block {
                             base,
                             size,

@@ -133,10 +133,7 @@ impl Writer {
             if words::is_start((*word).load(Relaxed)) {
                 return false;
             }
-            if let Some(second) = words.second {
-                (*word.add(1)).store(second, Relaxed);
-            }
-            (*word).store(words.first, Release);
+            words::publish(|at| &*word.add(at), words);
         }
         true
     }
@@ -164,7 +161,7 @@ impl Writer {
             if !may(size) {
                 return None;
             }
-            (*word).store(0, Release);
+            words::retract(&*word);
             Some(Recorded {
                 size,
                 origin: words::origin(first),
@@ -188,13 +185,7 @@ impl Writer {
         unsafe {
             let stale = (*word).load(Relaxed);
             let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
-            if let Some(second) = words.second {
-                (*word.add(1)).store(second, Relaxed);
-                if let Some(third) = words.third {
-                    (*word.add(2)).store(third, Relaxed);
-                }
-            }
-            (*word).store(words.first, Release);
+            words::publish(|at| &*word.add(at), words);
             if size >= LARGE {
                 self.cover(address, size, address);
             }
@@ -216,7 +207,7 @@ impl Writer {
                 return None;
             }
             let recorded = self.recorded(word, first);
-            (*word).store(0, Release);
+            words::retract(&*word);
             if recorded.size >= LARGE {
                 self.cover(address, recorded.size, 0);
             }

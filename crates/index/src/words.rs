@@ -14,12 +14,15 @@
 //!   other words  no start mark; anything
 //! ```
 //!
-//! Order of stores: size words first, the first word last with *release*; erasing clears
-//! only the first word. A reader loads the first word with *acquire*, then the size, then the first word
-//! again: equal means the pair belongs together, unless the same origin's block was freed and
-//! replaced in between, and then both answers were true once.
+//! Order of stores: size words first, the first word last, all with *release*, so that whoever sees the size
+//! of a new block sees that the block before it is gone; erasing clears only the first word. A reader
+//! loads the first word with *acquire*, then the size, then the first word again: equal means that the pair belongs
+//! together, unless the same origin's block was freed and replaced in between, and then both answers
+//! were true once. Model-checked in `tests/orders.rs`.
 
 use crate::layout::LARGE;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
 /// log2 of the bytes a granule covers.
 pub const GRANULE_SHIFT: u32 = 4;
@@ -117,6 +120,56 @@ pub fn size(first: u32, mut next: impl FnMut(u64) -> u32) -> u64 {
     } else {
         low | (u64::from(next(2)) & LOW_SIZE) << 31
     }
+}
+
+/// A word as threads see it; model checkers bring their own.
+pub trait Cell {
+    /// Atomic load.
+    fn load(&self, order: Ordering) -> u32;
+    /// Atomic store.
+    fn store(&self, word: u32, order: Ordering);
+}
+
+impl Cell for AtomicU32 {
+    #[inline(always)]
+    fn load(&self, order: Ordering) -> u32 {
+        Self::load(self, order)
+    }
+
+    #[inline(always)]
+    fn store(&self, word: u32, order: Ordering) {
+        Self::store(self, word, order);
+    }
+}
+
+/// Publishes a block whose words lie at `at(0)`, `at(1)`, `at(2)`.
+#[inline(always)]
+pub fn publish<'c, C: Cell + 'c>(at: impl Fn(usize) -> &'c C, words: Words) {
+    if let Some(second) = words.second {
+        at(1).store(second, Release);
+        if let Some(third) = words.third {
+            at(2).store(third, Release);
+        }
+    }
+    at(0).store(words.first, Release);
+}
+
+/// Takes a block out, by its owner.
+#[inline(always)]
+pub fn retract(first: &impl Cell) {
+    first.store(0, Release);
+}
+
+/// Reads a block that others may be changing: its first word and its size, which belong together;
+/// `None` if there is none, or it changed while it was read.
+pub fn observe<'c, C: Cell + 'c>(at: impl Fn(usize) -> &'c C) -> Option<(u32, u64)> {
+    let first = at(0).load(Acquire);
+    if !is_start(first) {
+        return None;
+    }
+    let size = size(first, |word| at(word as usize).load(Acquire));
+    // The size words were loaded with acquire, so this load is not older than they are.
+    (at(0).load(Relaxed) == first).then_some((first, size))
 }
 
 #[cfg(test)]
