@@ -1,1 +1,93 @@
-fn main() {}
+//! *What is on the end of this pointer?* — the command.
+//!
+//! ```text
+//!   commands/run ── program, launch ──▶ the program, with the runtime preloaded
+//!        │  ▲                              │ announces its index
+//!        │  └──────── session ◀────────────┘
+//!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
+//!   commands/{histo, what, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/{sites, meta} ── one file
+//! ```
+//!
+//! Exit status of the command itself, as `env(1)` has it: 125 when Pointee failed, 126 when the program
+//! cannot be executed, 127 when it is not found; else, under `run`, the program's own.
+
+mod commands;
+mod images;
+mod launch;
+mod output;
+mod program;
+mod runtime_file;
+mod saving;
+mod session;
+mod start_state;
+mod subject;
+mod supervise;
+mod tracked;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Status when Pointee itself failed.
+const OWN_FAILURE: u8 = 125;
+
+/// Tells what the heap of a native program is made of: which types, how many, from where.
+///
+/// Nothing has to be rebuilt or relinked. Types come from debug info, where it is installed.
+#[derive(Debug, Parser)]
+#[command(name = "pointee", version, max_term_width = 100)]
+#[command(after_help = "Examples:
+  pointee run -- jq . big.json          run it, then show its heap by type
+  pointee histo 4711                    the heap of a process under `run`, now
+  pointee what 4711 0x55d0c0ffee10      what lies at this address
+
+Exit status: 125 when Pointee itself fails, 126 when the program cannot be executed, 127 when it is
+not found; `run` ends otherwise with the program's status, or by the same signal.")]
+struct Command {
+    #[command(subcommand)]
+    subcommand: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    Run(commands::run::Arguments),
+    Histo(commands::histo::Arguments),
+    What(commands::what::Arguments),
+    Snapshot(commands::snapshot::Arguments),
+    Sites(commands::sites::Arguments),
+    Explain(commands::explain::Arguments),
+    Meta(commands::meta::Arguments),
+    RuntimePath(commands::runtime_path::Arguments),
+}
+
+fn main() -> ExitCode {
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => {
+            let _ = error.print();
+            // Help and version are no failures; a wrong command line is ours, not the program's.
+            return if error.use_stderr() {
+                OWN_FAILURE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let done = match &command.subcommand {
+        Subcommands::Run(arguments) => commands::run::run(arguments),
+        Subcommands::Histo(arguments) => commands::histo::run(arguments),
+        Subcommands::What(arguments) => commands::what::run(arguments),
+        Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
+        Subcommands::Sites(arguments) => commands::sites::run(arguments),
+        Subcommands::Explain(arguments) => commands::explain::run(arguments),
+        Subcommands::Meta(arguments) => commands::meta::run(arguments),
+        Subcommands::RuntimePath(arguments) => commands::runtime_path::run(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pointee: {error:#}");
+            OWN_FAILURE.into()
+        }
+    }
+}

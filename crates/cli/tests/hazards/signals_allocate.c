@@ -1,10 +1,11 @@
-/* A timer's handler allocates (between the program's own calls: the handler backs off while one is under way), sixty thousand times a minute. */
+/* A timer's handler allocates, between the program's own calls: it backs off while one is under way. Counts its own calls. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/time.h>
 
 static volatile sig_atomic_t inside, handled;
+static unsigned long own;
 
 static void tick(int signal)
 {
@@ -26,14 +27,17 @@ int main(void)
         for (int i = 0; i < 1000; i++) {
             inside = 1;
             void *block = malloc(i);
+            own++;
             inside = 0;
-            for (int j = 0; j < 200; j++)
+            for (int j = 0; j < 100; j++)
                 sum += j;
             inside = 1;
             free(block);
             inside = 0;
         }
     }
-    printf("handled %s\n", handled >= 200 ? "enough" : "too few");
+    timer = (struct itimerval){{0, 0}, {0, 0}};
+    setitimer(ITIMER_REAL, &timer, NULL);
+    fprintf(stderr, "%lu\n", own + handled);
     return 0;
 }

@@ -1,0 +1,10 @@
+//! *What can be asked for?* — one file a subcommand.
+
+pub(crate) mod explain;
+pub(crate) mod histo;
+pub(crate) mod meta;
+pub(crate) mod run;
+pub(crate) mod runtime_path;
+pub(crate) mod sites;
+pub(crate) mod snapshot;
+pub(crate) mod what;

@@ -1,0 +1,281 @@
+//! `pointee run`: *what is the heap of this program made of?*
+
+use crate::images::ImageSource;
+use crate::launch::{self, HandOff, Inheritance};
+use crate::output::{Format, Listing, json};
+use crate::program::{self, NotRunnable, Program};
+use crate::session::Session;
+use crate::supervise::{self, End, Signals};
+use crate::tracked::{self, Processes, Tracked};
+use crate::{runtime_file, saving};
+use anyhow::{Context, Result};
+use pointee_inspect::process::Ending;
+use pointee_inspect::report::{Circumstances, ProcessReport, State};
+use pointee_inspect::resolve::Resolver;
+use pointee_inspect::text;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+/// Run a program and show what its heap is made of
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  pointee run -- jq . big.json                     report to standard error at its end
+  pointee run --report heap.json --format json -- make -j2
+  pointee run --snapshot now.pointee --snapshot-at 10 -- ./server
+  pointee run --no-follow -- sh -c './configure; make'
+
+The program's input, output, terminal, signals and exit status are its own. Descendants are
+recorded too, each with a report of its own when it allocated anything. `run` returns when the
+program itself ends; descendants that go on are reported as they are then.")]
+pub(crate) struct Arguments {
+    /// Record descendants too (the default).
+    #[arg(long, overrides_with = "no_follow")]
+    follow_forks: bool,
+    /// Record the program alone.
+    #[arg(long, overrides_with = "follow_forks")]
+    no_follow: bool,
+    /// Where the report goes: a file, or `-` for standard output [default: standard error].
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
+    /// When: at its end, after SECONDS, or told as at the heap's highest point.
+    #[arg(
+        long,
+        value_name = "peak|exit|SECONDS",
+        default_value = "exit",
+        requires = "snapshot"
+    )]
+    snapshot_at: saving::At,
+    /// Save the contents of the heap too (with `--snapshot-at SECONDS`).
+    #[arg(long, requires = "snapshot")]
+    memory: bool,
+    #[command(flatten)]
+    listing: Listing,
+    /// The program and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let name = &arguments.command[0];
+    let program = match program::find(name) {
+        Ok(program) => program,
+        Err(why) => not_runnable(name, why),
+    };
+    let session = Session::open()?;
+    let mut signals = Signals::take()?;
+    let files = tracked::raise_file_limit()?;
+    let inheritance = Inheritance {
+        mask: *signals.mask_before(),
+        files,
+    };
+    let runtime = runtime_file::anywhere(session.folder());
+    let (environment, unseen) = environment(arguments, &program, &session, runtime);
+    let started = launch::start(
+        &program.path,
+        &arguments.command,
+        &environment,
+        &inheritance,
+    );
+    let child = match started {
+        Ok(child) => child,
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
+            drop(session);
+            not_runnable(name, NotRunnable::NotFound)
+        }
+        Err(error) => {
+            drop(session);
+            eprintln!("pointee: {}: {}", name.display(), error.desc());
+            std::process::exit(126)
+        }
+    };
+    let first = child.as_raw() as u32;
+    let processes = std::cell::RefCell::new(Processes::new(files.1));
+    let end = supervise::supervise(
+        child,
+        &mut signals,
+        &session,
+        arguments.snapshot_at.after(),
+        |arrival| processes.borrow_mut().add(arrival),
+        || {
+            if let Some(file) = &arguments.snapshot {
+                let processes = processes.borrow();
+                let mut source = ImageSource::new();
+                saving::while_running(processes.newest(first), &mut source, file, arguments.memory);
+            }
+        },
+    )?;
+    let processes = processes.into_inner().with_ends(first, end);
+    // From here on a Ctrl-C is for us.
+    drop(signals);
+    drop(session);
+    let mut source = ImageSource::new();
+    if let Some(file) = &arguments.snapshot
+        && arguments.snapshot_at.after().is_none()
+    {
+        let at = arguments.snapshot_at;
+        saving::at_end(&processes, &mut source, first, file, at, arguments.memory);
+    }
+    let path = program.path.to_string_lossy().into_owned();
+    let reports = reports(processes, &mut source, first, end, &path, unseen);
+    if let Err(error) = write(arguments, &reports) {
+        // The program's status counts for more than its report.
+        eprintln!("pointee: the report could not be written: {error:#}");
+    }
+    supervise::end_as(end)
+}
+
+fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
+    let (text, status) = match why {
+        NotRunnable::NotFound => ("No such file or directory", 127),
+        NotRunnable::NotExecutable => ("Permission denied", 126),
+    };
+    eprintln!("pointee: {}: {text}", name.display());
+    std::process::exit(status)
+}
+
+/// The program's environment, and why it is not recorded, if so.
+fn environment(
+    arguments: &Arguments,
+    program: &Program,
+    session: &Session,
+    runtime: Result<PathBuf>,
+) -> (Vec<OsString>, Option<String>) {
+    let plain = || {
+        std::env::vars_os().map(|(name, value)| {
+            let mut text = name;
+            text.push("=");
+            text.push(value);
+            text
+        })
+    };
+    if let Some(reason) = &program.unseen {
+        return (plain().collect(), Some(reason.clone()));
+    }
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return (plain().collect(), Some(format!("{error:#}"))),
+    };
+    let images = crate::images::cache_folder();
+    let handoff = HandOff {
+        socket: &session.socket_path(),
+        images: images.as_deref(),
+        follow: !arguments.no_follow,
+        runtime: &runtime,
+    };
+    (launch::environment(std::env::vars_os(), &handoff), None)
+}
+
+/// One report a program that allocated, the first process's first.
+fn reports(
+    processes: Vec<(Tracked, Circumstances)>,
+    source: &mut ImageSource,
+    first: u32,
+    end: End,
+    program: &str,
+    unseen: Option<String>,
+) -> Vec<ProcessReport> {
+    let mut reports = Vec::new();
+    let mut first_went_on = None;
+    for (tracked, mut circumstances) in processes {
+        let is_first = tracked.pid == first;
+        match tracked.into_data() {
+            Ok(data) => {
+                if is_first && tracked::went_on_unseen(&data, &circumstances) {
+                    first_went_on = Some(circumstances.clone());
+                }
+                let is_running = circumstances.state == State::Running;
+                if data.ending == Ending::Exec {
+                    circumstances.state = State::Exec;
+                    if is_running {
+                        let reason =
+                            "it is still running, as a program that did not announce itself";
+                        circumstances.unseen.push(reason.to_owned());
+                    }
+                }
+                let allocated = data.total.allocated.blocks != 0 || data.total.freed.blocks != 0;
+                if is_first || allocated || is_running {
+                    let images = source.for_process(&data);
+                    reports.push(ProcessReport::new(
+                        &Resolver::new(&data, &images),
+                        &circumstances,
+                    ));
+                }
+            }
+            Err(reason) => {
+                circumstances.unseen.push(format!("its index: {reason}"));
+                reports.push(ProcessReport::unseen(program.to_owned(), circumstances));
+            }
+        }
+    }
+    if let Some(mut circumstances) = first_went_on {
+        circumstances.generation += 1;
+        circumstances.unseen = vec![
+            "it became a program in which the runtime cannot be, or is not, loaded".to_owned(),
+        ];
+        reports.push(ProcessReport::unseen(
+            "(not known)".to_owned(),
+            circumstances,
+        ));
+    } else if !reports.iter().any(|report| report.pid == first) {
+        let reason = unseen.unwrap_or_else(|| "the runtime did not start in it".to_owned());
+        let circumstances = Circumstances {
+            pid: first,
+            parent: std::process::id(),
+            generation: 0,
+            state: State::Ended,
+            exit: Some(tracked::exit_of(end)),
+            unseen: vec![reason],
+        };
+        reports.insert(0, ProcessReport::unseen(program.to_owned(), circumstances));
+    }
+    reports
+}
+
+/// Rows of a descendant's tables.
+const ROWS_OF_DESCENDANTS: usize = 5;
+
+fn write(arguments: &Arguments, reports: &[ProcessReport]) -> Result<()> {
+    let mut target: Box<dyn Write> = match &arguments.report {
+        None => Box::new(std::io::stderr().lock()),
+        Some(path) if path.as_os_str() == "-" => Box::new(std::io::stdout().lock()),
+        Some(path) => {
+            let file = std::fs::File::create(path);
+            Box::new(file.with_context(|| format!("cannot create {}", path.display()))?)
+        }
+    };
+    let is_terminal = match &arguments.report {
+        None => std::io::stderr().is_terminal(),
+        Some(path) => path.as_os_str() == "-" && std::io::stdout().is_terminal(),
+    };
+    let output = match arguments.listing.format {
+        Format::Json => json(&reports)?,
+        Format::Text => {
+            let style = arguments.listing.style(is_terminal);
+            let first = reports.first().map(|report| report.pid);
+            let texts = reports.iter().map(|report| {
+                let mut style = style;
+                if Some(report.pid) != first {
+                    style.rows = if arguments.listing.all {
+                        usize::MAX
+                    } else {
+                        style.rows.min(ROWS_OF_DESCENDANTS)
+                    };
+                }
+                text::render(report, style)
+            });
+            texts.collect::<Vec<_>>().join("\n")
+        }
+    };
+    target.write_all(output.as_bytes())?;
+    target.flush()?;
+    Ok(())
+}

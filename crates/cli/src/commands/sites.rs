@@ -1,0 +1,125 @@
+//! `pointee sites`: *which instructions of this file allocate, and what?*
+
+use crate::output::{Format, Listing, json, print};
+use anyhow::{Context, Result};
+use pointee_inspect::report::PlaceRow;
+use pointee_inspect::resolve::{evidence_in_words, position_at, shape_of};
+use pointee_inspect::text::{Style, grouped, short};
+use pointee_meta::cache;
+use pointee_model::addr::LinkAddr;
+use pointee_model::evidence::Verdict;
+use pointee_model::image::{Image, SiteRecord, site_flags};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// List every allocation site of a binary, with its type and how that is known
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  pointee sites /usr/bin/jq
+  pointee sites ./server --format json | jq '.[] | select(.type == null)'
+
+Nothing is run. Types need debug info, wherever it is installed.")]
+pub(crate) struct Arguments {
+    /// An executable or a library.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    module: String,
+    offset: String,
+    function: Option<String>,
+    file: Option<String>,
+    line: Option<u32>,
+    callee: String,
+    r#type: Option<String>,
+    verdict: &'static str,
+    evidence: Vec<String>,
+    wrapper: bool,
+    inlined: Vec<PlaceRow>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let loaded = cache::image_for(&arguments.file, &cache::Options::default(), &|_| {})
+        .with_context(|| arguments.file.display().to_string())?;
+    let image = loaded.image();
+    let module = arguments.file.to_string_lossy();
+    let rows: Vec<Row> = image
+        .sites
+        .iter()
+        .map(|site| row(&image, &module, site))
+        .collect();
+    let output = match arguments.listing.format {
+        Format::Json => json(&rows)?,
+        Format::Text => render(&rows, arguments.listing.style_of_stdout()),
+    };
+    print(&output)
+}
+
+fn row(image: &Image<'_>, module: &str, site: &SiteRecord) -> Row {
+    // The last byte of the call: the address after it may be another line's.
+    let position = position_at(image, LinkAddr(site.return_address.wrapping_sub(1)));
+    Row {
+        module: module.to_owned(),
+        offset: format!("{:#x}", site.call),
+        function: position.place.function,
+        file: position.place.file,
+        line: position.place.line,
+        callee: image.string(site.callee).to_owned(),
+        r#type: shape_of(site, 0).map(|shape| shape.name(image)),
+        verdict: Verdict::from_byte(site.verdict).word(),
+        evidence: evidence_in_words(image, site),
+        wrapper: site.flags & site_flags::WRAPPER != 0,
+        inlined: position.inlined.iter().map(PlaceRow::from).collect(),
+    }
+}
+
+fn render(rows: &[Row], style: Style) -> String {
+    let mut out = String::new();
+    let wrapped = rows.iter().filter(|row| row.wrapper).count();
+    let typed = rows
+        .iter()
+        .filter(|row| !row.wrapper && row.r#type.is_some())
+        .count();
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        out,
+        "{} allocation sites: {} in wrappers; {} of the others have a type",
+        style.bold(&grouped(rows.len() as u64)),
+        grouped(wrapped as u64),
+        grouped(typed as u64),
+    );
+    for row in rows.iter().take(style.rows) {
+        let function = row.function.as_deref().unwrap_or("?");
+        let place = match (&row.file, row.line) {
+            (Some(file), Some(line)) => format!("{function} {}:{line}", short(file, 2)),
+            _ => function.to_owned(),
+        };
+        let r#type = match &row.r#type {
+            Some(name) => style.kind(name),
+            None if row.wrapper => style.faint("(its caller's)"),
+            None => style.faint("(not known)"),
+        };
+        let _ = writeln!(
+            out,
+            "{:>10}  {place}  {}  {type}  {}",
+            row.offset,
+            row.callee,
+            style.faint(&row.evidence.join(", ")),
+            r#type = r#type,
+        );
+    }
+    if rows.len() > style.rows {
+        let _ = writeln!(
+            out,
+            "{:>10}  {} more (--all shows them)",
+            "…",
+            rows.len() - style.rows
+        );
+    }
+    out
+}

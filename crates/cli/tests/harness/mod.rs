@@ -1,0 +1,129 @@
+//! Runs the built command, and small C programs under it.
+
+#![allow(dead_code, unreachable_pub, missing_docs)] // Each test file uses its own part.
+
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The built command.
+pub fn pointee() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pointee"))
+}
+
+/// Runs `command`, with and without `pointee run` before it.
+pub fn with_and_without(command: &[&str]) -> (Output, Output) {
+    let plain = Command::new(command[0])
+        .args(&command[1..])
+        .output()
+        .expect("runs");
+    let folder = TempDir::new().expect("a folder");
+    let watched = pointee()
+        .args(["run", "--report"])
+        .arg(folder.path().join("report"))
+        .arg("--")
+        .args(command)
+        .output()
+        .expect("runs");
+    (plain, watched)
+}
+
+/// The JSON report of `command`, with its own output.
+pub fn report(command: &[&str]) -> (Vec<Value>, Output) {
+    report_with(&[], command)
+}
+
+/// The same with options of `run`.
+pub fn report_with(options: &[&str], command: &[&str]) -> (Vec<Value>, Output) {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("report.json");
+    let output = pointee()
+        .args(["run", "--format", "json", "--report"])
+        .arg(&file)
+        .args(options)
+        .arg("--")
+        .args(command)
+        .output()
+        .expect("runs");
+    let text = std::fs::read(&file).expect("a report");
+    let Value::Array(reports) = serde_json::from_slice(&text).expect("JSON") else {
+        panic!("the report is no array");
+    };
+    (reports, output)
+}
+
+/// Compiles a C program with debug info; the folder goes when it is dropped.
+pub fn compile(source: &str, flags: &[&str]) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("program.c");
+    let program = folder.path().join("program");
+    std::fs::write(&file, source).expect("writes");
+    let status = Command::new("gcc")
+        .args([
+            "-g",
+            "-O1",
+            "-fno-inline",
+            "-Wno-deprecated-declarations",
+            "-o",
+        ])
+        .arg(&program)
+        .arg(&file)
+        .args(flags)
+        .status()
+        .expect("gcc runs");
+    assert!(status.success(), "the program compiles");
+    (folder, program)
+}
+
+/// Starts `program` under `run`, waits for its first line, and gives that and its process id.
+pub struct Running {
+    pub supervisor: Child,
+    pub pid: u32,
+    pub line: String,
+}
+
+impl Running {
+    pub fn start(options: &[&OsStr], program: &Path) -> Self {
+        use std::io::{BufRead, BufReader};
+        let mut supervisor = pointee()
+            .args(["run", "--report", "/dev/null"])
+            .args(options)
+            .arg("--")
+            .arg(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let out = supervisor.stdout.take().expect("a pipe");
+        BufReader::new(out).read_line(&mut line).expect("a line");
+        let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
+        let pid = std::fs::read_to_string(children).expect("children");
+        let pid = pid.trim().parse().expect("one child");
+        Self {
+            supervisor,
+            pid,
+            line,
+        }
+    }
+
+    pub fn finish(mut self) -> std::process::ExitStatus {
+        drop(self.supervisor.stdin.take());
+        self.supervisor.wait().expect("ends")
+    }
+}
+
+/// Waits until `holds`; false after ten seconds.
+pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}

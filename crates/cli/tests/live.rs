@@ -1,0 +1,234 @@
+//! *Do the questions about a running process and about a snapshot get right answers?*
+
+mod harness;
+
+use harness::{Running, compile, pointee};
+use serde_json::Value;
+use std::ffi::OsStr;
+
+const HOLDS: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+struct inner { short a; unsigned b : 3, c : 5; };
+struct item { int id; double weight; const char *name; struct item *next; struct inner parts[3]; };
+struct item *item;
+struct item *many;
+int main(void) {
+    item = malloc(sizeof *item);
+    *item = (struct item){ .id = 42, .weight = 1.5, .name = strdup("forty-two"), .next = item };
+    item->parts[1].a = -7;
+    item->parts[1].b = 5;
+    item->parts[1].c = 17;
+    many = calloc(4, sizeof *many);
+    many[3].id = 33;
+    printf("%p %p\n", (void *)item, (void *)many);
+    fflush(stdout);
+    return getchar() == 'x';
+}
+"#;
+
+fn json(arguments: &[&OsStr]) -> Value {
+    let output = pointee()
+        .args(arguments)
+        .args(["--format", "json"])
+        .output()
+        .expect("runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn check_addresses(subject: &OsStr, item: u64, many: u64, with_values: bool) {
+    let rows = [
+        (item, 48, 0, "struct item.id", Some("42")),
+        (item + 8, 48, 8, "struct item.weight", Some("1.5")),
+        (item + 16, 48, 16, "struct item.name", Some("\"forty-two\"")),
+        (item + 36, 48, 36, "struct item.parts[1].a", Some("-7")),
+        (item + 42, 48, 42, "struct item.parts[2].", None),
+        (many + 3 * 48, 192, 144, "struct item[3].id", Some("33")),
+    ];
+    for (address, size, offset, field, value) in rows {
+        let text = format!("{address:#x}");
+        let answer = json(&["what".as_ref(), subject, text.as_ref()]);
+        let answer = &answer[0];
+        assert_eq!(answer["kind"], "heap", "{answer:#}");
+        assert_eq!(answer["size"], size, "{answer:#}");
+        assert_eq!(answer["offset"], offset, "{answer:#}");
+        let found = answer["field"].as_str().unwrap_or("");
+        assert!(found.starts_with(field), "{field}: {answer:#}");
+        assert_eq!(answer["site"]["function"], "main", "{answer:#}");
+        if let Some(value) = value.filter(|_| with_values) {
+            let found = answer["value"].as_str().unwrap_or("");
+            assert!(found.contains(value), "{value}: {answer:#}");
+        }
+        if !with_values {
+            assert_eq!(answer["value"], Value::Null);
+        }
+    }
+}
+
+#[test]
+fn process_and_snapshots_give_the_same_answers() {
+    let (folder, program) = compile(HOLDS, &[]);
+    let at_end = folder.path().join("end.pointee");
+    let with_memory = folder.path().join("memory.pointee");
+    let running = Running::start(&["--snapshot".as_ref(), at_end.as_ref()], &program);
+    let addresses: Vec<u64> = running
+        .line
+        .split_whitespace()
+        .map(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).expect("an address"))
+        .collect();
+    let [item, many] = addresses.as_slice() else {
+        panic!("{}", running.line)
+    };
+    let pid = running.pid.to_string();
+
+    check_addresses(pid.as_ref(), *item, *many, true);
+    let live = json(&["histo".as_ref(), pid.as_ref()]);
+    assert_eq!(live["state"], "running");
+    let saved = pointee()
+        .args(["snapshot", "--memory", &pid])
+        .arg(&with_memory)
+        .status();
+    assert!(saved.expect("runs").success());
+    let whole = pointee()
+        .args(["what", &pid, &format!("{item:#x}")])
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&whole.stdout);
+    assert!(text.contains("{a = -7, b = 5, c = 17}"), "{text}");
+
+    let explained = json(&["explain".as_ref(), pid.as_ref()]);
+    let differences = explained["differences"].as_array().expect("a list");
+    assert!(differences.len() >= 4, "{explained:#}");
+    assert!(
+        differences
+            .iter()
+            .all(|difference| !difference["hook"].is_null()),
+        "{explained:#}"
+    );
+    assert_eq!(explained["bindings"], Value::Array(Vec::new()));
+    assert!(explained["compared_bytes"].as_u64() > Some(1 << 20));
+
+    assert!(running.finish().success());
+    std::fs::remove_file(&program).expect("removes");
+    check_addresses(with_memory.as_ref(), *item, *many, true);
+    check_addresses(at_end.as_ref(), *item, *many, false);
+    let same = json(&["histo".as_ref(), with_memory.as_ref()]);
+    assert_eq!(same["types"], live["types"]);
+    for by in ["type", "site", "allocator", "function", "module"] {
+        let output = pointee()
+            .args(["histo", "--by", by])
+            .arg(&at_end)
+            .output()
+            .expect("runs");
+        assert!(output.status.success(), "{by}");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).contains("alive"),
+            "{by}"
+        );
+    }
+}
+
+#[test]
+fn a_preloaded_runtime_is_found_without_the_command() {
+    use std::io::{BufRead, BufReader};
+    let (_folder, program) = compile(HOLDS, &[]);
+    let path = pointee().arg("runtime-path").output().expect("runs").stdout;
+    let path = String::from_utf8(path).expect("a path");
+    let mut child = std::process::Command::new(&program)
+        .env("LD_PRELOAD", path.trim())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe"))
+        .read_line(&mut line)
+        .expect("a line");
+    let pid = child.id().to_string();
+    let live = json(&["histo".as_ref(), pid.as_ref()]);
+    assert!(live["totals"]["live"].as_u64() >= Some(3), "{live:#}");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("ends").success());
+}
+
+#[test]
+fn a_snapshot_is_taken_after_some_seconds() {
+    let (folder, program) = compile(HOLDS, &[]);
+    let file = folder.path().join("later.pointee");
+    let options: [&OsStr; 5] = [
+        "--snapshot".as_ref(),
+        file.as_ref(),
+        "--snapshot-at".as_ref(),
+        "0.2".as_ref(),
+        "--memory".as_ref(),
+    ];
+    let running = Running::start(&options, &program);
+    assert!(harness::eventually(|| file.exists()));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(running.finish().success());
+    let report = json(&["histo".as_ref(), file.as_ref()]);
+    assert_eq!(report["state"], "running");
+    assert!(report["totals"]["live"].as_u64() >= Some(3));
+}
+
+#[test]
+fn files_are_described_without_running_them() {
+    let (folder, program) = compile(HOLDS, &[]);
+    let sites = json(&["sites".as_ref(), program.as_ref()]);
+    let rows = sites.as_array().expect("a list");
+    let item = rows
+        .iter()
+        .find(|row| row["type"] == "struct item")
+        .expect("a typed site");
+    for field in [
+        "module", "offset", "function", "file", "line", "callee", "type", "evidence", "wrapper",
+        "inlined",
+    ] {
+        assert!(item.get(field).is_some(), "{field}");
+    }
+    assert_eq!(item["callee"], "malloc");
+    let carrying = folder.path().join("carrying");
+    let embedded = pointee()
+        .arg("meta")
+        .arg(&program)
+        .arg("--embed")
+        .arg(&carrying)
+        .status();
+    assert!(embedded.expect("runs").success());
+    let meta = json(&["meta".as_ref(), carrying.as_ref()]);
+    assert_eq!(meta[0]["origin"], "embedded");
+    assert_eq!(
+        json(&["sites".as_ref(), carrying.as_ref()])
+            .as_array()
+            .map(Vec::len),
+        Some(rows.len())
+    );
+}
+
+#[test]
+fn every_subcommand_has_help_with_examples() {
+    for subcommand in [
+        "run",
+        "histo",
+        "what",
+        "snapshot",
+        "sites",
+        "explain",
+        "meta",
+        "runtime-path",
+    ] {
+        let output = pointee()
+            .args([subcommand, "--help"])
+            .output()
+            .expect("runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("Examples:"), "{subcommand}");
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 105),
+            "{subcommand} is too wide"
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! *How is a type written, and which field lies at an offset?*
+//!
+//! Types are written as C writes them (`struct commit *[4]`, `int (*)(void *)`); names of C++ and Rust, which
+//! carry no keyword, stay as they are. Every walk is bounded: a damaged image may hold cycles.
+
+use pointee_model::evidence::Role;
+use pointee_model::image::{
+    Image, MemberRecord, NO_TYPE, TypeIndex, TypeKind, TypeRecord, member_flags, type_flags,
+};
+
+/// Nesting that is followed, in types and in fields.
+const DEEPEST: u32 = 32;
+/// A size or count that is not known.
+const UNKNOWN: u64 = u64::MAX;
+
+/// The type of an allocation: which part of which image's types it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Number of the module whose image holds the types.
+    pub module: u32,
+    /// What part the type plays.
+    pub role: Role,
+    /// The type.
+    pub r#type: TypeIndex,
+    /// For headers: element of the trailing array, or `NO_TYPE`.
+    pub tail: TypeIndex,
+}
+
+/// Equal for the same shape in whatever image.
+pub type ShapeIdentity = (u8, [u8; 16], [u8; 16]);
+
+impl Shape {
+    /// The identity, for merging across images.
+    #[must_use]
+    pub fn identity(&self, image: &Image<'_>) -> ShapeIdentity {
+        let of = |index| {
+            image
+                .type_at(index)
+                .map_or([0; 16], |record| record.identity)
+        };
+        (self.role as u8, of(self.r#type), of(self.tail))
+    }
+
+    /// As written in reports: `struct list`, `int[]`, `struct header + char[]`.
+    #[must_use]
+    pub fn name(&self, image: &Image<'_>) -> String {
+        let name = type_name(image, self.r#type);
+        match self.role {
+            Role::Element | Role::Characters => format!("{name}[]"),
+            Role::Header if self.tail != NO_TYPE => {
+                format!("{name} + {}[]", type_name(image, self.tail))
+            }
+            Role::Header => format!("{name} + …"),
+            Role::Base => format!("{name} or derived"),
+            Role::Unknown | Role::Whole | Role::Bytes => name,
+        }
+    }
+}
+
+/// A type as C writes it.
+#[must_use]
+pub fn type_name(image: &Image<'_>, index: TypeIndex) -> String {
+    declare(image, index, String::new(), 0)
+}
+
+/// Writes the declaration of `inner` as `index`, from the inside out.
+fn declare(image: &Image<'_>, index: TypeIndex, inner: String, depth: u32) -> String {
+    let Some(record) = image.type_at(index) else {
+        return spaced("void", &inner);
+    };
+    let name = image.string(record.name);
+    let kind = TypeKind::from_byte(record.kind);
+    if depth > DEEPEST {
+        return spaced("…", &inner);
+    }
+    let target = |inner| declare(image, record.target, inner, depth + 1);
+    let enclosed = |mark: &str| {
+        let below = image
+            .type_at(record.target)
+            .map(|target| TypeKind::from_byte(target.kind));
+        if matches!(below, Some(TypeKind::Array | TypeKind::Function)) {
+            format!("({mark}{inner})")
+        } else {
+            format!("{mark}{inner}")
+        }
+    };
+    match kind {
+        TypeKind::Pointer | TypeKind::Reference | TypeKind::RvalueReference if !name.is_empty() => {
+            spaced(name, &inner)
+        }
+        TypeKind::Pointer | TypeKind::MemberPointer => target(enclosed("*")),
+        TypeKind::Reference => target(enclosed("&")),
+        TypeKind::RvalueReference => target(enclosed("&&")),
+        TypeKind::Array if record.count == UNKNOWN => target(format!("{inner}[]")),
+        TypeKind::Array => target(format!("{inner}[{}]", record.count)),
+        TypeKind::Function => {
+            let parameters: Vec<_> = image
+                .members_of(record)
+                .iter()
+                .take(64)
+                .map(|parameter| declare(image, parameter.r#type, String::new(), depth + 1))
+                .collect();
+            target(format!("{inner}({})", parameters.join(", ")))
+        }
+        TypeKind::Const | TypeKind::Volatile | TypeKind::Restrict | TypeKind::Atomic => {
+            qualified(image, record, kind, inner, depth)
+        }
+        _ => spaced(&tagged(kind, name, record.flags), &inner),
+    }
+}
+
+fn qualified(
+    image: &Image<'_>,
+    record: &TypeRecord,
+    kind: TypeKind,
+    inner: String,
+    depth: u32,
+) -> String {
+    let word = match kind {
+        TypeKind::Const => "const",
+        TypeKind::Volatile => "volatile",
+        TypeKind::Restrict => "restrict",
+        _ => "_Atomic",
+    };
+    let of_pointer = image
+        .type_at(record.target)
+        .is_some_and(|target| TypeKind::from_byte(target.kind) == TypeKind::Pointer);
+    if of_pointer {
+        declare(image, record.target, spaced(word, &inner), depth + 1)
+    } else {
+        format!("{word} {}", declare(image, record.target, inner, depth + 1))
+    }
+}
+
+fn spaced(name: &str, inner: &str) -> String {
+    match inner.chars().next() {
+        None => name.to_owned(),
+        Some('[' | '(') if !inner.starts_with("(*") && !inner.starts_with("(&") => {
+            format!("{name}{inner}")
+        }
+        Some(_) => format!("{name} {inner}"),
+    }
+}
+
+fn tagged(kind: TypeKind, name: &str, flags: u16) -> String {
+    let keyword = match kind {
+        TypeKind::Struct => "struct",
+        TypeKind::Union => "union",
+        TypeKind::Enum => "enum",
+        _ => "",
+    };
+    let foreign = name.contains("::") || name.contains('<') || name.starts_with(['(', '{']);
+    if name.is_empty() {
+        format!("{} {{…}}", if keyword.is_empty() { "?" } else { keyword })
+    } else if keyword.is_empty() || foreign || flags & type_flags::ANONYMOUS != 0 {
+        name.to_owned()
+    } else {
+        format!("{keyword} {name}")
+    }
+}
+
+/// Follows typedefs and qualifiers to the type itself.
+#[must_use]
+pub fn underlying<'a>(image: &Image<'a>, index: TypeIndex) -> Option<(TypeIndex, &'a TypeRecord)> {
+    let mut at = index;
+    for _ in 0..DEEPEST {
+        let record = image.type_at(at)?;
+        match TypeKind::from_byte(record.kind) {
+            TypeKind::Typedef
+            | TypeKind::Const
+            | TypeKind::Volatile
+            | TypeKind::Restrict
+            | TypeKind::Atomic => at = record.target,
+            _ => return Some((at, record)),
+        }
+    }
+    None
+}
+
+/// Size in bytes, if known.
+#[must_use]
+pub fn size_of_type(image: &Image<'_>, index: TypeIndex) -> Option<u64> {
+    let stated = image.type_at(index)?.size;
+    if stated != UNKNOWN && stated != 0 {
+        return Some(stated);
+    }
+    let (_, record) = underlying(image, index)?;
+    if TypeKind::from_byte(record.kind) == TypeKind::Array && record.count != UNKNOWN {
+        let (_, element) = underlying(image, record.target)?;
+        return element.size.checked_mul(record.count);
+    }
+    (record.size != UNKNOWN).then_some(record.size)
+}
+
+/// What lies at an offset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// The way there: `[3].parents.item`; empty at the object itself.
+    pub path: String,
+    /// Type of what was reached.
+    pub r#type: TypeIndex,
+    /// How far into that the offset lies.
+    pub inside: u64,
+}
+
+/// The innermost field at `offset` of an allocation of `size` bytes.
+#[must_use]
+pub fn field_at(image: &Image<'_>, shape: &Shape, size: u64, offset: u64) -> Field {
+    let whole = Field {
+        path: String::new(),
+        r#type: shape.r#type,
+        inside: offset,
+    };
+    let Some(unit) = size_of_type(image, shape.r#type).filter(|unit| *unit > 0) else {
+        return whole;
+    };
+    match shape.role {
+        Role::Element | Role::Characters => {
+            let path = format!("[{}]", offset / unit);
+            descend(
+                image,
+                Field {
+                    path,
+                    r#type: shape.r#type,
+                    inside: offset % unit,
+                },
+            )
+        }
+        Role::Header if offset >= unit && shape.tail != NO_TYPE => {
+            let Some(element) = size_of_type(image, shape.tail).filter(|unit| *unit > 0) else {
+                return whole;
+            };
+            let (number, inside) = ((offset - unit) / element, (offset - unit) % element);
+            let path = format!("+[{number}]");
+            descend(
+                image,
+                Field {
+                    path,
+                    r#type: shape.tail,
+                    inside,
+                },
+            )
+        }
+        _ if offset >= unit && shape.role == Role::Whole && size >= unit.saturating_mul(2) => {
+            // Longer than one object: an array after all.
+            let path = format!("[{}]", offset / unit);
+            descend(
+                image,
+                Field {
+                    path,
+                    r#type: shape.r#type,
+                    inside: offset % unit,
+                },
+            )
+        }
+        _ => descend(image, whole),
+    }
+}
+
+/// Goes inwards while a member or element holds the offset.
+fn descend(image: &Image<'_>, mut field: Field) -> Field {
+    for _ in 0..DEEPEST {
+        let Some((_, record)) = underlying(image, field.r#type) else {
+            break;
+        };
+        match TypeKind::from_byte(record.kind) {
+            TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant => {
+                let Some(member) = member_holding(image, record, field.inside) else {
+                    break;
+                };
+                let name = image.string(member.name);
+                if !name.is_empty() && member.flags & member_flags::BASE_CLASS == 0 {
+                    field.path.push('.');
+                    field.path.push_str(name);
+                }
+                field.inside -= member.offset;
+                field.r#type = member.r#type;
+            }
+            TypeKind::Array => {
+                let Some(unit) = size_of_type(image, record.target).filter(|unit| *unit > 0) else {
+                    break;
+                };
+                field.path.push_str(&format!("[{}]", field.inside / unit));
+                field.inside %= unit;
+                field.r#type = record.target;
+            }
+            _ => break,
+        }
+    }
+    field
+}
+
+/// The first member that holds `offset`; a flexible array at the end holds all that follows it.
+fn member_holding<'a>(
+    image: &Image<'a>,
+    record: &TypeRecord,
+    offset: u64,
+) -> Option<&'a MemberRecord> {
+    let members = image.members_of(record);
+    let holds = |member: &&MemberRecord| {
+        let size = size_of_type(image, member.r#type).unwrap_or(0);
+        offset >= member.offset && offset - member.offset < size
+    };
+    members.iter().find(holds).or_else(|| {
+        let open_ended = |member: &&MemberRecord| {
+            let array = underlying(image, member.r#type)
+                .is_some_and(|(_, record)| TypeKind::from_byte(record.kind) == TypeKind::Array);
+            array && offset >= member.offset
+        };
+        members.last().filter(open_ended)
+    })
+}

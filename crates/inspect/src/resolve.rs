@@ -1,0 +1,351 @@
+//! *Which call is "the" allocation site of this path, and what did it make?*
+//!
+//! A path is return addresses, innermost first. The site is the innermost call that an image
+//! classifies and that is not made inside a wrapper:
+//!
+//! ```text
+//!   malloc  ◀─ xmalloc   site record says WRAPPER   → into the wrapper chain, walk on
+//!           ◀─ new_node  site record with a type    → the site
+//!           ◀─ parse     not looked at
+//! ```
+//!
+//! Where no frame is classified, the site is the innermost frame outside the language's own
+//! libraries, and its type is not known.
+
+use crate::describe::{Shape, type_name};
+use crate::images::Images;
+use crate::process::{Frame, ModuleInfo, Path, ProcessData};
+use pointee_index::records::Role as HookRole;
+use pointee_model::addr::LinkAddr;
+use pointee_model::evidence::{Role, Verdict, Witness};
+use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
+use std::collections::HashSet;
+
+/// A place in the source.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Name of the function, inlined or not.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line.
+    pub line: Option<u32>,
+}
+
+/// A code address in words.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Innermost place outside the language's own library.
+    pub place: Place,
+    /// The other places of the inline chain, innermost first.
+    pub inlined: Vec<Place>,
+}
+
+/// One allocation site.
+#[derive(Debug, Clone)]
+pub struct Site {
+    /// Module number; `None` if the path says nothing.
+    pub module: Option<u32>,
+    /// Link-time address of the call, of its return where the call itself is not known.
+    pub offset: LinkAddr,
+    /// Where that is.
+    pub position: Position,
+    /// What it makes; `None` if not known.
+    pub shape: Option<Shape>,
+    /// How the witnesses agree.
+    pub verdict: Verdict,
+    /// The witnesses, in words.
+    pub evidence: Vec<String>,
+    /// Functions walked through on the way, innermost first.
+    pub wrappers: Vec<String>,
+    /// The allocator that gave the memory.
+    pub allocator: String,
+    /// The hooked function that was called.
+    pub entry: String,
+}
+
+/// Resolves the paths of one process.
+pub struct Resolver<'a> {
+    process: &'a ProcessData,
+    images: Vec<Option<Image<'a>>>,
+    /// By module: the functions that allocate for their callers.
+    wrapper_names: Vec<HashSet<&'a str>>,
+}
+
+impl std::fmt::Debug for Resolver<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Resolver({} modules)", self.images.len())
+    }
+}
+
+impl<'a> Resolver<'a> {
+    /// For `process` with the images of its modules.
+    #[must_use]
+    pub fn new(process: &'a ProcessData, images: &'a Images) -> Self {
+        let images = images.views();
+        Self {
+            process,
+            wrapper_names: images.iter().map(wrapper_names).collect(),
+            images,
+        }
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> &'a ProcessData {
+        self.process
+    }
+
+    /// The image of module `number`.
+    #[must_use]
+    pub fn image(&self, number: u32) -> Option<&Image<'a>> {
+        self.images.get(number as usize)?.as_ref()
+    }
+
+    /// The site of a path.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> Site {
+        let (allocator, entry) = self.allocator(path.root);
+        let mut wrappers = Vec::new();
+        let mut outside = None;
+        for frame in &path.frames {
+            let record = self
+                .image(frame.module)
+                .and_then(|image| image.site_returning_to(frame.return_address));
+            match record {
+                Some(record) if record.flags & site_flags::WRAPPER != 0 => {
+                    wrappers.extend(self.function(frame));
+                }
+                Some(record) if record.r#type != NO_TYPE => {
+                    return self.site(frame, Some(record), wrappers, allocator, entry);
+                }
+                _ if self.is_library_code(frame) => {}
+                Some(record) if Verdict::from_byte(record.verdict) != Verdict::Unknown => {
+                    return self.site(frame, Some(record), wrappers, allocator, entry);
+                }
+                _ => {
+                    // The first one counts; what was walked through on the way to it stays its wrapper chain.
+                    outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
+                    if record.is_some() {
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some((frame, record, wrappers)) = outside {
+            return self.site(frame, record, wrappers, allocator, entry);
+        }
+        // Nothing but wrappers and library frames: the outermost of them is as far as the walk came.
+        match path.frames.last() {
+            Some(frame) => {
+                let record = self
+                    .image(frame.module)
+                    .and_then(|image| image.site_returning_to(frame.return_address));
+                if record.is_some_and(|record| record.flags & site_flags::WRAPPER != 0) {
+                    wrappers.pop();
+                }
+                self.site(frame, record, wrappers, allocator, entry)
+            }
+            None => Site {
+                module: None,
+                offset: LinkAddr(0),
+                position: Position::default(),
+                shape: None,
+                verdict: Verdict::Unknown,
+                evidence: Vec::new(),
+                wrappers,
+                allocator,
+                entry,
+            },
+        }
+    }
+
+    /// Whether a frame belongs to the language: a shared library of it, or its generic code compiled into
+    /// the program (Rust's `Vec`, templates of libstdc++).
+    fn is_library_code(&self, frame: &Frame) -> bool {
+        let is_library = self
+            .module(frame)
+            .is_some_and(ModuleInfo::is_library_of_language);
+        is_library || {
+            let place = self.position(frame).place;
+            place.file.as_deref().is_some_and(is_library_source)
+        }
+    }
+
+    fn module(&self, frame: &Frame) -> Option<&'a ModuleInfo> {
+        self.process.modules.get(frame.module as usize)
+    }
+
+    fn site(
+        &self,
+        frame: &Frame,
+        record: Option<&SiteRecord>,
+        mut wrappers: Vec<String>,
+        allocator: String,
+        entry: String,
+    ) -> Site {
+        let image = self.image(frame.module);
+        let witnessed = record.zip(image);
+        let verdict = record.map_or(Verdict::Unknown, |record| {
+            Verdict::from_byte(record.verdict)
+        });
+        let mut position = self.position(frame);
+        if let Some(names) = self.wrapper_names.get(frame.module as usize) {
+            leave_inlined_wrappers(&mut position, names, &mut wrappers);
+        }
+        Site {
+            module: self.module(frame).map(|_| frame.module),
+            offset: record.map_or(frame.return_address, |record| LinkAddr(record.call)),
+            position,
+            shape: record.and_then(|record| shape_of(record, frame.module)),
+            verdict,
+            evidence: witnessed
+                .map_or_else(Vec::new, |(record, image)| evidence_in_words(image, record)),
+            wrappers,
+            allocator,
+            entry,
+        }
+    }
+
+    /// Where a frame is, in words.
+    #[must_use]
+    pub fn position(&self, frame: &Frame) -> Position {
+        // The return address may already belong to the next line or function: look at the call.
+        let call = LinkAddr(frame.return_address.0.wrapping_sub(1));
+        self.image(frame.module)
+            .map_or_else(Position::default, |image| position_at(image, call))
+    }
+
+    fn function(&self, frame: &Frame) -> Option<String> {
+        let image = self.image(frame.module)?;
+        function_at(image, LinkAddr(frame.return_address.0.wrapping_sub(1)))
+    }
+
+    /// Names of the allocator and of the entry that `root` stands for.
+    fn allocator(&self, root: u32) -> (String, String) {
+        let Some(hook) = self.process.hook_of_root(root) else {
+            return ("not known".to_owned(), "not known".to_owned());
+        };
+        let family = match hook.role {
+            HookRole::New | HookRole::Delete => "operator new",
+            _ => "malloc",
+        };
+        let module = self.process.modules.get(hook.module as usize);
+        let module = module.map_or("?", ModuleInfo::name);
+        (format!("{family} of {module}"), hook.name.clone())
+    }
+}
+
+fn wrapper_names<'a>(image: &Option<Image<'a>>) -> HashSet<&'a str> {
+    let Some(image) = image else {
+        return HashSet::new();
+    };
+    let functions = image.functions.iter();
+    functions
+        .filter(|function| function.flags & function_flags::WRAPPER != 0)
+        .map(|function| image.string(function.name))
+        .collect()
+}
+
+/// A wrapper that was inlined into its caller leaves no frame: walk out of it here.
+fn leave_inlined_wrappers(
+    position: &mut Position,
+    names: &HashSet<&str>,
+    wrappers: &mut Vec<String>,
+) {
+    while !position.inlined.is_empty()
+        && let Some(function) = &position.place.function
+        && names.contains(function.as_str())
+    {
+        wrappers.push(function.clone());
+        position.place = position.inlined.remove(0);
+    }
+}
+
+/// What a site record says is made; `None` if it does not know.
+#[must_use]
+pub fn shape_of(record: &SiteRecord, module: u32) -> Option<Shape> {
+    (record.r#type != NO_TYPE).then(|| Shape {
+        module,
+        role: Role::from_byte(record.role),
+        r#type: record.r#type,
+        tail: record.tail,
+    })
+}
+
+/// The witnesses of a site: `field commit.parents → struct commit_list`.
+#[must_use]
+pub fn evidence_in_words(image: &Image<'_>, record: &SiteRecord) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for witness in image.evidence_of(record).iter().take(32) {
+        let mut text = Witness::from_byte(witness.witness).word().to_owned();
+        let what = image.string(witness.what);
+        if !what.is_empty() {
+            text = format!("{text} {what}");
+        }
+        if witness.r#type != record.r#type && witness.r#type != NO_TYPE {
+            text = format!("{text}: {}", type_name(image, witness.r#type));
+        }
+        if !words.contains(&text) {
+            words.push(text);
+        }
+    }
+    words
+}
+
+/// The function at `address`.
+#[must_use]
+pub fn function_at(image: &Image<'_>, address: LinkAddr) -> Option<String> {
+    let name = image.string(image.function_at(address)?.name);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// The inline chain at `address`, split at the innermost place outside the language's own library.
+#[must_use]
+pub fn position_at(image: &Image<'_>, address: LinkAddr) -> Position {
+    let file_name = |file| Some(image.file_name(file).to_owned()).filter(|name| !name.is_empty());
+    let mut inlines: Vec<_> = image.inlines_at(address).take(64).collect();
+    inlines.sort_by_key(|inline| inline.depth);
+    let (mut file, mut line) = image
+        .line_at(address)
+        .map_or((None, 0), |row| (file_name(row.file), row.line));
+    let mut places = Vec::with_capacity(inlines.len() + 1);
+    // From the innermost outwards: each inlined call says where the function around it stands.
+    for inline in inlines.iter().rev() {
+        places.push(Place {
+            function: Some(image.string(inline.name).to_owned()),
+            file: file.take(),
+            line: (line != 0).then_some(line),
+        });
+        file = file_name(inline.call_file);
+        line = inline.call_line;
+    }
+    places.push(Place {
+        function: function_at(image, address),
+        file,
+        line: (line != 0).then_some(line),
+    });
+    let chosen = places
+        .iter()
+        .position(|place| !place.file.as_deref().is_some_and(is_library_source))
+        .unwrap_or(0);
+    let place = places.remove(chosen);
+    Position {
+        place,
+        inlined: places,
+    }
+}
+
+/// Source that belongs to the language: libstdc++'s headers, Rust's std.
+fn is_library_source(file: &str) -> bool {
+    const PARTS: [&str; 7] = [
+        "/include/c++/",
+        "/libstdc++-v3/",
+        "/rustc/",
+        "/library/alloc/",
+        "/library/std/",
+        "/library/core/",
+        "/hashbrown-",
+    ];
+    PARTS.iter().any(|part| file.contains(part))
+}
