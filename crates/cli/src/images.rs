@@ -13,7 +13,7 @@ use pointee_model::image::{FORMAT, Image};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -33,11 +33,6 @@ impl AsRef<[u8]> for Owned {
     fn as_ref(&self) -> &[u8] {
         self.0.bytes()
     }
-}
-
-/// Where images are kept.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
-    Places::default().user
 }
 
 impl ImageSource {
@@ -61,6 +56,12 @@ impl ImageSource {
             by_module[number as usize] = self.known.get(&key(module)).cloned().flatten();
         }
         Images::new(by_module)
+    }
+
+    /// Paths of the objects whose images were asked for and are there.
+    pub(crate) fn objects(&self) -> BTreeSet<&str> {
+        let there = self.known.iter().filter(|(_, image)| image.is_some());
+        there.map(|((path, _), _)| path.as_str()).collect()
     }
 
     /// Loads those that are not known, on all cores.

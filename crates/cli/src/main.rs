@@ -13,6 +13,7 @@
 //! cannot be executed, 127 when it is not found; else, under `run`, the program's own.
 
 mod commands;
+mod acquaintance;
 mod images;
 mod launch;
 mod output;

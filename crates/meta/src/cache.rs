@@ -233,6 +233,18 @@ pub fn image_of(
     LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
 }
 
+/// The cached image of a file, if it is the one that would be made now.
+#[must_use]
+pub fn cached(elf: &Elf, options: &Options) -> Option<PathBuf> {
+    let debug = DebugFiles::find(elf, &options.search);
+    let provenance = provenance_of(elf, &debug, options);
+    let name = file_name(elf, &provenance);
+    let folders = options.places.system.iter().chain(&options.places.user);
+    folders
+        .map(|folder| folder.join(&name))
+        .find(|path| load(path, &provenance, true).is_some())
+}
+
 /// Makes an image, whatever is cached.
 fn make(
     elf: &Elf,

@@ -7,7 +7,7 @@ use crate::program::{self, NotRunnable, Program};
 use crate::session::Session;
 use crate::supervise::{self, End, Signals};
 use crate::tracked::{self, Processes, Tracked};
-use crate::{runtime_file, saving};
+use crate::{acquaintance, runtime_file, saving};
 use anyhow::{Context, Result};
 use pointee_inspect::process::Ending;
 use pointee_inspect::report::{Circumstances, ProcessReport, State};
@@ -126,6 +126,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let path = program.path.to_string_lossy().into_owned();
     let reports = reports(processes, &mut source, first, end, &path, unseen);
+    acquaintance::note(&program.path, &source.objects());
     if let Err(error) = write(arguments, &reports) {
         // The program's status counts for more than its report.
         eprintln!("pointee: the report could not be written: {error:#}");
@@ -164,10 +165,10 @@ fn environment(
         Ok(runtime) => runtime,
         Err(error) => return (plain().collect(), Some(format!("{error:#}"))),
     };
-    let images = crate::images::cache_folder();
+    let images = acquaintance::introduce(&program.path, session.folder());
     let handoff = HandOff {
         socket: &session.socket_path(),
-        images: images.as_deref(),
+        images: Some(&images),
         follow: !arguments.no_follow,
         runtime: &runtime,
     };

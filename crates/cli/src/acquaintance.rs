@@ -1,0 +1,76 @@
+//! *Which images can the runtime be given before the program starts?*
+//!
+//! The runtime walks the stack only until it meets a call that its module's image knows for a site, so it
+//! records faster when it has the images. Only images that are still what would be made now may be given: a
+//! walk that was cut short by an outdated one could not be continued later. Which objects a program loads is only known
+//! when it has run; so what was seen is noted, and next time those objects' images are checked and linked into
+//! the session's folder, by build ID:
+//!
+//! ```text
+//!   CACHE/programs/<hash of the path>      one object's path a line, as of the last run
+//!   SESSION/images/<build ID>.img          links to images that are up to date
+//! ```
+
+use pointee_meta::cache::{self, Options};
+use pointee_meta::elf::Elf;
+use rayon::prelude::*;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Objects of one program that are noted at most.
+const OBJECTS: usize = 512;
+
+fn note_of(program: &Path) -> Option<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    program.hash(&mut hasher);
+    let images = Options::default().places.user?;
+    Some(images.with_file_name("programs").join(format!("{:016x}", hasher.finish())))
+}
+
+/// Fills a folder of the session with links to the images of what `program` loaded last time.
+pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
+    let folder = session.join("images");
+    let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
+    let (Some(note), Ok(())) = (note, std::fs::create_dir(&folder)) else { return folder };
+    let options = Options::default();
+    let paths: Vec<&str> = note.lines().take(OBJECTS).collect();
+    paths.into_par_iter().for_each(|path| {
+        let Ok(elf) = Elf::open(Path::new(path)) else { return };
+        let id = elf.build_id();
+        if id.is_empty() {
+            return;
+        }
+        if let Some(image) = cache::cached(&elf, &options) {
+            let hex: String = id.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+            // A missing link only makes a walk longer.
+            let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
+        }
+    });
+    folder
+}
+
+/// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's
+/// walks are longer.
+pub(crate) fn note(program: &Path, objects: &BTreeSet<&str>) {
+    let Some(path) = note_of(program) else { return };
+    let mut text = String::new();
+    for object in objects.iter().filter(|object| !object.contains('\n')).take(OBJECTS) {
+        text.push_str(object);
+        text.push('\n');
+    }
+    if std::fs::read_to_string(&path).is_ok_and(|before| before == text) {
+        return;
+    }
+    let Some(folder) = path.parent() else { return };
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| tempfile::NamedTempFile::new_in(folder))
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            Ok(file)
+        });
+    if let Ok(file) = written {
+        let _ = file.persist(path);
+    }
+}
