@@ -12,6 +12,7 @@
 //! ```
 
 use pointee_meta::cache::{self, Options};
+use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -26,24 +27,39 @@ fn note_of(program: &Path) -> Option<PathBuf> {
     let mut hasher = DefaultHasher::new();
     program.hash(&mut hasher);
     let images = Options::default().places.user?;
-    Some(images.with_file_name("programs").join(format!("{:016x}", hasher.finish())))
+    Some(
+        images
+            .with_file_name("programs")
+            .join(format!("{:016x}", hasher.finish())),
+    )
 }
 
 /// Fills a folder of the session with links to the images of what `program` loaded last time.
 pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     let folder = session.join("images");
+    make_if_it_locates(program);
     let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
-    let (Some(note), Ok(())) = (note, std::fs::create_dir(&folder)) else { return folder };
+    if std::fs::create_dir(&folder).is_err() {
+        return folder;
+    }
     let options = Options::default();
-    let paths: Vec<&str> = note.lines().take(OBJECTS).collect();
+    let note = note.unwrap_or_default();
+    let program = program.to_str().into_iter();
+    let paths: Vec<&str> = note.lines().take(OBJECTS).chain(program).collect();
     paths.into_par_iter().for_each(|path| {
-        let Ok(elf) = Elf::open(Path::new(path)) else { return };
+        let Ok(elf) = Elf::open(Path::new(path)) else {
+            return;
+        };
         let id = elf.build_id();
         if id.is_empty() {
             return;
         }
         if let Some(image) = cache::cached(&elf, &options) {
-            let hex: String = id.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = id
+                .iter()
+                .take(20)
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
             // A missing link only makes a walk longer.
             let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
         }
@@ -51,12 +67,27 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     folder
 }
 
+/// A stripped program may hold an allocator that only its debug file names: then the image, which names it to the
+/// runtime, has to be there before the program starts.
+fn make_if_it_locates(program: &Path) {
+    let Ok(elf) = Elf::open(program) else { return };
+    let options = Options::default();
+    if elf.section(".symtab").is_none() && !DebugFiles::find(&elf, &options.search).is_empty() {
+        // Without an image the allocator stays unseen, as it would without the debug file.
+        let _ = cache::image_of(&elf, &options, &|_| ());
+    }
+}
+
 /// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's
 /// walks are longer.
 pub(crate) fn note(program: &Path, objects: &BTreeSet<&str>) {
     let Some(path) = note_of(program) else { return };
     let mut text = String::new();
-    for object in objects.iter().filter(|object| !object.contains('\n')).take(OBJECTS) {
+    for object in objects
+        .iter()
+        .filter(|object| !object.contains('\n'))
+        .take(OBJECTS)
+    {
         text.push_str(object);
         text.push('\n');
     }

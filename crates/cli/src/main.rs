@@ -12,8 +12,8 @@
 //! Exit status of the command itself, as `env(1)` has it: 125 when Pointee failed, 126 when the program
 //! cannot be executed, 127 when it is not found; else, under `run`, the program's own.
 
-mod commands;
 mod acquaintance;
+mod commands;
 mod images;
 mod launch;
 mod output;

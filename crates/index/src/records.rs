@@ -2,6 +2,8 @@
 //!
 //! Records are appended, never moved; the header's counters say how many are whole.
 
+pub use pointee_model::entries::Role;
+
 use core::sync::atomic::AtomicU64;
 
 /// A loaded object. Unloading keeps the record and sets `unloaded`.
@@ -35,63 +37,6 @@ pub mod module_flags {
     pub const LIBC: u32 = 8;
     /// The vDSO: code without a file.
     pub const VDSO: u32 = 16;
-}
-
-/// What a hooked function does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-#[allow(missing_docs)]
-pub enum Role {
-    Other = 0,
-    Malloc = 1,
-    Calloc = 2,
-    Realloc = 3,
-    Reallocarray = 4,
-    Free = 5,
-    Memalign = 6,
-    PosixMemalign = 7,
-    AlignedAlloc = 8,
-    Valloc = 9,
-    Pvalloc = 10,
-    New = 11,
-    Delete = 12,
-    Fork = 13,
-    Exec = 14,
-    Exit = 15,
-    LinkMap = 16,
-    UsableSizeFree = 17,
-}
-
-impl Role {
-    /// Reads the stored byte.
-    #[must_use]
-    pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 18] = [
-            Role::Other,
-            Role::Malloc,
-            Role::Calloc,
-            Role::Realloc,
-            Role::Reallocarray,
-            Role::Free,
-            Role::Memalign,
-            Role::PosixMemalign,
-            Role::AlignedAlloc,
-            Role::Valloc,
-            Role::Pvalloc,
-            Role::New,
-            Role::Delete,
-            Role::Fork,
-            Role::Exec,
-            Role::Exit,
-            Role::LinkMap,
-            Role::UsableSizeFree,
-        ];
-        if (byte as usize) < ALL.len() {
-            ALL[byte as usize]
-        } else {
-            Role::Other
-        }
-    }
 }
 
 /// How a hook was placed, or why not.

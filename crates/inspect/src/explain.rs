@@ -397,7 +397,6 @@ fn word(role: Role) -> &'static str {
         Role::Exec => "exec",
         Role::Exit => "exit",
         Role::LinkMap => "link map",
-        Role::UsableSizeFree => "sized free",
     }
 }
 
@@ -414,7 +413,7 @@ fn purpose(role: Role) -> &'static str {
         Role::Realloc | Role::Reallocarray => {
             "reallocates: recorded as one free and one allocation"
         }
-        Role::Free | Role::Delete | Role::UsableSizeFree => "frees: blocks are taken out",
+        Role::Free | Role::Delete => "frees: blocks are taken out",
         Role::Fork => "makes a child, which gets an index of its own",
         Role::Exec => "starts another program, which the runtime is to be loaded into",
         Role::Exit => "ends the process: the status is noted",

@@ -81,6 +81,12 @@ impl DebugFiles {
         }
     }
 
+    /// Whether nothing was found beside the file itself.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.debug.is_none() && self.symbols_only.is_none()
+    }
+
     /// A hash of which debug files were found, so that installing one changes it. Build IDs and
     /// lengths are looked at, not contents.
     #[must_use]

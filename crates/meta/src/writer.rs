@@ -5,9 +5,10 @@
 
 use crate::facts::{Facts, Function};
 use crate::sites::Sites;
+use pointee_model::entries::role_of;
 use pointee_model::image::{
-    EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header, InlineRecord, LineRecord,
-    MAGIC, MemberRecord, NO_TYPE, Section, SiteRecord, StrRef, TypeKind, TypeRecord,
+    EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header, InlineRecord,
+    LineRecord, MAGIC, MemberRecord, NO_TYPE, Section, SiteRecord, StrRef, TypeKind, TypeRecord,
     VariableRecord, function_flags, header_flags, section_kind,
 };
 use std::collections::{HashMap, HashSet};
@@ -45,6 +46,7 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
         })
         .collect();
     let (records, evidence) = site_records(sites, &mut strings);
+    let entries = entries(facts, &mut strings);
 
     let mut layout = Layout::default();
     layout.add(section_kind::TYPES, &types.records);
@@ -56,6 +58,7 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
     layout.add(section_kind::SITES, &records);
     layout.add(section_kind::EVIDENCE, &evidence);
     layout.add(section_kind::VARIABLES, &variables);
+    layout.add(section_kind::ENTRIES, &entries);
     layout.add(section_kind::FILES, &files);
     layout.add(section_kind::STRINGS, &strings.bytes);
     let mut flags = 0;
@@ -66,6 +69,25 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
         flags |= header_flags::HAS_SOURCES;
     }
     layout.finish(provenance, flags)
+}
+
+/// The allocation functions that go by a known name, exported or not, wherever that name was found.
+fn entries(facts: &Facts, strings: &mut Strings) -> Vec<EntryRecord> {
+    let known = facts.functions.iter().filter_map(|function| {
+        let (name, _) = role_of(&function.linkage_name)?;
+        Some((function, name))
+    });
+    known
+        .map(|(function, name)| EntryRecord {
+            address: function.entry,
+            size: function
+                .ranges
+                .first()
+                .map_or(0, |(start, end)| end.saturating_sub(*start)),
+            name: strings.intern(name),
+            reserved: 0,
+        })
+        .collect()
 }
 
 /// The string section under construction.

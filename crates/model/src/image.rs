@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// A [`TypeIndex`] that says "not known".
 pub const NO_TYPE: TypeIndex = u32::MAX;
 

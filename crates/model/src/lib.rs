@@ -10,5 +10,6 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod entries;
 pub mod evidence;
 pub mod image;

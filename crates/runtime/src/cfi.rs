@@ -13,6 +13,8 @@ use pointee_index::origins::Rule;
 /// DWARF numbers of the registers (System V ABI, AMD64, figure 3.36).
 const RBP: u64 = 6;
 const RSP: u64 = 7;
+/// Column of the return address (System V psABI for x86-64, figure 3.36).
+const RETURN_ADDRESS: u64 = 16;
 /// Deepest `DW_CFA_remember_state` met in practice is 2.
 const REMEMBERED: usize = 8;
 
@@ -112,6 +114,8 @@ struct Row {
     cfa_offset: i64,
     /// `None`: somewhere we cannot say.
     rbp: Option<i64>,
+    /// Whether the return address lies right below the CFA. Undefined in a thread's or the program's first function.
+    returns: bool,
     computable: bool,
 }
 
@@ -157,6 +161,7 @@ pub(crate) fn rule(module: &Module, return_address: u64) -> Option<Rule> {
         cfa_register: RSP,
         cfa_offset: 8,
         rbp: Some(0),
+        returns: true,
         computable: true,
     };
     let row = execute(
@@ -168,7 +173,7 @@ pub(crate) fn rule(module: &Module, return_address: u64) -> Option<Rule> {
         u64::MAX,
     )?;
     let row = execute(&common, fde, row, row, start, pc)?;
-    if !row.computable || !matches!(row.cfa_register, RSP | RBP) {
+    if !row.computable || !row.returns || !matches!(row.cfa_register, RSP | RBP) {
         return None;
     }
     let offset = i32::try_from(row.cfa_offset).ok()?;
@@ -410,13 +415,17 @@ fn execute(
 }
 
 fn saved(row: &mut Row, register: u64, at: Option<i64>) {
-    if register == RBP {
-        row.rbp = at;
+    match register {
+        RBP => row.rbp = at,
+        RETURN_ADDRESS => row.returns = at == Some(-8),
+        _ => {}
     }
 }
 
 fn restored(row: &mut Row, register: u64, initial: &Row) {
-    if register == RBP {
-        row.rbp = initial.rbp;
+    match register {
+        RBP => row.rbp = initial.rbp,
+        RETURN_ADDRESS => row.returns = initial.returns,
+        _ => {}
     }
 }

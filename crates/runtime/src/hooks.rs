@@ -25,8 +25,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, compiler_fence};
 use pointee_index::counters::Thread;
-use pointee_index::records::Role;
 use pointee_index::table::Recorded;
+use pointee_model::entries::Role;
 
 /// An entry that was hooked.
 #[repr(C)]
@@ -151,7 +151,7 @@ pub(crate) fn stub(role: Role) -> u64 {
         Role::Reallocarray => reallocarray_stub,
         Role::Memalign | Role::AlignedAlloc => memalign_stub,
         Role::PosixMemalign => posix_memalign_stub,
-        Role::Free | Role::Delete | Role::UsableSizeFree => free_stub,
+        Role::Free | Role::Delete => free_stub,
         Role::Fork => fork_stub,
         Role::Exec => exec_stub,
         Role::Exit => exit_stub,

@@ -1,7 +1,7 @@
 //! *Where are the allocation functions of this object?*
 //!
 //! By name: in the dynamic symbols, through the hash table the object carries; else in the symbol table of its
-//! file. A name that is only in the symbol table (a private copy of an allocator) counts when the object has both the
+//! file; else in its metadata image, if the session has given one. A name that is only in the symbol table (a private copy of an allocator) counts when the object has both the
 //! allocating and the freeing name of one family: a lone private `free` is somebody's list code.
 //!
 //! `operator new` and `delete` are hooked only in objects that have a malloc of their own: elsewhere they call
@@ -11,7 +11,7 @@
 
 use crate::modules::Module;
 use crate::sys::{self, map};
-use pointee_index::records::Role;
+use pointee_model::entries::{FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
 
 /// A function found.
 #[derive(Clone, Copy)]
@@ -23,122 +23,68 @@ pub(crate) struct Function {
     pub(crate) len: u64,
 }
 
-macro_rules! family {
-    ($prefix:literal) => {
-        &[
-            (concat!($prefix, "malloc"), Role::Malloc),
-            (concat!($prefix, "free"), Role::Free),
-            (concat!($prefix, "calloc"), Role::Calloc),
-            (concat!($prefix, "realloc"), Role::Realloc),
-            (concat!($prefix, "memalign"), Role::Memalign),
-            (concat!($prefix, "aligned_alloc"), Role::AlignedAlloc),
-            (concat!($prefix, "posix_memalign"), Role::PosixMemalign),
-            (concat!($prefix, "valloc"), Role::Valloc),
-            (concat!($prefix, "pvalloc"), Role::Pvalloc),
-            (concat!($prefix, "cfree"), Role::Free),
-            (concat!($prefix, "mallocx"), Role::Malloc),
-            (concat!($prefix, "rallocx"), Role::Realloc),
-            (concat!($prefix, "dallocx"), Role::Free),
-            (concat!($prefix, "sdallocx"), Role::Free),
-        ]
-    };
+/// Address and length of each name of a family; address 0 where it is not there.
+type Places = [(u64, u64); FAMILY];
+
+/// The first name allocates, the second frees: without both it is no allocator.
+fn is_allocator(places: &Places) -> bool {
+    places[0].0 != 0 && places[1].0 != 0
 }
-
-/// Names by family; the first of each allocates, the second frees.
-static FAMILIES: [&[(&str, Role)]; 7] = [
-    family!(""),
-    family!("je_"),
-    family!("_rjem_"),
-    family!("mi_"),
-    family!("tc_"),
-    family!("dl"),
-    family!("__libc_"),
-];
-
-static OPERATORS: [(&str, Role); 16] = [
-    ("_Znwm", Role::New),
-    ("_Znam", Role::New),
-    ("_ZnwmRKSt9nothrow_t", Role::New),
-    ("_ZnamRKSt9nothrow_t", Role::New),
-    ("_ZnwmSt11align_val_t", Role::New),
-    ("_ZnamSt11align_val_t", Role::New),
-    ("_ZnwmSt11align_val_tRKSt9nothrow_t", Role::New),
-    ("_ZnamSt11align_val_tRKSt9nothrow_t", Role::New),
-    ("_ZdlPv", Role::Delete),
-    ("_ZdaPv", Role::Delete),
-    ("_ZdlPvm", Role::Delete),
-    ("_ZdaPvm", Role::Delete),
-    ("_ZdlPvSt11align_val_t", Role::Delete),
-    ("_ZdaPvSt11align_val_t", Role::Delete),
-    ("_ZdlPvmSt11align_val_t", Role::Delete),
-    ("_ZdaPvmSt11align_val_t", Role::Delete),
-];
-
-/// Functions of libc where one region ends and another begins. `_Fork` is what `fork` calls since glibc 2.34.
-static PROCESS: [(&str, Role); 4] = [
-    ("_Fork", Role::Fork),
-    ("fork", Role::Fork),
-    ("execve", Role::Exec),
-    ("_exit", Role::Exit),
-];
 
 /// Calls `found` for every function to hook in `module`, in the order of the tables.
 pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     let symbols = Symbols::of(module);
+    let exported = |name: &str| symbols.as_ref().and_then(|symbols| symbols.find(name));
     let mut file = None;
     let mut has_malloc = false;
-    for family in FAMILIES {
-        let exported = symbols.as_ref().and_then(|symbols| {
-            symbols
-                .find(family[0].0)
-                .and(symbols.find(family[1].0))
-                .map(|_| symbols)
-        });
-        if let Some(symbols) = exported {
-            has_malloc = true;
-            for (name, role) in family.iter() {
-                if let Some(symbol) = symbols.find(name) {
-                    found(Function {
-                        name,
-                        role: *role,
-                        address: symbol.0,
-                        len: symbol.1,
-                    });
-                }
+    for family in &FAMILIES {
+        let mut places = Places::default();
+        if exported(family[0].0).is_some() {
+            for (place, (name, _)) in places.iter_mut().zip(family) {
+                *place = exported(name).unwrap_or_default();
             }
-        } else if let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module)) {
-            let mut places = [(0, 0); 16];
+        }
+        if !is_allocator(&places)
+            && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
+        {
             table.find_all(module, family, &mut places);
-            if places[0].0 == 0 || places[1].0 == 0 {
-                continue;
-            }
-            has_malloc = true;
-            for ((name, role), (address, len)) in family.iter().zip(places) {
-                if address != 0 {
-                    found(Function {
-                        name,
-                        role: *role,
-                        address,
-                        len,
-                    });
+        }
+        if !is_allocator(&places) {
+            // The image's maker has read what is not in the file: debug files, compressed symbols.
+            module.each_entry(|name, address, len| {
+                if let Some(at) = family.iter().position(|(known, _)| *known == name) {
+                    places[at] = (address, len);
                 }
+            });
+        }
+        if !is_allocator(&places) {
+            continue;
+        }
+        has_malloc = true;
+        for ((name, role), (address, len)) in family.iter().zip(places) {
+            if address != 0 {
+                found(Function {
+                    name,
+                    role: *role,
+                    address,
+                    len,
+                });
             }
         }
     }
-    let Some(symbols) = symbols else { return };
     let operators = OPERATORS.iter().filter(|_| has_malloc);
+    let is_libc = exported("__libc_start_main").is_some();
+    let has_inner_fork = exported("_Fork").is_some();
     let process = PROCESS
         .iter()
-        .filter(|_| symbols.find("__libc_start_main").is_some());
-    let has_inner_fork = symbols.find("_Fork").is_some();
-    let process = process.filter(|(name, _)| *name != "fork" || !has_inner_fork);
+        .filter(|(name, _)| is_libc && (*name != "fork" || !has_inner_fork));
     for (name, role) in operators.chain(process) {
-        if let Some(symbol) = symbols.find(name) {
+        if let Some((address, len)) = exported(name) {
             found(Function {
                 name,
                 role: *role,
-                address: symbol.0,
-                len: symbol.1,
+                address,
+                len,
             });
         }
     }
@@ -414,7 +360,7 @@ impl FileSymbols {
     }
 
     /// Address and length of each of `names` that is defined.
-    fn find_all(&self, module: &Module, names: &[(&str, Role)], places: &mut [(u64, u64); 16]) {
+    fn find_all(&self, module: &Module, names: &[Named], places: &mut Places) {
         for symbol in self.symbols.iter().filter(|symbol| symbol.is_function()) {
             let Some(text) = self.strings.get(symbol.name as usize..) else {
                 continue;

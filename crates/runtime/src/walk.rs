@@ -76,6 +76,10 @@ unsafe fn climb(
 
 #[cold]
 fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'static Node> {
+    if return_address == 0 {
+        // The end of a stack. Zero is also how an empty slot of the tree looks.
+        return None;
+    }
     let origins = &region().origins;
     let depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
     let Some(module) = modules::find(return_address) else {

@@ -18,7 +18,7 @@ use super::wrappers::Allocators;
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// How often a block is gone through before its state counts as final.
 const VISITS: u32 = 8;
@@ -98,11 +98,25 @@ pub(super) struct Interpreter<'a, 'f> {
     starts: Vec<u64>,
 }
 
+/// Blocks whose state has changed. The first in order of address is taken first: compilers lay code
+/// out nearly in the order it runs, so most blocks wait for those before them.
+type Work = BTreeSet<usize>;
+
 /// Where control goes at the end of a block.
+#[derive(Clone, Copy)]
 enum Exit {
     To(u64),
     /// A jump table.
     Table,
+}
+
+/// The ways out of a block, each with the register that is zero on it.
+#[derive(Default)]
+struct Left {
+    first: Option<Exit>,
+    null_first: Option<usize>,
+    second: Option<Exit>,
+    null_second: Option<usize>,
 }
 
 impl<'a, 'f> Interpreter<'a, 'f> {
@@ -153,12 +167,12 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         let jumped_to = self.find_blocks();
         let mut states: Vec<Option<State>> = vec![None; self.starts.len()];
         let mut visits = vec![0_u32; self.starts.len()];
-        let mut work = VecDeque::new();
+        let mut work = Work::new();
         let mut tables: Option<State> = None;
 
         if let Some(entry) = self.block_at(self.body.entry) {
             states[entry] = Some(self.parameters.entry_state());
-            work.push_back(entry);
+            work.insert(entry);
         }
         self.solve(&mut work, &mut states, &mut visits, &mut tables);
         // What the tables lead to may hold further tables.
@@ -180,8 +194,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
 
         self.recording = true;
         for (block, state) in states.into_iter().enumerate() {
-            if let Some(state) = state {
-                self.go_through(block, state);
+            if let Some(mut state) = state {
+                self.go_through(block, &mut state);
             }
         }
         self.outcome
@@ -190,7 +204,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
     /// Landing pads and the like that hold a call: reached with nothing known but the frame.
     fn reach_the_rest(
         &mut self,
-        work: &mut VecDeque<usize>,
+        work: &mut Work,
         states: &mut [Option<State>],
         visits: &mut [u32],
         tables: &mut Option<State>,
@@ -211,7 +225,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 let mut state = State::at_entry();
                 state.registers[SP] = frame.unwrap_or_default();
                 states[block] = Some(state);
-                work.push_back(block);
+                work.insert(block);
                 self.solve(work, states, visits, tables);
             }
         }
@@ -219,30 +233,48 @@ impl<'a, 'f> Interpreter<'a, 'f> {
 
     fn solve(
         &mut self,
-        work: &mut VecDeque<usize>,
+        work: &mut Work,
         states: &mut [Option<State>],
         visits: &mut [u32],
         tables: &mut Option<State>,
     ) {
-        while let Some(block) = work.pop_front() {
+        while let Some(block) = work.pop_first() {
             visits[block] += 1;
-            let Some(state) = states[block].clone().filter(|_| visits[block] <= VISITS) else {
+            if visits[block] > VISITS {
+                continue;
+            }
+            let Some(known) = &states[block] else {
                 continue;
             };
-            for (state, exit) in self.go_through(block, state) {
-                match exit {
-                    Exit::To(target) => {
-                        if let Some(next) = self.block_at(target) {
-                            self.enter(next, &state, states, work);
-                        }
+            let mut state = known.clone();
+            let left = self.go_through(block, &mut state);
+            if let Some(Exit::Table) = left.first {
+                match tables {
+                    Some(merged) => {
+                        let types = self.types;
+                        merged.merge(&state, &mut self.origins, |at| types.size(at));
                     }
-                    Exit::Table => match tables {
-                        Some(merged) => {
-                            let types = self.types;
-                            merged.merge(&state, &mut self.origins, |at| types.size(at));
-                        }
-                        None => *tables = Some(state.clone()),
-                    },
+                    None => *tables = Some(state.clone()),
+                }
+            }
+            for (exit, null) in [
+                (left.first, left.null_first),
+                (left.second, left.null_second),
+            ] {
+                let Some(Exit::To(target)) = exit else {
+                    continue;
+                };
+                let Some(next) = self.block_at(target) else {
+                    continue;
+                };
+                match null.map(|register| state.registers[register]) {
+                    // On this way a failed allocation is a null pointer and nothing more.
+                    Some(block @ Value::Allocated { .. }) => {
+                        let mut failed = state.clone();
+                        failed.replace(block, Value::Constant(0));
+                        self.enter(next, &failed, states, work);
+                    }
+                    _ => self.enter(next, &state, states, work),
                 }
             }
         }
@@ -253,7 +285,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         block: usize,
         state: &State,
         states: &mut [Option<State>],
-        work: &mut VecDeque<usize>,
+        work: &mut Work,
     ) {
         let changed = match &mut states[block] {
             Some(known) => {
@@ -265,8 +297,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 true
             }
         };
-        if changed && !work.contains(&block) {
-            work.push_back(block);
+        if changed {
+            work.insert(block);
         }
     }
 
@@ -360,7 +392,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         self.starts.binary_search(&address).ok()
     }
 
-    fn go_through(&mut self, block: usize, mut state: State) -> Vec<(State, Exit)> {
+    /// Runs a block's instructions on `state`; says where control goes then.
+    fn go_through(&mut self, block: usize, state: &mut State) -> Left {
         let start = self.starts[block];
         let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
         let first = self
@@ -373,23 +406,25 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 break;
             }
             if self.recording {
-                self.observe_variables(&state, instruction.ip());
+                self.observe_variables(state, instruction.ip());
             }
             let next = instruction.next_ip();
             match instruction.flow_control() {
-                FlowControl::Next => self.step(&instruction, &mut state),
+                FlowControl::Next => self.step(&instruction, state),
                 FlowControl::Call | FlowControl::IndirectCall => {
-                    if !self.call(&instruction, &mut state, false) {
-                        return Vec::new();
+                    if !self.call(&instruction, state, false) {
+                        return Left::default();
                     }
                 }
                 FlowControl::Return => {
-                    self.returns(&state, instruction.ip());
-                    return Vec::new();
+                    self.returns(state, instruction.ip());
+                    return Left::default();
                 }
                 FlowControl::UnconditionalBranch => {
-                    let exit = self.branch(&instruction, &mut state);
-                    return exit.map(|exit| (state, exit)).into_iter().collect();
+                    return Left {
+                        first: self.branch(&instruction, state),
+                        ..Left::default()
+                    };
                 }
                 FlowControl::ConditionalBranch => {
                     let null = at
@@ -399,15 +434,16 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                     return self.conditional(&instruction, state, null);
                 }
                 FlowControl::IndirectBranch => {
-                    if self.indirect_tail(&instruction, &mut state) {
-                        return Vec::new();
-                    }
-                    return vec![(state, Exit::Table)];
+                    let first = (!self.indirect_tail(&instruction, state)).then_some(Exit::Table);
+                    return Left {
+                        first,
+                        ..Left::default()
+                    };
                 }
-                FlowControl::XbeginXabortXend => self.step(&instruction, &mut state),
+                FlowControl::XbeginXabortXend => self.step(&instruction, state),
                 FlowControl::Interrupt | FlowControl::Exception => {
                     if instruction.mnemonic() == Mnemonic::Ud2 {
-                        return Vec::new();
+                        return Left::default();
                     }
                 }
             }
@@ -415,32 +451,34 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             at += 1;
         }
         // An empty block holds padding only, or code that could not be decoded.
-        if at > first {
-            vec![(state, Exit::To(expected))]
-        } else {
-            Vec::new()
+        Left {
+            first: (at > first).then_some(Exit::To(expected)),
+            ..Left::default()
         }
     }
 
-    /// Both ways of a conditional jump. `null` is what was compared with zero, and whether the jump
-    /// is taken if it is: on that way a failed allocation is a null pointer and nothing more.
+    /// Both ways of a conditional jump. `null` is the register compared with zero, and whether the
+    /// jump is taken if it is.
     fn conditional(
         &mut self,
         instruction: &Instruction,
-        state: State,
+        state: &State,
         null: Option<(usize, bool)>,
-    ) -> Vec<(State, Exit)> {
-        let (mut taken, mut passed) = (state.clone(), state);
-        if let Some((register, if_taken)) = null {
-            let way = if if_taken { &mut taken } else { &mut passed };
-            if matches!(way.registers[register], Value::Allocated { .. }) {
-                way.replace(way.registers[register], Value::Constant(0));
-            }
+    ) -> Left {
+        let target = instruction.near_branch_target();
+        let taken = if contains(&self.body.ranges, target) {
+            Some(Exit::To(target))
+        } else {
+            // A conditional tail call; the other way goes on as before.
+            self.call(instruction, &mut state.clone(), true);
+            None
+        };
+        Left {
+            first: taken,
+            null_first: null.filter(|(_, if_taken)| *if_taken).map(|(at, _)| at),
+            second: Some(Exit::To(instruction.next_ip())),
+            null_second: null.filter(|(_, if_taken)| !*if_taken).map(|(at, _)| at),
         }
-        let exit = self.branch(instruction, &mut taken);
-        let mut exits: Vec<_> = exit.map(|exit| (taken, exit)).into_iter().collect();
-        exits.push((passed, Exit::To(instruction.next_ip())));
-        exits
     }
 
     fn branch(&mut self, instruction: &Instruction, state: &mut State) -> Option<Exit> {

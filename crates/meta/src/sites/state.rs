@@ -50,7 +50,9 @@ pub(super) fn vector(register: Register) -> Option<usize> {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) registers: [Value; 16],
-    pub(super) vectors: [[Value; 2]; 16],
+    vectors: [[Value; 2]; 16],
+    /// Whether anything was put into a vector register since all became unknown.
+    vectors_known: bool,
     slots: Vec<(i64, Value)>,
 }
 
@@ -63,6 +65,7 @@ impl State {
         let mut state = Self {
             registers: [Value::Unknown; 16],
             vectors: [[Value::Unknown; 2]; 16],
+            vectors_known: false,
             slots: Vec::new(),
         };
         state.registers[SP] = Value::Stack(-8);
@@ -107,7 +110,21 @@ impl State {
         for register in CALLER_SAVED {
             self.registers[register] = Value::Unknown;
         }
-        self.vectors = [[Value::Unknown; 2]; 16];
+        if self.vectors_known {
+            self.vectors = [[Value::Unknown; 2]; 16];
+            self.vectors_known = false;
+        }
+    }
+
+    /// Both quadwords of a vector register.
+    pub(super) fn vector(&self, number: usize) -> [Value; 2] {
+        self.vectors[number & 15]
+    }
+
+    /// Writes both quadwords of a vector register.
+    pub(super) fn set_vector(&mut self, number: usize, pair: [Value; 2]) {
+        self.vectors_known |= pair != [Value::Unknown; 2];
+        self.vectors[number & 15] = pair;
     }
 
     /// Merges what another path brings; says whether anything changed.
@@ -119,6 +136,9 @@ impl State {
     ) -> bool {
         let mut changed = false;
         let mut meet = |a: &mut Value, b: Value| {
+            if *a == b {
+                return;
+            }
             let joined = join(*a, b, origins, &size_of);
             changed |= joined != *a;
             *a = joined;
@@ -129,9 +149,16 @@ impl State {
                 meet(a, *b);
             }
         }
-        for (a, b) in self.vectors.iter_mut().zip(&other.vectors) {
-            meet(&mut a[0], b[0]);
-            meet(&mut a[1], b[1]);
+        // Vector registers rarely hold anything of interest.
+        if self.vectors_known || other.vectors_known {
+            for (a, b) in self.vectors.iter_mut().zip(&other.vectors) {
+                meet(&mut a[0], b[0]);
+                meet(&mut a[1], b[1]);
+            }
+            self.vectors_known |= other.vectors_known;
+        }
+        if self.slots == other.slots {
+            return changed;
         }
         let mut merged = Vec::with_capacity(self.slots.len());
         let (mut left, mut right) = (self.slots.iter().peekable(), other.slots.iter().peekable());

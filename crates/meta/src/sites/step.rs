@@ -62,7 +62,9 @@ impl<'f> Interpreter<'_, 'f> {
                     && instruction.op0_kind() == OpKind::Register
                     && general(instruction.op0_register()) == Some(SP);
                 if !aligns_stack {
-                    self.arithmetic(instruction, state, bitwise);
+                    let rounds = instruction.mnemonic() == M::And;
+                    let operation = if rounds { Value::masked } else { bitwise };
+                    self.arithmetic(instruction, state, operation);
                 }
             }
             M::Inc => self.adjust(instruction, state, 1),
@@ -162,56 +164,60 @@ impl<'f> Interpreter<'_, 'f> {
         match (instruction.mnemonic(), to_vector, from_vector) {
             (M::Movq | M::Vmovq, Some(to), from) => {
                 let low = match from {
-                    Some(from) => state.vectors[from][0],
+                    Some(from) => state.vector(from)[0],
                     None => self.read(instruction, 1, state),
                 };
-                state.vectors[to] = [low, Value::Constant(0)];
+                state.set_vector(to, [low, Value::Constant(0)]);
             }
             (M::Movq | M::Vmovq, None, Some(from)) => {
-                let low = state.vectors[from][0];
+                let low = state.vector(from)[0];
                 self.write(instruction, 0, state, low);
             }
             (M::Movhps | M::Movhpd, Some(to), None) => {
-                state.vectors[to][1] = self.read(instruction, 1, state);
+                let high = self.read(instruction, 1, state);
+                state.set_vector(to, [state.vector(to)[0], high]);
             }
             (M::Movhps | M::Movhpd, None, Some(from)) => {
-                let high = state.vectors[from][1];
+                let high = state.vector(from)[1];
                 self.write(instruction, 0, state, high);
             }
             (M::Movlps | M::Movlpd, None, Some(from)) => {
-                let low = state.vectors[from][0];
+                let low = state.vector(from)[0];
                 self.write(instruction, 0, state, low);
             }
             (M::Pinsrq, Some(to), None) => {
                 let value = self.read(instruction, 1, state);
-                state.vectors[to][usize::from(instruction.immediate8() & 1)] = value;
+                let mut pair = state.vector(to);
+                pair[usize::from(instruction.immediate8() & 1)] = value;
+                state.set_vector(to, pair);
             }
             (M::Punpcklqdq | M::Unpcklpd | M::Movlhps, Some(to), Some(from)) => {
-                state.vectors[to][1] = state.vectors[from][0];
+                state.set_vector(to, [state.vector(to)[0], state.vector(from)[0]]);
             }
             (M::Vpunpcklqdq | M::Vunpcklpd, Some(to), Some(a)) => {
-                if let Some(b) = vector(instruction.op2_register()) {
-                    state.vectors[to] = [state.vectors[a][0], state.vectors[b][0]];
-                } else {
-                    state.vectors[to] = [Value::Unknown; 2];
-                }
+                let high = vector(instruction.op2_register());
+                let pair = high.map_or([Value::Unknown; 2], |b| {
+                    [state.vector(a)[0], state.vector(b)[0]]
+                });
+                state.set_vector(to, pair);
             }
             (M::Vpinsrq, Some(to), Some(from)) => {
                 let value = self.read(instruction, 2, state);
-                let mut pair = state.vectors[from];
+                let mut pair = state.vector(from);
                 pair[usize::from(instruction.immediate8() & 1)] = value;
-                state.vectors[to] = pair;
+                state.set_vector(to, pair);
             }
             (mnemonic, Some(to), from) if is_whole_vector_move(mnemonic) => {
-                state.vectors[to] = match from {
-                    Some(from) => state.vectors[from],
+                let pair = match from {
+                    Some(from) => state.vector(from),
                     None => self.read_pair(instruction, state),
                 };
+                state.set_vector(to, pair);
             }
             (mnemonic, None, Some(from))
                 if is_whole_vector_move(mnemonic) && instruction.op1_register().is_xmm() =>
             {
-                let [low, high] = state.vectors[from];
+                let [low, high] = state.vector(from);
                 let address = self.address(instruction, state);
                 self.store(&address, 8, low, state, instruction.ip());
                 let above = Address {
@@ -222,7 +228,7 @@ impl<'f> Interpreter<'_, 'f> {
                 self.store(&above, 8, high, state, instruction.ip());
             }
             (M::Pxor | M::Xorps | M::Vpxor, Some(to), Some(from)) if to == from => {
-                state.vectors[to] = [Value::Constant(0); 2];
+                state.set_vector(to, [Value::Constant(0); 2]);
             }
             _ => return false,
         }
@@ -280,7 +286,7 @@ impl<'f> Interpreter<'_, 'f> {
                     state.registers[number] = Value::Unknown;
                 }
             } else if let Some(number) = vector(register) {
-                state.vectors[number] = [Value::Unknown; 2];
+                state.set_vector(number, [Value::Unknown; 2]);
             }
         }
     }
@@ -323,7 +329,7 @@ impl<'f> Interpreter<'_, 'f> {
                 let register = instruction.op_register(operand);
                 let Some(number) = general(register) else {
                     if let Some(number) = vector(register) {
-                        state.vectors[number] = [Value::Unknown; 2];
+                        state.set_vector(number, [Value::Unknown; 2]);
                     }
                     return;
                 };

@@ -26,6 +26,8 @@ pub(super) struct Types<'f> {
     same: Vec<TypeIndex>,
     definitions: HashMap<&'f str, TypeIndex>,
     named: HashMap<&'f str, Vec<TypeIndex>>,
+    /// By what they point to, stripped, `None` for `void`: the first such pointer type.
+    pointers: HashMap<Option<TypeIndex>, TypeIndex>,
 }
 
 impl<'f> Types<'f> {
@@ -46,8 +48,19 @@ impl<'f> Types<'f> {
             same: Vec::new(),
             definitions,
             named,
+            pointers: HashMap::new(),
         };
         types.same = types.find_same();
+        for (at, entry) in (0..).zip(&facts.types) {
+            if entry.kind == TypeKind::Pointer {
+                let target = match types.pointee(at) {
+                    Some(Pointee::Type(target)) => Some(target),
+                    _ => None,
+                };
+                let pointer = types.strip(at);
+                types.pointers.entry(target).or_insert(pointer);
+            }
+        }
         types
     }
 
@@ -216,16 +229,29 @@ impl<'f> Types<'f> {
 
     /// The flexible array member at the end of a struct: its offset and element type.
     pub(super) fn flexible(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        // `[1]` is the old way to write it.
+        let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
+        self.array_at_end(index, open)
+    }
+
+    /// The array member at the end of a struct, of whatever length: its offset and element type.
+    pub(super) fn last_array(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        self.array_at_end(index, |_| true)
+    }
+
+    fn array_at_end(
+        &self,
+        index: TypeIndex,
+        length: impl Fn(Option<u64>) -> bool,
+    ) -> Option<(u64, TypeIndex)> {
         let entry = self.get(self.strip(index))?;
         if !matches!(entry.kind, TypeKind::Struct | TypeKind::Class) {
             return None;
         }
         let last = entry.members.last()?;
         let array = self.get(self.strip(last.r#type))?;
-        let open =
-            array.kind == TypeKind::Array && matches!(array.count, None | Some(0 | 1 | u64::MAX));
-        // `[1]` is the old way to write it; a lone array is not a header.
-        (open && entry.members.len() > 1)
+        // A lone array is not a header.
+        (array.kind == TypeKind::Array && length(array.count) && entry.members.len() > 1)
             .then(|| Some((last.offset, self.strip(array.target?))))
             .flatten()
     }
@@ -333,20 +359,12 @@ impl<'f> Types<'f> {
 
     /// The pointer type to `target`, if the file has one.
     pub(super) fn pointer_to(&self, target: TypeIndex) -> Option<TypeIndex> {
-        let target = self.strip(target);
-        (0..).zip(self.types).find_map(|(at, entry)| {
-            let points = entry.kind == TypeKind::Pointer
-                && entry.target.is_some_and(|to| self.strip(to) == target);
-            points.then(|| self.strip(at))
-        })
+        self.pointers.get(&Some(self.strip(target))).copied()
     }
 
     /// The type `void *`, if the file has it.
     pub(super) fn void_pointer(&self) -> Option<TypeIndex> {
-        (0..).zip(self.types).find_map(|(at, entry)| {
-            let void = entry.kind == TypeKind::Pointer && self.pointee(at) == Some(Pointee::Void);
-            void.then(|| self.strip(at))
-        })
+        self.pointers.get(&None).copied()
     }
 
     /// Plain `char`.

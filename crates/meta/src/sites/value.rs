@@ -271,6 +271,40 @@ impl Value {
         }
     }
 
+    /// `self & mask`. A mask that clears the lowest bits only rounds, as the last step of rounding
+    /// up does; what is known of the form stays, but it is no longer exact.
+    pub(super) fn masked(self, mask: Self) -> Self {
+        const LARGEST_ALIGNMENT: i64 = 4096;
+        let from = self.from() | mask.from();
+        let Self::Constant(mask) = mask else {
+            return Self::derived(from);
+        };
+        // In 32 bits the mask may come zero-extended.
+        let wide = u32::try_from(mask).map_or(mask, |low| i64::from(low as i32));
+        let rounds =
+            (-LARGEST_ALIGNMENT..0).contains(&wide) && wide.count_zeros() == wide.trailing_zeros();
+        match self {
+            Self::Constant(value) => Self::Constant(value & mask),
+            Self::Linear { scale, add, .. } if rounds => Self::Linear {
+                from,
+                exact: false,
+                scale: if i64::from(scale) % wide == 0 {
+                    scale
+                } else {
+                    1
+                },
+                add: add & wide,
+            },
+            Self::Parameter { offset, .. } if rounds => Self::Linear {
+                from,
+                exact: false,
+                scale: 1,
+                add: offset & wide,
+            },
+            _ => Self::derived(from),
+        }
+    }
+
     /// Scale and constant part of the linear form and whether it is exact; 1 and 0 for what has none.
     fn form(self) -> (u32, i64, bool) {
         match self {
@@ -343,7 +377,38 @@ pub(super) fn join(
             }
             _ => Unknown,
         },
-        _ if a.is_scalar() && b.is_scalar() => Value::derived(a.from() | b.from()),
+        _ if a.is_scalar() && b.is_scalar() => common_form(a, b),
         _ => Unknown,
     }
+}
+
+/// The linear form that both values have: the smaller constant part, the common divisor of the steps.
+fn common_form(a: Value, b: Value) -> Value {
+    let parts = |value: Value| match value {
+        Value::Constant(number) => (0, number),
+        _ => {
+            let (scale, add, _) = value.form();
+            (u64::from(scale), add)
+        }
+    };
+    let ((scale_a, add_a), (scale_b, add_b)) = (parts(a), parts(b));
+    if scale_a == 0 && scale_b == 0 {
+        return Value::Unknown;
+    }
+    let scale = divisor(divisor(scale_a, scale_b), add_a.abs_diff(add_b));
+    Value::Linear {
+        from: a.from() | b.from(),
+        exact: false,
+        scale: u32::try_from(scale).unwrap_or(1),
+        add: add_a.min(add_b),
+    }
+    .or_unknown()
+}
+
+/// The greatest common divisor.
+fn divisor(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }

@@ -100,6 +100,9 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     if candidates.iter().any(alone) {
         candidates.retain(alone);
     }
+    if std::env::var_os("DBG").is_some() {
+        eprintln!("{call:x} {request:?}");
+    }
     let left = narrow(types, candidates, clues, request);
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
@@ -258,9 +261,15 @@ pub(super) fn role(
         return (Role::Unknown, None);
     };
     let flexible = types.flexible(index);
+    let record = is_record(types, index);
+    // An array at the end may be cut short, or go on, in a request of variable size.
+    let flexible = flexible.or_else(|| {
+        types.last_array(index).filter(|(offset, _)| {
+            request.total.is_none() && (*offset..size).contains(&request.head)
+        })
+    });
     let tail = flexible.map(|(_, element)| element);
     let opens_at = flexible.map_or(size, |(offset, _)| offset);
-    let record = is_record(types, index);
     let by_size = match request {
         Request {
             total: Some(total), ..

@@ -1,0 +1,138 @@
+//! *Which names do allocation functions go by?*
+//!
+//! The one list of names that are looked for in symbol tables: by the runtime in what is loaded, and by the
+//! image's maker in debug files that the runtime cannot read. What each does is its [`Role`].
+
+/// What a hooked function does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Role {
+    Other = 0,
+    Malloc = 1,
+    Calloc = 2,
+    Realloc = 3,
+    Reallocarray = 4,
+    Free = 5,
+    Memalign = 6,
+    PosixMemalign = 7,
+    AlignedAlloc = 8,
+    Valloc = 9,
+    Pvalloc = 10,
+    New = 11,
+    Delete = 12,
+    Fork = 13,
+    Exec = 14,
+    Exit = 15,
+    LinkMap = 16,
+}
+
+impl Role {
+    /// Reads the stored byte.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Self {
+        const ALL: [Role; 17] = [
+            Role::Other,
+            Role::Malloc,
+            Role::Calloc,
+            Role::Realloc,
+            Role::Reallocarray,
+            Role::Free,
+            Role::Memalign,
+            Role::PosixMemalign,
+            Role::AlignedAlloc,
+            Role::Valloc,
+            Role::Pvalloc,
+            Role::New,
+            Role::Delete,
+            Role::Fork,
+            Role::Exec,
+            Role::Exit,
+            Role::LinkMap,
+        ];
+        if (byte as usize) < ALL.len() {
+            ALL[byte as usize]
+        } else {
+            Role::Other
+        }
+    }
+}
+
+/// A name and what goes by it.
+pub type Named = (&'static str, Role);
+
+macro_rules! family {
+    ($prefix:literal) => {
+        [
+            (concat!($prefix, "malloc"), Role::Malloc),
+            (concat!($prefix, "free"), Role::Free),
+            (concat!($prefix, "calloc"), Role::Calloc),
+            (concat!($prefix, "realloc"), Role::Realloc),
+            (concat!($prefix, "memalign"), Role::Memalign),
+            (concat!($prefix, "aligned_alloc"), Role::AlignedAlloc),
+            (concat!($prefix, "posix_memalign"), Role::PosixMemalign),
+            (concat!($prefix, "valloc"), Role::Valloc),
+            (concat!($prefix, "pvalloc"), Role::Pvalloc),
+            (concat!($prefix, "cfree"), Role::Free),
+            (concat!($prefix, "mallocx"), Role::Malloc),
+            (concat!($prefix, "rallocx"), Role::Realloc),
+            (concat!($prefix, "dallocx"), Role::Free),
+            (concat!($prefix, "sdallocx"), Role::Free),
+        ]
+    };
+}
+
+/// How many names a family has.
+pub const FAMILY: usize = 14;
+
+/// Allocators by family: C's own names, jemalloc's (also as Rust's crate prefixes them), mimalloc's, tcmalloc's, dlmalloc's, glibc's inner
+/// ones. The first name of a family allocates, the second frees: an object has the family if it has both. A lone
+/// private `free` is somebody's list code.
+pub const FAMILIES: [[Named; FAMILY]; 7] = [
+    family!(""),
+    family!("je_"),
+    family!("_rjem_"),
+    family!("mi_"),
+    family!("tc_"),
+    family!("dl"),
+    family!("__libc_"),
+];
+
+/// C++'s operators. Hooked only in objects that have a malloc of their own: elsewhere they call
+/// malloc, which is hooked, and the walk goes through them.
+pub const OPERATORS: [Named; 16] = [
+    ("_Znwm", Role::New),
+    ("_Znam", Role::New),
+    ("_ZnwmRKSt9nothrow_t", Role::New),
+    ("_ZnamRKSt9nothrow_t", Role::New),
+    ("_ZnwmSt11align_val_t", Role::New),
+    ("_ZnamSt11align_val_t", Role::New),
+    ("_ZnwmSt11align_val_tRKSt9nothrow_t", Role::New),
+    ("_ZnamSt11align_val_tRKSt9nothrow_t", Role::New),
+    ("_ZdlPv", Role::Delete),
+    ("_ZdaPv", Role::Delete),
+    ("_ZdlPvm", Role::Delete),
+    ("_ZdaPvm", Role::Delete),
+    ("_ZdlPvSt11align_val_t", Role::Delete),
+    ("_ZdaPvSt11align_val_t", Role::Delete),
+    ("_ZdlPvmSt11align_val_t", Role::Delete),
+    ("_ZdaPvmSt11align_val_t", Role::Delete),
+];
+
+/// Functions of libc where one process's recording ends and another's begins. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 4] = [
+    ("_Fork", Role::Fork),
+    ("fork", Role::Fork),
+    ("execve", Role::Exec),
+    ("_exit", Role::Exit),
+];
+
+/// The role of a name, among the families.
+#[must_use]
+pub fn role_of(name: &str) -> Option<Named> {
+    FAMILIES
+        .iter()
+        .flatten()
+        .find(|(known, _)| *known == name)
+        .copied()
+}
