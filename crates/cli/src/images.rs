@@ -12,7 +12,9 @@ use pointee_meta::elf::Elf;
 use pointee_model::image::{FORMAT, Image};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::io::IsTerminal;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use std::time::Duration;
 pub(crate) struct ImageSource {
     known: HashMap<Key, Option<ImageBytes>>,
     options: Options,
+    kept: Vec<File>,
 }
 
 /// Path and build ID.
@@ -39,6 +42,12 @@ impl ImageSource {
     /// Nothing loaded yet.
     pub(crate) fn new() -> Self {
         Self::default()
+    }
+
+    /// Files that were open while the processes ran: looked at where a path leads to another file by now.
+    pub(crate) fn keep<'f>(&mut self, files: impl Iterator<Item = &'f File>) {
+        self.kept
+            .extend(files.filter_map(|file| file.try_clone().ok()));
     }
 
     /// The images of the modules that occur in the paths of `process`.
@@ -74,11 +83,11 @@ impl ImageSource {
             return;
         }
         let progress = Progress::start(missing.len() as u64);
-        let options = &self.options;
+        let (options, kept) = (&self.options, &self.kept);
         let loaded: Vec<_> = missing
             .into_par_iter()
             .map(|key| {
-                let image = load(&key, options, &progress);
+                let image = load(&key, kept, options, &progress);
                 (key, image)
             })
             .collect();
@@ -90,12 +99,22 @@ fn key(module: &ModuleInfo) -> Key {
     (module.path.clone(), module.build_id.clone())
 }
 
-fn load((path, build_id): &Key, options: &Options, progress: &Progress) -> Option<ImageBytes> {
+fn load(
+    (path, build_id): &Key,
+    kept: &[File],
+    options: &Options,
+    progress: &Progress,
+) -> Option<ImageBytes> {
     let name = path.rsplit('/').next().unwrap_or(path);
+    let is_it = |elf: &Elf| cut(elf.build_id()) == build_id.as_slice();
     // Only regular files: the path is what a process says it is.
     let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
     let elf = is_file.then(|| Elf::open(Path::new(path)).ok()).flatten();
-    let same = elf.filter(|elf| cut(elf.build_id()) == build_id.as_slice());
+    let open = |file: &File| {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Elf::open(Path::new(&path)).ok().filter(is_it)
+    };
+    let same = elf.filter(is_it).or_else(|| kept.iter().find_map(open));
     let loaded = match same {
         Some(elf) => cache::image_of(&elf, options, &|stage| progress.at(name, stage)).ok(),
         None => None,

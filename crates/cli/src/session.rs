@@ -24,6 +24,8 @@ pub(crate) struct Arrival {
     pub(crate) hello: Hello,
     /// Its region.
     pub(crate) region: File,
+    /// Its executable, as it was when it started.
+    pub(crate) executable: Option<File>,
 }
 
 /// The folder and the socket; both go when it is dropped.
@@ -86,7 +88,7 @@ impl Session {
     /// `Ok(None)`: a datagram that is none of ours.
     fn receive_one(&self) -> Result<Option<Arrival>, nix::errno::Errno> {
         let mut bytes = [0; Hello::LEN];
-        let mut control = nix::cmsg_space!([i32; 1], libc::ucred);
+        let mut control = nix::cmsg_space!([i32; 2], libc::ucred);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<UnixAddr>(
@@ -95,15 +97,13 @@ impl Session {
             Some(&mut control),
             flags,
         )?;
-        let mut region = None;
+        let mut files = Vec::new();
         let mut pid = None;
         if let Ok(messages) = message.cmsgs() {
             for control in messages {
                 match control {
                     ControlMessageOwned::ScmRights(fds) => {
-                        for fd in fds {
-                            region = Some(adopt(fd));
-                        }
+                        files.extend(fds.into_iter().map(adopt));
                     }
                     ControlMessageOwned::ScmCredentials(credentials) => {
                         pid = u32::try_from(credentials.pid()).ok();
@@ -113,8 +113,14 @@ impl Session {
             }
         }
         let hello = Hello::from_bytes(&bytes);
-        Ok(match (hello, pid, region) {
-            (Some(hello), Some(pid), Some(region)) => Some(Arrival { pid, hello, region }),
+        let mut files = files.into_iter();
+        Ok(match (hello, pid, files.next()) {
+            (Some(hello), Some(pid), Some(region)) => Some(Arrival {
+                pid,
+                hello,
+                region,
+                executable: files.next(),
+            }),
             _ => None,
         })
     }

@@ -10,9 +10,11 @@ use pointee_index::Index;
 use pointee_inspect::memory::{Region, RegionFile};
 use pointee_inspect::process::{Ending, ProcessData};
 use pointee_inspect::report::{Circumstances, Exit, State};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 /// What is held of a process.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ enum Held {
     /// Why there is nothing.
     Unreadable(String),
 }
+
+/// Programs that are held open at most.
+const EXECUTABLES: usize = 128;
 
 /// One program in one process.
 #[derive(Debug)]
@@ -102,6 +107,8 @@ pub(crate) struct Processes {
     /// Files that may be held open.
     room: usize,
     open: usize,
+    /// The programs that ran, by device and inode.
+    executables: HashMap<(u64, u64), File>,
 }
 
 impl Processes {
@@ -113,6 +120,7 @@ impl Processes {
             // Two for each process, and some for ourselves.
             room: room.saturating_sub(64) / 2,
             open: 0,
+            executables: HashMap::new(),
         }
     }
 
@@ -127,6 +135,13 @@ impl Processes {
             }
         }
         self.open += 1;
+        if let Some(executable) = arrival.executable
+            && let Ok(metadata) = executable.metadata()
+            && self.executables.len() < EXECUTABLES
+        {
+            self.executables
+                .insert((metadata.dev(), metadata.ino()), executable);
+        }
         self.tracked.push(Tracked {
             pid: arrival.pid,
             parent: arrival.hello.parent,
@@ -134,6 +149,11 @@ impl Processes {
             held: Held::Open(arrival.region),
             handle: handle_of(arrival.pid),
         });
+    }
+
+    /// The programs that ran, open since they started.
+    pub(crate) fn executables(&self) -> impl Iterator<Item = &File> {
+        self.executables.values()
     }
 
     /// In order of arrival.

@@ -12,7 +12,8 @@
 //! stack between the environment and the auxiliary vector is exactly one auxiliary entry, which becomes `AT_IGNORE`.
 //!
 //! A started or forked process that has a region for others to read sends it to the session's socket: one
-//! datagram, a [`Hello`] and the region's file descriptor (`SCM_RIGHTS`). Nobody answers.
+//! datagram, a [`Hello`], the region's file descriptor and, from a process that was started and not forked, a
+//! second one of its executable, which may be gone by the time it is wanted (`SCM_RIGHTS`). Nobody answers.
 
 /// Name of the variable.
 pub const VARIABLE: &str = "POINTEE_HANDOFF";

@@ -134,7 +134,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     region.counters.fold_into_inherited();
     crate::region::set_generation(0);
     if region.shared {
-        announce(copy as usize);
+        announce(copy as usize, None);
         sys::close(copy as usize);
     }
 }

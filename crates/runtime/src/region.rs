@@ -194,14 +194,18 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
     }
     header.magic.store(MAGIC, Release);
     if shared {
-        announce(fd as usize);
+        let executable = usize::try_from(sys::open(c"/proc/self/exe", false)).ok();
+        announce(fd as usize, executable);
         sys::close(fd as usize);
+        if let Some(executable) = executable {
+            sys::close(executable);
+        }
     }
     true
 }
 
-/// Sends the region's file to the session. Nobody answers, and nothing is lost if nobody listens.
-pub(crate) fn announce(fd: usize) {
+/// Sends the region's file, and the executable's, to the session. Nobody answers, and nothing is lost if nobody listens.
+pub(crate) fn announce(fd: usize, executable: Option<usize>) {
     const AF_UNIX: u16 = 1;
     const SOCK_DGRAM: usize = 2;
     const SOCK_CLOEXEC: usize = 0o2_000_000;
@@ -218,8 +222,7 @@ pub(crate) fn announce(fd: usize) {
         len: usize,
         level: u32,
         kind: u32,
-        fd: i32,
-        padding: u32,
+        fds: [i32; 2],
     }
     #[repr(C)]
     struct Message {
@@ -254,11 +257,10 @@ pub(crate) fn announce(fd: usize) {
     .to_bytes();
     let parts = [hello.as_ptr() as usize, hello.len()];
     let control = Control {
-        len: 20,
+        len: if executable.is_some() { 24 } else { 20 },
         level: SOL_SOCKET,
         kind: SCM_RIGHTS,
-        fd: fd as i32,
-        padding: 0,
+        fds: [fd as i32, executable.map_or(0, |fd| fd as i32)],
     };
     let message = Message {
         name: &raw const address,

@@ -113,11 +113,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
         },
     )?;
-    let processes = processes.into_inner().with_ends(first, end);
+    let processes = processes.into_inner();
+    let mut source = ImageSource::new();
+    source.keep(processes.executables());
+    let processes = processes.with_ends(first, end);
     // From here on a Ctrl-C is for us.
     drop(signals);
     drop(session);
-    let mut source = ImageSource::new();
     if let Some(file) = &arguments.snapshot
         && arguments.snapshot_at.after().is_none()
     {
