@@ -176,7 +176,7 @@ impl Processes {
             } else if tracked.is_alive() {
                 (State::Running, None)
             } else {
-                (State::Ended, None)
+                (State::Ended, tracked.handle.as_ref().and_then(exit_by))
             };
             let circumstances = tracked.circumstances(state, exit);
             reports.push((tracked, circumstances));
@@ -206,6 +206,33 @@ fn handle_of(pid: u32) -> Option<OwnedFd> {
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
     // SAFETY: the kernel has just made it for us.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How a process that is not our child ended. Known since Linux 6.15 (`PIDFD_GET_INFO`, linux/pidfd.h).
+#[allow(unsafe_code)] // The ioctl has no face in std or nix.
+fn exit_by(handle: &OwnedFd) -> Option<Exit> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    /// The first version of `struct pidfd_info`: mask, cgroup, three process ids, eight of users and
+    /// groups, the status.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    let request = libc::_IOWR::<Info>(0xff, 11);
+    // SAFETY: the kernel writes at most the size that the request states.
+    let result = unsafe { libc::ioctl(handle.as_raw_fd(), request, &raw mut info) };
+    if result != 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+        return None;
+    }
+    if libc::WIFSIGNALED(info.status) {
+        return Some(Exit::Signal(libc::WTERMSIG(info.status)));
+    }
+    libc::WIFEXITED(info.status).then(|| Exit::Code(libc::WEXITSTATUS(info.status)))
 }
 
 /// A process handle becomes readable when the process ends.
