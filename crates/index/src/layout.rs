@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -231,6 +231,10 @@ pub struct Header {
     pub peak_sequence: AtomicU32,
     /// While nonzero, no thread writes to the index: a fork is copying it.
     pub gate: AtomicU32,
+    /// One more than the deepest level of the origin hash in use.
+    pub origin_levels: AtomicU32,
+    /// Whether any chunk cover was ever written.
+    pub spanning: AtomicU32,
     /// Blocks that were replaced without having been freed in our sight.
     pub replaced: AtomicU64,
     /// Nanoseconds (CLOCK_MONOTONIC) at which recording began.

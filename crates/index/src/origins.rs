@@ -253,6 +253,7 @@ impl Origins {
                 node.module.store(module, Relaxed);
                 node.depth.store(depth, Relaxed);
                 node.return_address.store(return_address, Release);
+                header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
                 return Some(node);
             }
         }

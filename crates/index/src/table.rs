@@ -193,6 +193,15 @@ impl Writer {
         }
     }
 
+    /// Entry of the directory that table `number` belongs to.
+    #[must_use]
+    pub fn owner(&self, number: u64) -> Option<u64> {
+        let tables = u64::from(self.header().geometry.tables);
+        // SAFETY: below the number of owners.
+        let owner = (number < tables).then(|| unsafe { &*self.table_owners.add(number as usize) });
+        u64::from(owner?.load(Acquire)).checked_sub(1)
+    }
+
     /// Takes a block out. `None` if none was recorded at that very address.
     #[inline(always)]
     pub fn erase(&self, address: u64) -> Option<Recorded> {
@@ -237,6 +246,9 @@ impl Writer {
         };
         let first_chunk = address >> CHUNK_SHIFT;
         let last_chunk = last >> CHUNK_SHIFT;
+        if last_chunk > first_chunk {
+            self.header().spanning.store(1, Relaxed);
+        }
         for chunk in first_chunk + 1..=last_chunk {
             // SAFETY: `last` is below 2^47.
             unsafe { (*self.chunk_covers.add(chunk as usize)).store(base, Relaxed) };

@@ -20,9 +20,11 @@ use crate::sys::{self, map};
 use crate::threads;
 use core::hint::spin_loop;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use pointee_index::counters::Thread;
+use pointee_index::counters::{Counts, Live, Thread};
 use pointee_index::handoff::key;
-use pointee_index::layout::{PAGE, TABLE_BYTES, exit_kind, unseen};
+use pointee_index::layout::{CHUNKS, PAGE, TABLE_BYTES, exit_kind, unseen};
+use pointee_index::origins::Node;
+use pointee_index::records::{Hook, Module};
 
 /// Lets threads be made to notice a closed gate.
 pub(crate) fn set_up() {
@@ -145,25 +147,63 @@ fn copy_region(region: &Region) -> isize {
     if fd < 0 {
         return fd;
     }
-    let layout = &region.layout;
-    let header = region.header();
-    let threads = u64::from(header.threads.load(Relaxed).min(region.geometry.threads));
-    let origins = u64::from(header.origins.load(Relaxed).min(region.geometry.origins));
-    let counters_len = (origins * 32).next_multiple_of(PAGE);
-    let mut whole = copy_touched(region, fd as usize, 0, layout.counters);
-    for slot in 0..threads {
-        let start = layout.counters + slot * layout.counters_stride;
-        whole &= copy_touched(region, fd as usize, start, start + counters_len);
-    }
-    for table in 0..u64::from(header.tables.load(Relaxed).min(region.geometry.tables)) {
-        let start = layout.tables + table * TABLE_BYTES;
-        whole &= copy_touched(region, fd as usize, start, start + TABLE_BYTES);
-    }
+    let mut whole = true;
+    each_used(region, |start, end| {
+        whole &= copy_touched(region, fd as usize, start, end)
+    });
     if !whole {
         sys::close(fd as usize);
         return -1;
     }
     fd
+}
+
+/// Calls `each` with the parts of the region, in whole pages, that may have been written. To ask the kernel for all
+/// of it would take longer than the copy.
+fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
+    let layout = &region.layout;
+    let header = region.header();
+    let geometry = &region.geometry;
+    let origins = u64::from(header.origins.load(Relaxed).min(geometry.origins));
+    let tables = u64::from(header.tables.load(Relaxed).min(geometry.tables));
+    let threads = u64::from(header.threads.load(Relaxed).min(geometry.threads));
+    let mut part =
+        |start: u64, len: u64| each(start & !(PAGE - 1), (start + len).next_multiple_of(PAGE));
+    part(0, layout.modules);
+    part(
+        layout.modules,
+        u64::from(header.modules.load(Relaxed)) * size_of::<Module>() as u64,
+    );
+    part(
+        layout.hooks,
+        u64::from(header.hooks.load(Relaxed)) * size_of::<Hook>() as u64,
+    );
+    part(layout.strings, u64::from(header.strings.load(Relaxed)));
+    part(layout.table_owners, tables * 4);
+    if header.spanning.load(Relaxed) != 0 {
+        part(layout.chunk_covers, CHUNKS * 8);
+    }
+    let levels = header.origin_levels.load(Relaxed) as usize;
+    for (level, start) in layout.origins.iter().enumerate().take(levels) {
+        part(
+            *start,
+            (size_of::<Node>() as u64) << geometry.origin_levels[level],
+        );
+    }
+    part(layout.peak, origins * size_of::<Live>() as u64);
+    part(layout.threads, threads * size_of::<Thread>() as u64);
+    for slot in 0..threads {
+        part(
+            layout.counters + slot * layout.counters_stride,
+            origins * size_of::<Counts>() as u64,
+        );
+    }
+    for table in 0..tables {
+        if let Some(index) = region.writer.owner(table) {
+            part(layout.directory + index * 8, 8);
+        }
+        part(layout.tables + table * TABLE_BYTES, TABLE_BYTES);
+    }
 }
 
 /// Writes the resident pages of `[start, end)` to the same place of `fd`.
