@@ -222,7 +222,10 @@ fn exit_by(handle: &OwnedFd) -> Option<Exit> {
         ids: [u32; 11],
         status: i32,
     }
-    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    let mut info = Info {
+        mask: PIDFD_INFO_EXIT,
+        ..Info::default()
+    };
     let request = libc::_IOWR::<Info>(0xff, 11);
     // SAFETY: the kernel writes at most the size that the request states.
     let result = unsafe { libc::ioctl(handle.as_raw_fd(), request, &raw mut info) };

@@ -264,7 +264,10 @@ impl Origins {
     /// Marks all nodes of `module` as unloaded, so that other code at the same addresses gets origins of its own.
     #[cold]
     pub fn unload(&self, module: u32) {
-        for level in 0..ORIGIN_LEVELS {
+        // SAFETY: the header is mapped as long as the region.
+        let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
+        // Levels that were never used are left alone: looking at a page of a shared mapping makes the kernel allocate it.
+        for level in 0..used.min(ORIGIN_LEVELS) {
             for at in 0..1usize << self.bits[level] {
                 // SAFETY: below the level's number of slots.
                 let node = unsafe { &*self.levels[level].add(at) };

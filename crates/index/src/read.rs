@@ -22,11 +22,18 @@ pub trait Memory {
     #[must_use]
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool;
 
-    /// Whether the page at `offset` has ever been written. A page that was not reads as zeros;
-    /// a memory that cannot tell says `true`.
+    /// The first offset from `offset` on that lies in a page which may have been written; `None` when
+    /// there is none up to the memory's end. Pages that were passed over read as zeros or not at all.
+    ///
+    /// A header may claim terabytes. What a reader visits is bounded by this, so a memory that
+    /// cannot tell its holes must at least know its end.
+    fn next_touched(&self, offset: u64) -> Option<u64>;
+
+    /// Whether the page at `offset` may have been written.
     fn is_touched(&self, offset: u64) -> bool {
-        let _ = offset;
-        true
+        let page = offset / PAGE;
+        self.next_touched(page * PAGE)
+            .is_some_and(|found| found / PAGE == page)
     }
 }
 
@@ -273,9 +280,8 @@ impl<M: Memory> Index<M> {
         for level in 0..ORIGIN_LEVELS {
             let start = self.layout.origins[level];
             let end = start + ((NODE as u64) << self.geometry.origin_levels[level]);
-            let mut at = start;
-            while at < end {
-                if self.memory.is_touched(at) && self.memory.read(at, &mut page) {
+            for at in self.touched(start, end) {
+                if self.memory.read(at, &mut page) {
                     for node in page.chunks_exact(NODE) {
                         let u64_at = |field: usize| u64_in(node, field);
                         let u32_at = |field: usize| u32_in(node, field);
@@ -292,7 +298,6 @@ impl<M: Memory> Index<M> {
                         });
                     }
                 }
-                at += PAGE;
             }
         }
     }
@@ -351,19 +356,26 @@ impl<M: Memory> Index<M> {
     fn each_record<const RECORD: usize>(&self, start: u64, each: &mut dyn FnMut(u32, &[u8])) {
         let mut page = [0; PAGE as usize];
         let end = start + u64::from(self.origins()) * RECORD as u64;
-        let mut at = start;
-        let mut origin = 0;
-        while at < end {
-            if self.memory.is_touched(at) && self.memory.read(at, &mut page) {
+        for at in self.touched(start, end) {
+            if self.memory.read(at, &mut page) {
+                // Below the number of origins, which has 32 bits, but for the last page's rest.
+                let origin = ((at - start) / RECORD as u64) as u32;
                 for (n, record) in page.chunks_exact(RECORD).enumerate() {
                     if record.iter().any(|byte| *byte != 0) {
                         each(origin + n as u32, record);
                     }
                 }
             }
-            at += PAGE;
-            origin += PAGE as u32 / RECORD as u32;
         }
+    }
+
+    /// The pages from `start` to `end` that may have been written. `start` is a page's.
+    fn touched(&self, start: u64, end: u64) -> impl Iterator<Item = u64> {
+        let next = move |from: u64| {
+            let page = self.memory.next_touched(from)? / PAGE * PAGE;
+            (page >= from && page < end).then_some(page)
+        };
+        core::iter::successors(next(start), move |page| next(page + PAGE))
     }
 
     /// Calls `each` for every live block, by table, in order of address within each plane.
@@ -373,19 +385,31 @@ impl<M: Memory> Index<M> {
             .min(self.geometry.tables);
         // Words and, behind them, those that sizes of the last granules may lie in; then the words once more.
         let (mut bytes, mut again) = ([0; PAGE as usize + 8], [0; PAGE as usize]);
-        for number in 0..tables {
+        let mut number = 0;
+        while number < tables {
+            let table = self.layout.tables + u64::from(number) * TABLE_BYTES;
+            let end = table + TABLE_WORDS * 4;
+            // Tables without a written page are passed over, however many there are said to be.
+            let Some(first) = self.memory.next_touched(table) else {
+                return;
+            };
+            if first >= end {
+                let table = (first - self.layout.tables) / TABLE_BYTES;
+                number = u32::try_from(table).unwrap_or(tables).max(number + 1);
+                continue;
+            }
             let owner = read_u32(
                 &self.memory,
                 self.layout.table_owners + u64::from(number) * 4,
             );
+            number += 1;
             let Some(index) = owner.and_then(|owner| u64::from(owner).checked_sub(1)) else {
                 continue;
             };
-            let table = self.layout.tables + u64::from(number) * TABLE_BYTES;
             let base = index >> 1 << CHUNK_SHIFT | (index & 1) << 3;
-            for page in 0..TABLE_WORDS * 4 / PAGE {
-                let at = table + page * PAGE;
-                if !self.memory.is_touched(at) || !self.memory.read(at, &mut bytes) {
+            for at in self.touched(table, end) {
+                let page = (at - table) / PAGE;
+                if !self.memory.read(at, &mut bytes) {
                     continue;
                 }
                 // The process may go on meanwhile: what changed between the two looks is left out.

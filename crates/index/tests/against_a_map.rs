@@ -66,6 +66,10 @@ impl Memory for &Region {
         buffer.copy_from_slice(bytes);
         true
     }
+
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        (offset < self.layout.len).then_some(offset)
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! *Where are the bytes of a region?* — in a file, in another process, in a snapshot.
 //!
 //! A region is sparse: gigabytes of address space of which a few pages were ever written. Each kind of
-//! memory knows which ([`Memory::is_touched`]), so that a reader passes over the rest. That matters
+//! memory knows which ([`Memory::next_touched`]), so that a reader passes over the rest. That matters
 //! beyond speed: reading a hole of a shared mapping would make the kernel allocate it.
 
 use crate::pages::SavedPages;
@@ -37,11 +37,11 @@ impl Memory for Region {
         }
     }
 
-    fn is_touched(&self, offset: u64) -> bool {
+    fn next_touched(&self, offset: u64) -> Option<u64> {
         match self {
-            Self::File(file) => file.is_touched(offset),
-            Self::Process(process) => process.is_touched(offset),
-            Self::Saved(pages) => pages.is_touched(offset),
+            Self::File(file) => file.next_touched(offset),
+            Self::Process(process) => process.next_touched(offset),
+            Self::Saved(pages) => pages.next_touched(offset),
         }
     }
 }
@@ -50,27 +50,11 @@ impl Region {
     /// Calls `each` with the offset of every page of `range` that was written, in order. Takes as long as
     /// there are such pages, not as long as the range.
     pub fn each_touched(&self, range: Range<u64>, mut each: impl FnMut(u64)) {
-        match self {
-            Self::File(file) => {
-                let first = file.extents.partition_point(|(_, end)| *end <= range.start);
-                for (start, end) in &file.extents[first..] {
-                    let mut at = (*start).max(range.start) / PAGE * PAGE;
-                    while at < (*end).min(range.end) {
-                        each(at);
-                        at += PAGE;
-                    }
-                }
-            }
-            Self::Process(process) => {
-                let mut at = range.start;
-                while at < range.end {
-                    if process.is_touched(at) {
-                        each(at);
-                    }
-                    at += PAGE;
-                }
-            }
-            Self::Saved(pages) => pages.addresses_in(range).for_each(&mut each),
+        let mut at = range.start;
+        while let Some(found) = self.next_touched(at).filter(|found| *found < range.end) {
+            let page = found / PAGE * PAGE;
+            each(page);
+            at = page + PAGE;
         }
     }
 }
@@ -100,14 +84,9 @@ impl Memory for RegionFile {
         self.file.read_exact_at(buffer, offset).is_ok()
     }
 
-    fn is_touched(&self, offset: u64) -> bool {
-        let after = self
-            .extents
-            .partition_point(|(start, _)| *start < offset.saturating_add(PAGE));
-        after
-            .checked_sub(1)
-            .and_then(|at| self.extents.get(at))
-            .is_some_and(|(_, end)| offset < *end)
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        let at = self.extents.partition_point(|(_, end)| *end <= offset);
+        self.extents.get(at).map(|(start, _)| offset.max(*start))
     }
 }
 
@@ -146,12 +125,16 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> Option<u64> {
 pub struct ProcessMemory {
     memory: File,
     pagemap: Option<File>,
-    /// Pages of the page map: group number → one bit a page.
-    touched: RefCell<HashMap<u64, Box<[u8]>>>,
+    /// Groups of the page map that were looked up, by number.
+    known: RefCell<HashMap<u64, Presence>>,
 }
 
 /// Pages looked up in the page map at a time.
 const GROUP: u64 = 4096;
+
+/// Which pages of a group have contents of their own: a bit a page; `None` where none has.
+type Presence = Option<Box<[u64; GROUP as usize / 64]>>;
+
 /// Bits 63 (present) and 62 (swapped) of a page map entry (Documentation/admin-guide/mm/pagemap.rst).
 const PRESENT_OR_SWAPPED: u8 = 0b1100_0000;
 
@@ -164,7 +147,7 @@ impl ProcessMemory {
         Ok(Self {
             memory: File::open(format!("/proc/{pid}/mem"))?,
             pagemap: File::open(format!("/proc/{pid}/pagemap")).ok(),
-            touched: RefCell::new(HashMap::new()),
+            known: RefCell::new(HashMap::new()),
         })
     }
 
@@ -174,26 +157,49 @@ impl ProcessMemory {
         self.memory.read_exact_at(buffer, address.0).is_ok()
     }
 
-    /// Whether the page of `address` has contents of its own; `true` where that cannot be told.
-    fn is_present(&self, address: RunAddr) -> bool {
+    /// The first address from `address` up to `end` on a page that has contents of its own; every
+    /// page counts where that cannot be told.
+    fn next_present(&self, address: RunAddr, end: RunAddr) -> Option<RunAddr> {
         let Some(pagemap) = &self.pagemap else {
-            return true;
+            return (address < end).then_some(address);
         };
-        let page = address.0 / PAGE;
-        let (group, at) = (page / GROUP, (page % GROUP) as usize);
-        let mut known = self.touched.borrow_mut();
-        let bits = known.entry(group).or_insert_with(|| {
-            let mut entries = vec![0; GROUP as usize * 8];
-            let complete = pagemap
-                .read_exact_at(&mut entries, group * GROUP * 8)
-                .is_ok();
-            entries
-                .chunks_exact(8)
-                .map(|entry| u8::from(!complete || entry[7] & PRESENT_OR_SWAPPED != 0))
-                .collect()
-        });
-        bits.get(at).is_none_or(|bit| *bit != 0)
+        let mut known = self.known.borrow_mut();
+        let mut at = address;
+        while at < end {
+            let page = at.0 / PAGE;
+            let (group, first) = (page / GROUP, page % GROUP);
+            let presence = known
+                .entry(group)
+                .or_insert_with(|| presence(pagemap, group));
+            let found = presence
+                .as_ref()
+                .and_then(|bits| (first..GROUP).find(|page| is_set(bits, *page)));
+            if let Some(found) = found {
+                let page = RunAddr((group * GROUP + found) * PAGE);
+                return Some(at.max(page)).filter(|found| *found < end);
+            }
+            at = RunAddr((group + 1) * GROUP * PAGE);
+        }
+        None
     }
+}
+
+fn presence(pagemap: &File, group: u64) -> Presence {
+    let mut entries = vec![0; GROUP as usize * 8];
+    let complete = pagemap
+        .read_exact_at(&mut entries, group * GROUP * 8)
+        .is_ok();
+    let mut bits = Box::new([0; GROUP as usize / 64]);
+    for (page, entry) in entries.chunks_exact(8).enumerate() {
+        if !complete || entry[7] & PRESENT_OR_SWAPPED != 0 {
+            bits[page / 64] |= 1 << (page % 64);
+        }
+    }
+    bits.iter().any(|word| *word != 0).then_some(bits)
+}
+
+fn is_set(bits: &[u64; GROUP as usize / 64], page: u64) -> bool {
+    bits[(page / 64) as usize] >> (page % 64) & 1 != 0
 }
 
 /// A region in another process's memory.
@@ -205,7 +211,8 @@ pub struct ProcessRegion {
 }
 
 impl ProcessRegion {
-    /// The region of `len` bytes at `base`.
+    /// The region of `len` bytes at `base`, which are mapped: searching for written pages takes
+    /// time in proportion to `len`.
     #[must_use]
     pub fn new(memory: ProcessMemory, base: RunAddr, len: u64) -> Self {
         Self { memory, base, len }
@@ -219,7 +226,12 @@ impl Memory for ProcessRegion {
             && self.memory.read_at(self.base.plus(offset), buffer)
     }
 
-    fn is_touched(&self, offset: u64) -> bool {
-        offset < self.len && self.memory.is_present(self.base.plus(offset))
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        if offset >= self.len {
+            return None;
+        }
+        let end = RunAddr(self.base.0.checked_add(self.len)?);
+        let found = self.memory.next_present(self.base.plus(offset), end)?;
+        found.offset_from(self.base)
     }
 }

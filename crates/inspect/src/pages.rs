@@ -144,13 +144,6 @@ impl SavedPages {
         })
     }
 
-    /// Addresses of the pages in `range`, in order.
-    pub fn addresses_in(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> + '_ {
-        let first = self.addresses.partition_point(|at| *at < range.start);
-        let rest = self.addresses[first..].iter().copied();
-        rest.take_while(move |at| *at < range.end)
-    }
-
     fn group(&self, number: usize) -> Option<Rc<[u8]>> {
         let mut kept = self.kept.borrow_mut();
         if let Some(at) = kept.iter().position(|(held, _)| *held == number) {
@@ -215,10 +208,10 @@ impl Memory for SavedPages {
         self.fill(offset, buffer, true)
     }
 
-    fn is_touched(&self, offset: u64) -> bool {
-        self.addresses
-            .binary_search(&(offset / PAGE * PAGE))
-            .is_ok()
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        let page = offset / PAGE * PAGE;
+        let at = self.addresses.partition_point(|held| *held < page);
+        self.addresses.get(at).map(|held| offset.max(*held))
     }
 }
 

@@ -217,11 +217,23 @@ fn private_region(pid: u32, mappings: &[Mapping]) -> io::Result<Option<Region>> 
     if magic != MAGIC || len >> 47 != 0 {
         return Ok(None);
     }
+    let base = RunAddr(base);
     Ok(Some(Region::Process(ProcessRegion::new(
         memory,
-        RunAddr(base),
-        len,
+        base,
+        len.min(mapped_from(base, mappings)),
     ))))
+}
+
+/// Bytes that are mapped from `base` on without a gap: what a process says of its region's length is not believed.
+fn mapped_from(base: RunAddr, mappings: &[Mapping]) -> u64 {
+    let mut end = base;
+    for mapping in mappings {
+        if mapping.start <= end && end < mapping.end {
+            end = mapping.end;
+        }
+    }
+    end.offset_from(base).unwrap_or(0)
 }
 
 /// Link-time address of the exported symbol that says where the region lies.

@@ -11,7 +11,7 @@ struct call {
     uint64_t operation;
     uint64_t old;    /* block given back */
     uint64_t size;   /* requested */
-    uint64_t caller; /* return address; 0 if not told */
+    uint64_t caller; /* function that called; 0 if not told */
     uint64_t block;  /* result; written when the call has ended */
 };
 
@@ -37,7 +37,7 @@ static void open_call_log(void)
     call_log->room = (length - sizeof *call_log) / sizeof(struct call);
 }
 
-static struct call *begin_call(uint64_t operation, void *old, size_t size, void *caller)
+__attribute__((noinline)) static struct call *begin_call(uint64_t operation, void *old, size_t size, void *caller)
 {
     if (!call_log || call_log->begun == call_log->room)
         return NULL;
@@ -47,7 +47,7 @@ static struct call *begin_call(uint64_t operation, void *old, size_t size, void 
     return call;
 }
 
-static void end_call(struct call *call, void *block)
+__attribute__((noinline)) static void end_call(struct call *call, void *block)
 {
     if (!call)
         return;
