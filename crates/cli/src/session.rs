@@ -22,8 +22,8 @@ pub(crate) struct Arrival {
     pub(crate) pid: u32,
     /// What it said.
     pub(crate) hello: Hello,
-    /// Its region.
-    pub(crate) region: File,
+    /// Its region; `None` if that is private to it.
+    pub(crate) region: Option<File>,
     /// Its executable, as it was when it started.
     pub(crate) executable: Option<File>,
 }
@@ -115,12 +115,14 @@ impl Session {
         let hello = Hello::from_bytes(&bytes);
         let mut files = files.into_iter();
         Ok(match (hello, pid, files.next()) {
-            (Some(hello), Some(pid), Some(region)) => Some(Arrival {
-                pid,
-                hello,
-                region,
-                executable: files.next(),
-            }),
+            (Some(hello), Some(pid), region) if region.is_some() == (hello.region_len != 0) => {
+                Some(Arrival {
+                    pid,
+                    hello,
+                    region,
+                    executable: files.next(),
+                })
+            }
             _ => None,
         })
     }

@@ -27,6 +27,8 @@ enum Held {
     Unreadable(String),
 }
 
+const PRIVATE: &str = "it was private to the process (no file for it may be made under its limits), and is gone with it";
+
 /// Programs that are held open at most.
 const EXECUTABLES: usize = 128;
 
@@ -146,7 +148,9 @@ impl Processes {
             pid: arrival.pid,
             parent: arrival.hello.parent,
             generation: arrival.hello.generation,
-            held: Held::Open(arrival.region),
+            held: arrival
+                .region
+                .map_or_else(|| Held::Unreadable(PRIVATE.to_owned()), Held::Open),
             handle: handle_of(arrival.pid),
         });
     }

@@ -47,7 +47,7 @@ pub const HELLO_MAGIC: u64 = u64::from_le_bytes(*b"PTEEHELO");
 pub struct Hello {
     /// [`HELLO_MAGIC`].
     pub magic: u64,
-    /// Length of the region.
+    /// Length of the region; 0 if it is private to the process, and no file comes with the datagram.
     pub region_len: u64,
     /// Process id in the sender's namespace; the socket's credentials have the receiver's.
     pub pid: u32,

@@ -66,7 +66,7 @@ impl Geometry {
             strings: 2 << 20,
             origins: 1 << 20,
             origin_levels: [FIRST_LEVEL, 17, 20],
-            threads: 130,
+            threads: 1026,
             tables: tables_for(heap),
             reserved: 0,
         }

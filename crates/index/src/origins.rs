@@ -264,6 +264,16 @@ impl Origins {
     /// Marks all nodes of `module` as unloaded, so that other code at the same addresses gets origins of its own.
     #[cold]
     pub fn unload(&self, module: u32) {
+        self.each_of(module, |address| address | UNLOADED);
+    }
+
+    /// The same code is back at the same addresses: its nodes serve again.
+    #[cold]
+    pub fn revive(&self, module: u32) {
+        self.each_of(module, |address| address & !UNLOADED);
+    }
+
+    fn each_of(&self, module: u32, change: impl Fn(u64) -> u64) {
         // SAFETY: the header is mapped as long as the region.
         let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
         // Levels that were never used are left alone: looking at a page of a shared mapping makes the kernel allocate it.
@@ -272,11 +282,10 @@ impl Origins {
                 // SAFETY: below the level's number of slots.
                 let node = unsafe { &*self.levels[level].add(at) };
                 let address = node.return_address.load(Acquire);
-                if address == 0 || address & UNLOADED != 0 {
-                    continue;
-                }
-                if node.module.load(Relaxed) == module {
-                    node.return_address.store(address | UNLOADED, Release);
+                let is_its =
+                    address != 0 && address != CLAIMED && node.module.load(Relaxed) == module;
+                if is_its {
+                    node.return_address.store(change(address), Release);
                 }
             }
         }

@@ -30,15 +30,33 @@ impl Boaster {
         let fields: [(usize, &[u8]); 14] = [
             (offset_of!(Header, magic), &MAGIC.to_le_bytes()),
             (offset_of!(Header, version), &VERSION.to_le_bytes()),
-            (at(offset_of!(Geometry, modules)), &LARGEST.modules.to_le_bytes()),
-            (at(offset_of!(Geometry, hooks)), &LARGEST.hooks.to_le_bytes()),
-            (at(offset_of!(Geometry, strings)), &LARGEST.strings.to_le_bytes()),
-            (at(offset_of!(Geometry, origins)), &LARGEST.origins.to_le_bytes()),
+            (
+                at(offset_of!(Geometry, modules)),
+                &LARGEST.modules.to_le_bytes(),
+            ),
+            (
+                at(offset_of!(Geometry, hooks)),
+                &LARGEST.hooks.to_le_bytes(),
+            ),
+            (
+                at(offset_of!(Geometry, strings)),
+                &LARGEST.strings.to_le_bytes(),
+            ),
+            (
+                at(offset_of!(Geometry, origins)),
+                &LARGEST.origins.to_le_bytes(),
+            ),
             (at(offset_of!(Geometry, origin_levels)), &[13]),
             (at(offset_of!(Geometry, origin_levels) + 4), &[24]),
             (at(offset_of!(Geometry, origin_levels) + 8), &[24]),
-            (at(offset_of!(Geometry, threads)), &LARGEST.threads.to_le_bytes()),
-            (at(offset_of!(Geometry, tables)), &LARGEST.tables.to_le_bytes()),
+            (
+                at(offset_of!(Geometry, threads)),
+                &LARGEST.threads.to_le_bytes(),
+            ),
+            (
+                at(offset_of!(Geometry, tables)),
+                &LARGEST.tables.to_le_bytes(),
+            ),
             (offset_of!(Header, tables), &u32::MAX.to_le_bytes()),
             (offset_of!(Header, origins), &u32::MAX.to_le_bytes()),
             (offset_of!(Header, threads), &u32::MAX.to_le_bytes()),
@@ -100,7 +118,9 @@ fn a_reader_looks_at_what_was_written() {
     };
     let blocks = Cell::new(0);
     let rows: [(&str, &dyn Fn()); 4] = [
-        ("blocks", &|| index.each_block(|_| blocks.set(blocks.get() + 1))),
+        ("blocks", &|| {
+            index.each_block(|_| blocks.set(blocks.get() + 1))
+        }),
         ("origins", &|| index.each_origin(|_| {})),
         ("peak", &|| index.each_at_peak(|_, _, _| {})),
         ("counts", &|| index.each_count(65_535, |_, _| {})),

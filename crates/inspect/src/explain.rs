@@ -397,6 +397,8 @@ fn word(role: Role) -> &'static str {
         Role::Exec => "exec",
         Role::Exit => "exit",
         Role::LinkMap => "link map",
+        Role::Prctl => "prctl",
+        Role::Syscall => "syscall",
     }
 }
 
@@ -418,6 +420,7 @@ fn purpose(role: Role) -> &'static str {
         Role::Exec => "starts another program, which the runtime is to be loaded into",
         Role::Exit => "ends the process: the status is noted",
         Role::LinkMap => "is called when libraries are loaded or unloaded",
+        Role::Prctl | Role::Syscall => "may set a system call filter, after which we make no calls",
         Role::Other => "is watched",
     }
 }

@@ -470,7 +470,7 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
         ),
         (
             unseen::THREADS_SHARED,
-            "more threads at once than counters: some share one (counts stay exact)",
+            "more threads at once than counters: some share one, and their counts may be off by a few",
         ),
         (
             unseen::MODULES_FULL,

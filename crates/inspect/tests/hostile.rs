@@ -27,7 +27,12 @@ fn image(types: &[TypeRecord], members: &[MemberRecord]) -> AlignedBytes {
     let behind = start + size_of_val(types);
     let sections = [
         section(section_kind::TYPES, record, start, types.len()),
-        section(section_kind::MEMBERS, size_of::<MemberRecord>(), behind, members.len()),
+        section(
+            section_kind::MEMBERS,
+            size_of::<MemberRecord>(),
+            behind,
+            members.len(),
+        ),
     ];
     let header = Header {
         magic: MAGIC,
@@ -38,7 +43,15 @@ fn image(types: &[TypeRecord], members: &[MemberRecord]) -> AlignedBytes {
         provenance: [0; 16],
         flags: 0,
     };
-    AlignedBytes::copy_of(&[header.as_bytes(), sections.as_bytes(), bytes(types), bytes(members)].concat())
+    AlignedBytes::copy_of(
+        &[
+            header.as_bytes(),
+            sections.as_bytes(),
+            bytes(types),
+            bytes(members),
+        ]
+        .concat(),
+    )
 }
 
 fn bytes<T: IntoBytes + Immutable>(records: &[T]) -> &[u8] {

@@ -25,13 +25,15 @@ pub enum Role {
     Exec = 14,
     Exit = 15,
     LinkMap = 16,
+    Prctl = 17,
+    Syscall = 18,
 }
 
 impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 17] = [
+        const ALL: [Role; 19] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -49,6 +51,8 @@ impl Role {
             Role::Exec,
             Role::Exit,
             Role::LinkMap,
+            Role::Prctl,
+            Role::Syscall,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -120,11 +124,13 @@ pub const OPERATORS: [Named; 16] = [
 ];
 
 /// Functions of libc where one process's recording ends and another's begins. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 4] = [
+pub const PROCESS: [Named; 6] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
     ("_exit", Role::Exit),
+    ("prctl", Role::Prctl),
+    ("syscall", Role::Syscall),
 ];
 
 /// The role of a name, among the families.

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)] // Reads the arguments of execve.
 
 use crate::environment::PathBuffer;
+use crate::hooks::is_filtered;
 use crate::region::{generation, is_disabled, region};
 use crate::sys;
 use core::ffi::CStr;
@@ -70,7 +71,7 @@ pub(crate) unsafe fn exec(
     environment: usize,
     original: impl FnOnce(usize) -> usize,
 ) -> usize {
-    if is_disabled() {
+    if is_disabled() || is_filtered() {
         return original(environment);
     }
     let header = region().header();

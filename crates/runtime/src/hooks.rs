@@ -35,6 +35,16 @@ pub(crate) struct Planted {
     entry: u64,
     root: u32,
     role: Role,
+    /// The launch pad: what is there when it is planted, what was there before.
+    pad: Pad,
+}
+
+/// The bytes of a launch pad.
+#[derive(Clone, Copy)]
+pub(crate) struct Pad {
+    pub(crate) at: u64,
+    pub(crate) planted: [u8; 5],
+    pub(crate) original: [u8; 5],
 }
 
 const ROOM: usize = 2048;
@@ -54,6 +64,11 @@ static TABLE: Table = Table {
                 entry: 0,
                 root: 0,
                 role: Role::Other,
+                pad: Pad {
+                    at: 0,
+                    planted: [0; 5],
+                    original: [0; 5],
+                },
             }
         }; ROOM],
     ),
@@ -62,7 +77,13 @@ static TABLE: Table = Table {
 
 impl Planted {
     /// Notes that the code at `entry` will be hooked, its original callable at `original`. `None` when there is no room.
-    pub(crate) fn new(entry: u64, original: u64, root: u32, role: Role) -> Option<&'static Self> {
+    pub(crate) fn new(
+        entry: u64,
+        original: u64,
+        root: u32,
+        role: Role,
+        pad: Pad,
+    ) -> Option<&'static Self> {
         let at = TABLE.used.load(Relaxed);
         if at as usize == ROOM {
             return None;
@@ -75,11 +96,17 @@ impl Planted {
                 entry,
                 root,
                 role,
+                pad,
             });
             &*to
         };
         TABLE.used.store(at + 1, Release);
         Some(planted)
+    }
+
+    /// The launch pad.
+    pub(crate) fn pad(&self) -> &Pad {
+        &self.pad
     }
 
     /// Calls the original with the arguments as they came.
@@ -96,11 +123,14 @@ impl Planted {
     }
 }
 
-/// Whether the code at `entry` is hooked.
-pub(crate) fn is_planted(entry: u64) -> bool {
+/// The record of the hook whose entry is `entry`, the latest first.
+pub(crate) fn planted_at(entry: u64) -> Option<&'static Planted> {
     let used = TABLE.used.load(Acquire) as usize;
     // SAFETY: below `used`.
-    (0..used).any(|at| unsafe { (*TABLE.all.get().cast::<Planted>().add(at)).entry == entry })
+    let all = (0..used)
+        .rev()
+        .map(|at| unsafe { &*TABLE.all.get().cast::<Planted>().add(at) });
+    all.into_iter().find(|planted| planted.entry == entry)
 }
 
 /// Return address and frame pointer of the hooked call.
@@ -142,6 +172,39 @@ stubs! {
     link_map_stub => on_link_map,
 }
 
+/// Set when the process puts itself under a system call filter: from then on the runtime makes none
+/// beyond those that the program makes.
+static FILTERED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a system call of ours might kill the process.
+pub(crate) fn is_filtered() -> bool {
+    FILTERED.load(Relaxed) != 0
+}
+
+// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none.
+
+#[unsafe(naked)]
+unsafe extern "C" fn prctl_stub() {
+    naked_asm!(
+        "cmp edi, 22", // PR_SET_SECCOMP
+        "jne 2f",
+        "mov dword ptr [rip + {filtered}], 1",
+        "2: jmp [r11]", // the original
+        filtered = sym FILTERED,
+    );
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn syscall_stub() {
+    naked_asm!(
+        "cmp rdi, 317", // seccomp
+        "jne 2f",
+        "mov dword ptr [rip + {filtered}], 1",
+        "2: jmp [r11]", // the original
+        filtered = sym FILTERED,
+    );
+}
+
 /// Where the relay of an entry with this role goes.
 pub(crate) fn stub(role: Role) -> u64 {
     let stub: unsafe extern "C" fn() = match role {
@@ -155,6 +218,8 @@ pub(crate) fn stub(role: Role) -> u64 {
         Role::Fork => fork_stub,
         Role::Exec => exec_stub,
         Role::Exit => exit_stub,
+        Role::Prctl => prctl_stub,
+        Role::Syscall => syscall_stub,
         Role::LinkMap | Role::Other => link_map_stub,
     };
     stub as *const () as u64

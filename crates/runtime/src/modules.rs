@@ -112,6 +112,7 @@ pub(crate) struct Module {
     pub(crate) text: (u64, u64),
     unwind: (u64, u64),
     image: Option<Image<'static>>,
+    build_id: BuildId,
     loaded: AtomicBool,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
@@ -251,6 +252,10 @@ pub(crate) unsafe fn refresh(
             seen[at as usize / 64] |= 1 << (at % 64);
             return;
         }
+        if let Some(back) = revived(bias, name, dynamic) {
+            arrived(back);
+            return;
+        }
         // The first object of all is the main program.
         let main = program.filter(|_| count == 0);
         let linker = program.map_or(0, |program| program.linker);
@@ -269,8 +274,57 @@ pub(crate) unsafe fn refresh(
         let gone = seen[at as usize / 64] & 1 << (at % 64) == 0;
         if gone && module.loaded.swap(false, Relaxed) {
             region().origins.unload(module.number);
-            mark_unloaded(module.number);
+            set_unloaded(module.number, sys::now());
         }
+    }
+}
+
+/// The module that was unloaded and is now loaded again: same file, same place. Its record, its nodes and its
+/// hooks' trampolines serve again; a program that loads and unloads a plugin for ever needs no more of them.
+fn revived(bias: u64, name: &[u8], dynamic: *const [u64; 2]) -> Option<&'static Module> {
+    let back = (0..MODULES.used.load(Relaxed)).map(module).find(|module| {
+        !module.loaded.load(Relaxed)
+            && module.bias == bias
+            && module.dynamic == dynamic
+            && module.path.as_bytes() == name
+            // SAFETY: an object is loaded at this bias, so its headers are mapped.
+            && unsafe { build_id_at(bias) } == Some(module.build_id)
+    })?;
+    region().origins.revive(back.number);
+    set_unloaded(back.number, u64::MAX);
+    back.loaded.store(true, Relaxed);
+    Some(back)
+}
+
+/// # Safety
+/// A shared object's first segment is mapped at `bias`, if it is not zero.
+unsafe fn build_id_at(bias: u64) -> Option<BuildId> {
+    // SAFETY: the caller's promise; notes lie in mapped segments.
+    unsafe {
+        let (headers, count) = headers_at(bias)?;
+        (0..count).find_map(|at| {
+            let segment = *(headers as *const Segment).add(at as usize);
+            let from = bias.wrapping_add(segment.address);
+            let note = (segment.kind == PT_NOTE).then(|| build_id_note(from, from + segment.len));
+            note.flatten()
+                .map(|(at, len)| BuildId::of(core::slice::from_raw_parts(at as *const u8, len)))
+        })
+    }
+}
+
+/// The first 20 bytes of a build ID.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct BuildId {
+    bytes: [u8; 20],
+    len: usize,
+}
+
+impl BuildId {
+    fn of(id: &[u8]) -> Self {
+        let mut bytes = [0; 20];
+        let len = id.len().min(20);
+        bytes[..len].copy_from_slice(&id[..len]);
+        Self { bytes, len }
     }
 }
 
@@ -364,6 +418,7 @@ unsafe fn describe(
         text,
         unwind,
         image: map_image(build_id),
+        build_id: BuildId::of(build_id),
         loaded: AtomicBool::new(true),
         path,
         is_executable,
@@ -452,7 +507,7 @@ fn record(start: u64, end: u64, bias: u64, path: &[u8], build_id: &[u8], flags: 
     number
 }
 
-fn mark_unloaded(number: u32) {
+fn set_unloaded(number: u32, when: u64) {
     let region = region();
     if number >= region.geometry.modules {
         return;
@@ -465,7 +520,7 @@ fn mark_unloaded(number: u32) {
             .cast::<records::Module>();
         (*records.add(number as usize))
             .unloaded
-            .store(sys::now(), Relaxed);
+            .store(when, Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@
 
 #![allow(unsafe_code)] // Writes code.
 
-use crate::hooks::{self, Planted};
+use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
 use crate::region::{add_string, region};
@@ -73,7 +73,9 @@ impl Planter {
 
     /// Hooks `function` of `module`, unless its code is hooked already under another name.
     pub(crate) fn plant(&self, module: &Module, function: &Function) {
-        if hooks::is_planted(function.address) {
+        if let Some(before) = hooks::planted_at(function.address)
+            && self.plant_again(before)
+        {
             return;
         }
         // SAFETY: one thread at a time, see `Ledger`.
@@ -107,6 +109,15 @@ impl Planter {
         });
     }
 
+    /// Plants a pad again where the same code is loaded at the same place as before; its trampoline still serves. `true` if
+    /// the pad is there now.
+    fn plant_again(&self, before: &hooks::Planted) -> bool {
+        let pad = before.pad();
+        // SAFETY: the entry lies in a loaded module's code.
+        let now = unsafe { core::ptr::read_unaligned(pad.at as *const [u8; 5]) };
+        now == pad.planted || (now == pad.original && self.write(pad.at, &pad.planted))
+    }
+
     fn place(
         &self,
         ledger: &mut Ledger,
@@ -135,11 +146,22 @@ impl Planter {
         let relay_at = RunAddr(slot);
         let trampoline_at = RunAddr(slot + RELAY_MAX as u64);
         let plan = plan_entry(&entry, trampoline_at, relay_at)?;
-        let planted = Planted::new(function.address, trampoline_at.0, root, function.role)
-            .ok_or(Refusal::RelayOutOfReach)?;
+        let pad = plan.installation();
+        let bytes = Pad {
+            at: pad.at.0,
+            planted: pad.bytes,
+            original: plan.original,
+        };
+        let planted = Planted::new(
+            function.address,
+            trampoline_at.0,
+            root,
+            function.role,
+            bytes,
+        )
+        .ok_or(Refusal::RelayOutOfReach)?;
         let context = core::ptr::from_ref(planted) as u64;
         let relay = relay(relay_at, context, RunAddr(hooks::stub(function.role)));
-        let pad = plan.installation();
         let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
             && self.write(relay_at.0, relay.as_slice())
             && self.write(pad.at.0, &pad.bytes);
@@ -179,6 +201,8 @@ const fn is_allocating(role: Role) -> bool {
             | Role::Exec
             | Role::Exit
             | Role::LinkMap
+            | Role::Prctl
+            | Role::Syscall
             | Role::Other
     )
 }

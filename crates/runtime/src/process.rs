@@ -15,6 +15,7 @@
 
 #![allow(unsafe_code)] // Replaces the region's mapping in a forked child.
 
+use crate::hooks::is_filtered;
 use crate::region::{Region, announce, disable, is_disabled, new_file, region};
 use crate::sys::{self, map};
 use crate::threads;
@@ -50,18 +51,23 @@ pub(crate) fn wait_at_gate(region: &Region, thread: &Thread) {
 fn close_gate(region: &Region) {
     const PRIVATE_EXPEDITED: usize = 1 << 3;
     /// A thread that is killed while it writes never leaves; after this many looks its block is taken as it is.
-    const PATIENCE: u32 = 1 << 22;
+    const PATIENCE: u32 = 1 << 16;
     let header = region.header();
     header.gate.fetch_add(1, SeqCst);
     // Other threads set `busy` and look at the gate without a fence between: this is the fence.
     sys::membarrier(PRIVATE_EXPEDITED, 0, 0);
     for slot in 0..header.threads.load(Relaxed).min(region.geometry.threads) {
         let thread = region.counters.thread(slot);
-        for _ in 0..PATIENCE {
+        for look in 0..PATIENCE {
             if thread.busy.load(SeqCst) != 1 {
                 break;
             }
-            spin_loop();
+            // A thread that lost its processor in between needs one to finish.
+            if look < 64 {
+                spin_loop()
+            } else {
+                sys::sched_yield()
+            }
         }
     }
 }
@@ -78,6 +84,14 @@ pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
         return original();
     }
     let region = region();
+    if is_filtered() {
+        // The wiped guard keeps the child from writing what is its parent's.
+        region
+            .header()
+            .unseen
+            .fetch_or(unseen::FORK_UNRECORDED, Relaxed);
+        return original();
+    }
     close_gate(region);
     let follows = region.handoff.field(key::FOLLOW) != Some(b"0");
     let copy = if region.shared && follows {
@@ -136,7 +150,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     region.counters.fold_into_inherited();
     crate::region::set_generation(0);
     if region.shared {
-        announce(copy as usize, None);
+        announce(Some(copy as usize), None);
         sys::close(copy as usize);
     }
 }

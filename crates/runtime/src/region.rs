@@ -106,7 +106,7 @@ fn heap_room() -> u64 {
     if limit == u64::MAX {
         64 << 30
     } else {
-        limit / 16
+        limit / 4
     }
 }
 
@@ -193,9 +193,11 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
         header.unseen.fetch_or(unseen::PRIVATE_INDEX, Relaxed);
     }
     header.magic.store(MAGIC, Release);
-    if shared {
+    if !shared {
+        announce(None, None);
+    } else {
         let executable = usize::try_from(sys::open(c"/proc/self/exe", false)).ok();
-        announce(fd as usize, executable);
+        announce(Some(fd as usize), executable);
         sys::close(fd as usize);
         if let Some(executable) = executable {
             sys::close(executable);
@@ -204,8 +206,8 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
     true
 }
 
-/// Sends the region's file, and the executable's, to the session. Nobody answers, and nothing is lost if nobody listens.
-pub(crate) fn announce(fd: usize, executable: Option<usize>) {
+/// Sends the region's file, and the executable's, to the session; no file, if the region is private. Nobody answers, and nothing is lost if nobody listens.
+pub(crate) fn announce(region_file: Option<usize>, executable: Option<usize>) {
     const AF_UNIX: u16 = 1;
     const SOCK_DGRAM: usize = 2;
     const SOCK_CLOEXEC: usize = 0o2_000_000;
@@ -241,14 +243,19 @@ pub(crate) fn announce(fd: usize, executable: Option<usize>) {
         family: AF_UNIX,
         path: [0; 108],
     };
-    let Some(to) = address.path[..107].get_mut(..path.len()) else {
+    let to = address.path[..107].get_mut(..path.len());
+    let Some(to) = to.filter(|_| !path.is_empty()) else {
         return;
     };
     to.copy_from_slice(path);
     let header = region.header();
     let hello = Hello {
         magic: HELLO_MAGIC,
-        region_len: region.layout.len,
+        region_len: if region_file.is_some() {
+            region.layout.len
+        } else {
+            0
+        },
         pid: header.pid.load(Relaxed),
         parent: header.parent.load(Relaxed),
         generation: generation(),
@@ -260,15 +267,23 @@ pub(crate) fn announce(fd: usize, executable: Option<usize>) {
         len: if executable.is_some() { 24 } else { 20 },
         level: SOL_SOCKET,
         kind: SCM_RIGHTS,
-        fds: [fd as i32, executable.map_or(0, |fd| fd as i32)],
+        fds: [region_file, executable].map(|fd| fd.map_or(0, |fd| fd as i32)),
     };
     let message = Message {
         name: &raw const address,
         name_len: size_of::<Address>() as u32,
         parts: &raw const parts,
         parts_len: 1,
-        control: &raw const control,
-        control_len: size_of::<Control>(),
+        control: if region_file.is_some() {
+            &raw const control
+        } else {
+            core::ptr::null()
+        },
+        control_len: if region_file.is_some() {
+            size_of::<Control>()
+        } else {
+            0
+        },
         flags: 0,
     };
     let socket = sys::socket(AF_UNIX as usize, SOCK_DGRAM | SOCK_CLOEXEC, 0);

@@ -9,7 +9,7 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{locate, process, threads};
+use crate::{hooks, locate, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::unseen;
@@ -154,7 +154,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
 /// The linker says that its list changed, or is about to.
 pub(crate) fn link_map_changed() {
     let debug = DEBUG.load(Relaxed);
-    if debug.is_null() || region::is_disabled() {
+    if debug.is_null() || region::is_disabled() || hooks::is_filtered() {
         return;
     }
     // SAFETY: called by the thread that holds the linker's lock.

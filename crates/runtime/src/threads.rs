@@ -11,6 +11,7 @@
 
 #![allow(unsafe_code)] // Reads and writes the thread control block.
 
+use crate::hooks::is_filtered;
 use crate::region::{disable, is_disabled, region};
 use crate::sys;
 use core::arch::asm;
@@ -70,7 +71,9 @@ pub(crate) fn idle() -> Option<&'static Thread> {
     let thread = control_block::<PLACE>() as *const Thread;
     // SAFETY: null, or put there by `remember`; states are never unmapped.
     let thread = unsafe { thread.as_ref()? };
-    (thread.busy.load(Relaxed) == 0 && GUARD.0[0].load(Relaxed) != 0).then_some(thread)
+    // A slot that was given to another thread while this stack lay in glibc's cache has another key.
+    let is_mine = thread.key.load(Relaxed) == control_block::<0>();
+    (is_mine && thread.busy.load(Relaxed) == 0 && GUARD.0[0].load(Relaxed) != 0).then_some(thread)
 }
 
 /// This thread's state; `None` while nothing is to be recorded.
@@ -85,7 +88,9 @@ pub(crate) fn current() -> Option<&'static Thread> {
     }
     let known = control_block::<PLACE>() as *const Thread;
     // SAFETY: as in `idle`.
-    if let Some(thread) = unsafe { known.as_ref() } {
+    if let Some(thread) = unsafe { known.as_ref() }
+        && thread.key.load(Relaxed) == control_block::<0>()
+    {
         return Some(thread);
     }
     let thread = slot_for(control_block::<0>(), control_block::<TID>() as u32);
@@ -116,7 +121,8 @@ fn slot_for(fs: u64, tid: u32) -> &'static Thread {
         let thread = counters.thread(slot);
         let key = thread.key.load(Relaxed);
         let owner = thread.tid.load(Relaxed);
-        if !sys::is_thread(owner)
+        if !is_filtered()
+            && !sys::is_thread(owner)
             && thread
                 .key
                 .compare_exchange(key, fs, AcqRel, Relaxed)

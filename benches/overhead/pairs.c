@@ -1,0 +1,34 @@
+/* COUNT pairs of malloc and free and nothing else: for counting instructions.
+ * pairs DEPTH COUNT, where DEPTH is the number of wrappers (0 or 2). */
+#include <stdlib.h>
+
+__attribute__((noinline)) static void *inner(size_t size)
+{
+	void *block = malloc(size);
+	if (!block)
+		abort();
+	return block;
+}
+
+__attribute__((noinline)) static void *outer(size_t size)
+{
+	void *block = inner(size);
+	if (!block)
+		abort();
+	return block;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 3)
+		return 2;
+	int wrapped = atoi(argv[1]);
+	long count = atol(argv[2]);
+	for (long i = 0; i < count; i++) {
+		size_t size = 32 + (i & 63);
+		void *block = wrapped ? outer(size) : malloc(size);
+		__asm__ volatile("" : : "r"(block) : "memory");
+		free(block);
+	}
+	return 0;
+}

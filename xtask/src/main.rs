@@ -1,0 +1,58 @@
+//! *What does one do often in this workspace?* — one subcommand for each answer.
+//!
+//! ```text
+//!   demo ──▶ build Pointee ──▶ jq (build a real program) ──▶ pointee run
+//!   test ──▶ packages ──▶ format, lints, documentation, tests, the runtime's needs, licences, capabilities
+//!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, instructions ──▶ tables
+//! ```
+//!
+//! Whatever is made goes to cargo's target folder.
+
+mod bench;
+mod capabilities;
+mod demo;
+mod jq;
+mod licences;
+mod packages;
+mod shell;
+mod test;
+mod workspace;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND
+
+  demo              build Pointee and a real program (jq), and show that program's heap by type
+  test              install what the tests need, then format check, lints, documentation, tests
+  bench overhead    what Pointee costs, beside a do-nothing preload library and heaptrack
+                      --rounds N      runs of each program and variant [default: 7]
+                      --only PART     programs, malloc, start or instructions; may be repeated
+                      --pointee FILE  measure this command instead of building it
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    match words {
+        ["demo"] => demo::run(),
+        ["test"] => test::run(),
+        ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("unknown command: {}\n\n{USAGE}", words.join(" ")),
+    }
+}
