@@ -21,7 +21,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
+/// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
+pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
 pub const NO_TYPE: TypeIndex = u32::MAX;
 
@@ -183,7 +185,7 @@ pub mod type_flags {
     pub const DECLARATION: u16 = 1;
     /// Has a virtual table pointer.
     pub const POLYMORPHIC: u16 = 2;
-    /// The name was made for an anonymous type (`(anonymous struct at list.c:12)`).
+    /// The type itself has no name: the name is its only typedef's, or one made for it (`(anonymous struct at list.c:12)`).
     pub const ANONYMOUS: u16 = 4;
 }
 
@@ -514,17 +516,22 @@ impl<'a> Image<'a> {
         &self.header.build_id[..len]
     }
 
-    /// The string at `at`; empty when out of bounds or not UTF-8.
+    /// The string at `at`; empty when out of bounds or not UTF-8; cut at [`STRING_MAX`] bytes.
     #[must_use]
     pub fn string(&self, at: StrRef) -> &'a str {
         let Some(tail) = self.strings.get(at as usize..) else {
             return "";
         };
-        let end = tail
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(tail.len());
-        core::str::from_utf8(&tail[..end]).unwrap_or("")
+        let tail = &tail[..tail.len().min(STRING_MAX)];
+        let end = tail.iter().position(|byte| *byte == 0);
+        match core::str::from_utf8(&tail[..end.unwrap_or(tail.len())]) {
+            Ok(text) => text,
+            // The cut went through a character.
+            Err(error) if error.error_len().is_none() && tail.len() == STRING_MAX => {
+                core::str::from_utf8(&tail[..error.valid_up_to()]).unwrap_or("")
+            }
+            Err(_) => "",
+        }
     }
 
     /// Path of a source file; empty when there is none.

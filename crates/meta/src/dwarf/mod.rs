@@ -26,13 +26,15 @@ mod walk;
 
 use crate::debug_files::DebugFiles;
 use crate::elf::Elf;
-use crate::facts::{Facts, Function};
+use crate::facts::{Facts, Function, Type};
 use crate::names::demangle;
 use functions::Joined;
 use places::{Budget, Evaluator};
+use pointee_model::image::{TypeIndex, TypeKind, type_flags};
 use raw::UnitFacts;
 use rayon::prelude::*;
 use sections::{PackageSections, Sections};
+use std::collections::HashMap;
 use units::Units;
 
 /// How many diagnostics are kept: a damaged file can have one for each unit.
@@ -141,8 +143,35 @@ fn read_dwarf(source: &Elf, debug: &DebugFiles, code: &CodeMap, facts: &mut Fact
     facts.functions = joined.functions();
     facts.globals = joined.globals();
     facts.types = types.types;
+    name_by_typedef(&mut facts.types);
     facts.lines = lines.rows;
     facts.files = lines.files;
+}
+
+/// Gives an anonymous type the name that its only typedef gives it, as programmers do (and as C++ does, for linkage).
+/// Identity is not touched: it was taken from the structure.
+fn name_by_typedef(types: &mut [Type]) {
+    let mut names: HashMap<TypeIndex, Option<&str>> = HashMap::new();
+    for entry in types.iter().filter(|entry| entry.kind == TypeKind::Typedef) {
+        if let Some(target) = entry.target {
+            let name = names.entry(target).or_insert(Some(&entry.name));
+            if *name != Some(&entry.name) {
+                *name = None;
+            }
+        }
+    }
+    let chosen: Vec<(TypeIndex, String)> = names
+        .into_iter()
+        .filter_map(|(target, name)| Some((target, name?.to_owned())))
+        .collect();
+    for (target, name) in chosen {
+        if let Some(entry) = types.get_mut(target as usize)
+            && entry.flags & type_flags::ANONYMOUS != 0
+            && !name.is_empty()
+        {
+            entry.name = name;
+        }
+    }
 }
 
 /// Where code lies, to tell what the linker kept from what it threw away (and left at address 0).
