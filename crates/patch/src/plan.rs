@@ -199,7 +199,7 @@ impl EntryPlan {
     /// for symbols. `None` outside the trampoline.
     #[must_use]
     pub fn original_of(&self, pc: RunAddr) -> Option<Original> {
-        let offset = pc.offset_from(self.trampoline_at)?;
+        let offset = pc.0.wrapping_sub(self.trampoline_at.0);
         if offset >= self.trampoline.len() as u64 {
             return None;
         }

@@ -1,8 +1,7 @@
 //! *What runs instead of malloc?*
 //!
-//! A launch pad leads to a relay, which loads the [`Planted`] record of the entry into `r11` and goes to the stub of
-//! its role. The stub passes, beside the three arguments any allocation function has at most, where the return
-//! address lies, the caller's frame pointer, and the record; the hook then returns straight to the caller.
+//! A launch pad leads to a relay, which puts what a hook needs beside the program's own arguments into the
+//! registers of the next three ([`Hook`]) and goes to the hook of the entry's role; the hook then returns straight to the caller.
 //!
 //! ```text
 //!   busy   0            outside
@@ -140,37 +139,9 @@ struct Caller {
     rbp: u64,
 }
 
+/// A hook: the three arguments that any allocation function has at most, where the return address lies,
+/// the caller's frame pointer, the entry's record.
 type Hook = unsafe extern "C" fn(usize, usize, usize, *const u64, u64, &'static Planted) -> usize;
-
-macro_rules! stubs {
-    ($($stub:ident => $hook:ident),+ $(,)?) => { $(
-        #[unsafe(naked)]
-        unsafe extern "C" fn $stub() {
-            naked_asm!(
-                "mov rcx, rsp", // where the return address lies
-                "mov r8, rbp",
-                "mov r9, r11", // the relay's constant
-                "jmp {hook}",
-                hook = sym $hook,
-            );
-        }
-        const _: Hook = $hook;
-    )+ };
-}
-
-stubs! {
-    malloc_stub => on_malloc,
-    calloc_stub => on_calloc,
-    realloc_stub => on_realloc,
-    reallocarray_stub => on_reallocarray,
-    memalign_stub => on_memalign,
-    posix_memalign_stub => on_posix_memalign,
-    free_stub => on_free,
-    fork_stub => on_fork,
-    exec_stub => on_exec,
-    exit_stub => on_exit,
-    link_map_stub => on_link_map,
-}
 
 /// Set when the process puts itself under a system call filter: from then on the runtime makes none
 /// beyond those that the program makes.
@@ -205,24 +176,32 @@ unsafe extern "C" fn syscall_stub() {
     );
 }
 
+/// Where the relay of an entry goes.
+pub(crate) enum Destination {
+    /// To a hook, with everything in the registers of its arguments.
+    Hook(u64),
+    /// To a stub that finds the record in `r11` and every other register as the caller left it.
+    Stub(u64),
+}
+
 /// Where the relay of an entry with this role goes.
-pub(crate) fn stub(role: Role) -> u64 {
-    let stub: unsafe extern "C" fn() = match role {
-        Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => malloc_stub,
-        Role::Calloc => calloc_stub,
-        Role::Realloc => realloc_stub,
-        Role::Reallocarray => reallocarray_stub,
-        Role::Memalign | Role::AlignedAlloc => memalign_stub,
-        Role::PosixMemalign => posix_memalign_stub,
-        Role::Free | Role::Delete => free_stub,
-        Role::Fork => fork_stub,
-        Role::Exec => exec_stub,
-        Role::Exit => exit_stub,
-        Role::Prctl => prctl_stub,
-        Role::Syscall => syscall_stub,
-        Role::LinkMap | Role::Other => link_map_stub,
+pub(crate) fn destination(role: Role) -> Destination {
+    let hook: Hook = match role {
+        Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => on_malloc,
+        Role::Calloc => on_calloc,
+        Role::Realloc => on_realloc,
+        Role::Reallocarray => on_reallocarray,
+        Role::Memalign | Role::AlignedAlloc => on_memalign,
+        Role::PosixMemalign => on_posix_memalign,
+        Role::Free | Role::Delete => on_free,
+        Role::Fork => on_fork,
+        Role::Exec => on_exec,
+        Role::Exit => on_exit,
+        Role::LinkMap | Role::Other => on_link_map,
+        Role::Prctl => return Destination::Stub(prctl_stub as *const () as u64),
+        Role::Syscall => return Destination::Stub(syscall_stub as *const () as u64),
     };
-    stub as *const () as u64
+    Destination::Hook(hook as *const () as u64)
 }
 
 const WRITING: u64 = 1;
@@ -246,11 +225,11 @@ fn inside(thread: &Thread, slot: *const u64, original: impl FnOnce() -> usize) -
 
 /// Opens the part in which this thread writes the index. Paired with a `busy` store of 0.
 #[inline(always)]
-fn begin_writing(region: &Region, thread: &Thread) {
+fn begin_writing(thread: &Thread) {
     thread.busy.store(WRITING, Relaxed);
     compiler_fence(Acquire);
-    if region.header().gate.load(Relaxed) != 0 {
-        process::wait_at_gate(region, thread);
+    if process::is_gate_closed() {
+        process::wait_at_gate(thread);
     }
 }
 
@@ -303,7 +282,7 @@ unsafe fn allocate(
     };
     let block = inside(thread, caller.slot, original);
     let region = region();
-    begin_writing(region, thread);
+    begin_writing(thread);
     if block != 0 {
         // SAFETY: as in `record`.
         unsafe { record(region, thread, planted, caller, block, size) };
@@ -327,21 +306,21 @@ unsafe extern "C" fn on_malloc(
         // SAFETY: the program's own call.
         return unsafe { malloc_otherwise(a, b, c, slot, rbp, planted) };
     };
+    // The walk comes first, so that its chain of loads is under way while the original runs.
+    // SAFETY: `slot` is the stack pointer at the hooked entry.
+    let origin = unsafe { walk::known_origin(planted.root, slot, rbp) }.unwrap_or(0);
     // SAFETY: the program's own call.
     let block = inside(thread, slot, || unsafe { planted.call(a, b, c) });
-    let region = region();
     thread.busy.store(WRITING, Relaxed);
     compiler_fence(Acquire);
-    if region.header().gate.load(Relaxed) == 0 {
-        // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::known_origin(planted.root, slot, rbp) };
-        if let Some(origin) = origin
-            && region.writer.try_insert(block as u64, a as u64, origin)
-        {
-            let due = region.counters.count_allocation(thread, origin, a as u64);
-            end_writing(thread);
-            return if due { settle(block, thread) } else { block };
-        }
+    let region = region();
+    if origin != 0
+        && !process::is_gate_closed()
+        && region.writer.try_insert(block as u64, a as u64, origin)
+    {
+        let due = region.counters.count_allocation(thread, origin, a as u64);
+        end_writing(thread);
+        return if due { settle(block, thread) } else { block };
     }
     // SAFETY: as above.
     unsafe { finish(block, a, slot, rbp, planted, thread) }
@@ -364,7 +343,7 @@ unsafe extern "C" fn finish(
     thread: &'static Thread,
 ) -> usize {
     let region = region();
-    begin_writing(region, thread);
+    begin_writing(thread);
     if block != 0 {
         // SAFETY: as in `record`.
         unsafe { record(region, thread, planted, Caller { slot, rbp }, block, size) };
@@ -427,7 +406,7 @@ unsafe extern "C" fn on_posix_memalign(
     };
     let error = inside(thread, slot, original);
     let region = region();
-    begin_writing(region, thread);
+    begin_writing(thread);
     if error as i32 == 0 {
         // SAFETY: on success the original has stored the block's address at `a`.
         unsafe {
@@ -456,7 +435,7 @@ unsafe extern "C" fn on_free(
     let region = region();
     thread.busy.store(WRITING, Relaxed);
     compiler_fence(Acquire);
-    if region.header().gate.load(Relaxed) == 0 {
+    if !process::is_gate_closed() {
         let plain = |size| region.counters.is_plain_free(thread, size);
         if let Some(block) = region.writer.try_erase(a as u64, plain) {
             region.counters.count_free(thread, block.origin, block.size);
@@ -483,7 +462,7 @@ unsafe extern "C" fn free_otherwise(
         && let Some(thread) = enter(slot)
     {
         let region = region();
-        begin_writing(region, thread);
+        begin_writing(thread);
         if let Some(block) = region.writer.erase(a as u64) {
             region.counters.freed(thread, block.origin, block.size);
         }
@@ -507,11 +486,11 @@ unsafe fn reallocate(
         return original();
     };
     let region = region();
-    begin_writing(region, thread);
+    begin_writing(thread);
     let old = region.writer.erase(args[0] as u64);
     compiler_fence(Release);
     let block = inside(thread, caller.slot, original);
-    begin_writing(region, thread);
+    begin_writing(thread);
     let failed = block == 0 && size != 0;
     if let Some(old) = old {
         if failed {

@@ -9,7 +9,7 @@
 
 #![allow(unsafe_code)] // Writes code.
 
-use crate::hooks::{self, Pad, Planted};
+use crate::hooks::{self, Destination, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
 use crate::region::{add_string, region};
@@ -19,13 +19,16 @@ use pointee_index::layout::unseen;
 use pointee_index::origins::ROOTS;
 use pointee_index::records::{Hook, Placement, Role};
 use pointee_model::addr::RunAddr;
-use pointee_patch::arch::x86_64::emit::{RELAY_MAX, relay};
+use pointee_patch::arch::x86_64::emit::{EmitError, Emitter, RELAY_MAX, relay};
 use pointee_patch::{Entry, Refusal, TRAMPOLINE_MAX, plan_entry};
 
 /// Room for trampolines in one place.
 const ISLAND: usize = 16 << 10;
 /// Bytes one hook takes: relay, then trampoline.
-const SLOT: usize = (RELAY_MAX + TRAMPOLINE_MAX).next_multiple_of(16);
+const SLOT: usize = (RELAY + TRAMPOLINE_MAX).next_multiple_of(16);
+/// Bytes a relay takes at most.
+const RELAY: usize = 32;
+const _: () = assert!(RELAY >= RELAY_MAX);
 /// Reach of a `jmp rel32`, with room to spare for operands of displaced instructions.
 const REACH: u64 = 1 << 30;
 const ISLANDS: usize = 32;
@@ -144,7 +147,7 @@ impl Planter {
             body_len: (function.len != 0).then_some((function.len as usize).min(len)),
         };
         let relay_at = RunAddr(slot);
-        let trampoline_at = RunAddr(slot + RELAY_MAX as u64);
+        let trampoline_at = RunAddr(slot + RELAY as u64);
         let plan = plan_entry(&entry, trampoline_at, relay_at)?;
         let pad = plan.installation();
         let bytes = Pad {
@@ -160,10 +163,11 @@ impl Planter {
             bytes,
         )
         .ok_or(Refusal::RelayOutOfReach)?;
-        let context = core::ptr::from_ref(planted) as u64;
-        let relay = relay(relay_at, context, RunAddr(hooks::stub(function.role)));
+        let mut relay = [0; RELAY];
+        let relay_len = write_relay(&mut relay, relay_at, planted, function.role)
+            .map_err(|_| Refusal::RelayOutOfReach)?;
         let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
-            && self.write(relay_at.0, relay.as_slice())
+            && self.write(relay_at.0, &relay[..relay_len])
             && self.write(pad.at.0, &pad.bytes);
         if !written {
             return Err(Refusal::NotRelocatable);
@@ -189,6 +193,32 @@ impl Planter {
     fn write(&self, at: u64, bytes: &[u8]) -> bool {
         // SAFETY: the bytes were planned for that place, and no thread runs there.
         unsafe { sys::pwrite(self.memory, bytes.as_ptr(), bytes.len(), at as usize) }
+    }
+}
+
+/// Writes the way from a launch pad to the hook or stub of `role`, to run at `at`; gives its length.
+fn write_relay(
+    to: &mut [u8; RELAY],
+    at: RunAddr,
+    planted: &'static Planted,
+    role: Role,
+) -> Result<usize, EmitError> {
+    let record = core::ptr::from_ref(planted) as u64;
+    match hooks::destination(role) {
+        Destination::Hook(hook) => {
+            let mut emitter = Emitter::new(to, at);
+            emitter.bytes(&[0x48, 0x89, 0xe1])?; // mov rcx, rsp: where the return address lies
+            emitter.bytes(&[0x49, 0x89, 0xe8])?; // mov r8, rbp
+            emitter.bytes(&[0x49, 0xb9])?; // mov r9, the entry's record
+            emitter.bytes(&record.to_le_bytes())?;
+            emitter.jump(RunAddr(hook))?;
+            Ok(emitter.len())
+        }
+        Destination::Stub(stub) => {
+            let code = relay(at, record, RunAddr(stub));
+            to[..code.len()].copy_from_slice(&code);
+            Ok(code.len())
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::region::{Region, announce, disable, is_disabled, new_file, region};
 use crate::sys::{self, map};
 use crate::threads;
 use core::hint::spin_loop;
+use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use pointee_index::counters::{Counts, Live, Thread};
 use pointee_index::handoff::key;
@@ -33,17 +34,25 @@ pub(crate) fn set_up() {
     sys::membarrier(REGISTER_PRIVATE_EXPEDITED, 0, 0);
 }
 
+/// While nonzero, no thread writes to the index: a fork is copying it.
+static GATE: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a fork is copying the index.
+#[inline(always)]
+pub(crate) fn is_gate_closed() -> bool {
+    GATE.load(Relaxed) != 0
+}
+
 /// Waits outside the index until no fork is copying it.
 #[cold]
-pub(crate) fn wait_at_gate(region: &Region, thread: &Thread) {
-    let gate = &region.header().gate;
+pub(crate) fn wait_at_gate(thread: &Thread) {
     loop {
-        let closed = gate.load(SeqCst);
+        let closed = GATE.load(SeqCst);
         if closed == 0 {
             return;
         }
         thread.busy.store(0, SeqCst);
-        sys::futex_wait(gate, closed);
+        sys::futex_wait(&GATE, closed);
         thread.busy.store(1, SeqCst);
     }
 }
@@ -53,7 +62,7 @@ fn close_gate(region: &Region) {
     /// A thread that is killed while it writes never leaves; after this many looks its block is taken as it is.
     const PATIENCE: u32 = 1 << 16;
     let header = region.header();
-    header.gate.fetch_add(1, SeqCst);
+    GATE.fetch_add(1, SeqCst);
     // Other threads set `busy` and look at the gate without a fence between: this is the fence.
     sys::membarrier(PRIVATE_EXPEDITED, 0, 0);
     for slot in 0..header.threads.load(Relaxed).min(region.geometry.threads) {
@@ -72,10 +81,9 @@ fn close_gate(region: &Region) {
     }
 }
 
-fn open_gate(region: &Region) {
-    let gate = &region.header().gate;
-    gate.fetch_sub(1, SeqCst);
-    sys::futex_wake(gate);
+fn open_gate() {
+    GATE.fetch_sub(1, SeqCst);
+    sys::futex_wake(&GATE);
 }
 
 /// Forks by `original`, so that parent and child each have an exact index.
@@ -103,7 +111,7 @@ pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
     if pid as i32 == 0 {
         become_child(region, copy, follows);
     } else {
-        open_gate(region);
+        open_gate();
         if copy >= 0 {
             sys::close(copy as usize);
         } else if region.shared && follows {
@@ -117,6 +125,7 @@ pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
 }
 
 fn become_child(region: &Region, copy: isize, follows: bool) {
+    GATE.store(0, Relaxed);
     if region.shared {
         // SAFETY: the region is ours, and this is the only thread.
         let mapped = copy >= 0
@@ -142,7 +151,6 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     threads::set_up();
     threads::forget();
     let header = region.header();
-    header.gate.store(0, Relaxed);
     header.pid.store(sys::getpid() as u32, Relaxed);
     header.parent.store(sys::getppid() as u32, Relaxed);
     header.exit.store(exit_kind::NONE, Relaxed);
