@@ -5,6 +5,7 @@
 //! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
 
 use super::model::NO_RETURN;
+use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
@@ -213,18 +214,32 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             returns: true,
         })
         .collect();
+    let plain = |name, start, end| Body {
+        name,
+        linkage_name: name,
+        entry: start,
+        ranges: vec![(start, end)],
+        function: None,
+        calls: Vec::new(),
+        returns: true,
+    };
     let known: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
     for symbol in elf.symbols() {
         if symbol.is_function() && symbol.size > 0 && !known.contains(&symbol.address) {
-            bodies.push(Body {
-                name: symbol.name,
-                linkage_name: symbol.name,
-                entry: symbol.address,
-                ranges: vec![(symbol.address, symbol.address.saturating_add(symbol.size))],
-                function: None,
-                calls: Vec::new(),
-                returns: true,
-            });
+            let end = symbol.address.saturating_add(symbol.size);
+            bodies.push(plain(symbol.name, symbol.address, end));
+        }
+    }
+    let mut covered: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();
+    covered.sort_unstable();
+    for (start, end) in unnamed::functions(elf) {
+        let before = covered.partition_point(|(known, _)| *known <= start);
+        let inside = before
+            .checked_sub(1)
+            .is_some_and(|at| start < covered[at].1);
+        let end = covered.get(before).map_or(end, |(next, _)| end.min(*next));
+        if !inside {
+            bodies.push(plain("", start, end));
         }
     }
     bodies

@@ -66,9 +66,9 @@ impl<'f> Interpreter<'_, 'f> {
             return false;
         }
         let result = match (allocator, callee) {
-            (Some((_, allocator)), _) if allocator.out.is_none() => Value::Allocated {
+            (Some((_, allocator)), _) if allocator.returns_it => Value::Allocated {
                 origins: self.origins.single(at),
-                offset: allocator.offset,
+                offset: allocator.offset_of(&arguments),
             },
             (Some(_), _) => Value::Unknown,
             (None, Some(callee)) => self.result_of(callee, &arguments),

@@ -28,6 +28,7 @@ mod step;
 mod tests;
 mod tokens;
 mod typing;
+mod unnamed;
 mod value;
 mod verdict;
 mod wrappers;
@@ -35,13 +36,14 @@ mod wrappers;
 pub use model::Size;
 
 use crate::elf::Elf;
-use crate::facts::Facts;
+use crate::facts::{Facts, Function};
 use calls::{Key, Program};
 use flow::{Interpreter, Met, Observation, Outcome, Seen};
 use model::Makes;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{TypeIndex, site_flags};
 use rayon::prelude::*;
+use rust::Stored;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use typing::{Pointee, Types};
@@ -321,7 +323,9 @@ impl Context<'_, '_> {
                     address: met.call,
                 });
             }
-            if let Some(base) = allocator.base {
+            if let Some(base) = allocator.base
+                && allocator.offset_of(&met.arguments) == 0
+            {
                 clues.push(Clue {
                     witness: Witness::Result,
                     types: vec![base],
@@ -331,13 +335,23 @@ impl Context<'_, '_> {
             }
         }
         if let Some(function) = self.program.bodies[at as usize].function {
+            let erased = self
+                .found
+                .allocators
+                .get(met.callee)
+                .is_some_and(|allocator| {
+                    !allocator.returns_it
+                        && allocator.out.is_none()
+                        && allocator.makes == Makes::Whatever
+                });
             let made = if name.starts_with("_Zn") {
                 cpp::allocated(function, self.types, met.call)
-            } else if rust::is_allocator(name) {
+            } else if rust::is_allocator(name) || erased {
                 for clue in &mut clues {
                     clue.types.retain(|at| !self.types.is_byte(*at));
                 }
-                rust::allocated(function, self.types, met.call)
+                self.stored(function, met)
+                    .map(|(made, _, what)| (made, what))
             } else {
                 None
             };
@@ -354,6 +368,22 @@ impl Context<'_, '_> {
             );
         }
         clues
+    }
+
+    /// What a function of Rust's library stores that allocates at a call: what its type says, or
+    /// what the frames around the call say.
+    fn stored(&self, function: &Function, met: &Met) -> Option<(TypeIndex, Role, String)> {
+        let callee = self.found.allocators.get(met.callee)?;
+        if let Some((index, role)) = callee.stores {
+            let what = self.program.body(met.callee)?.name;
+            return Some((index, role, what.to_owned()));
+        }
+        match rust::stored(function, self.types, met.call) {
+            Stored::Type {
+                index, role, what, ..
+            } => Some((index, role, what.to_owned())),
+            _ => None,
+        }
     }
 
     fn site(&self, met: &Met, decision: Decision) -> Site {
@@ -373,6 +403,13 @@ impl Context<'_, '_> {
             }
         }
         let role = match allocator.map(|allocator| allocator.makes) {
+            _ if allocator.is_some_and(|allocator| allocator.stores.is_some()) => allocator
+                .and_then(|allocator| allocator.stores)
+                .filter(|(index, _)| {
+                    decision.r#type == Some(*index)
+                        && !matches!(decision.role, Role::Bytes | Role::Characters)
+                })
+                .map_or(decision.role, |(_, role)| role),
             Some(Makes::Object(_)) if decision.r#type.is_some() => Role::Whole,
             Some(Makes::Array(_)) if decision.r#type.is_some() => Role::Element,
             _ => decision.role,

@@ -217,8 +217,49 @@ pub(super) fn row(name: &str) -> Option<&'static Row> {
                 identifier.strip_prefix('_').unwrap_or(identifier)
             })
     });
-    ROWS.iter().find(|row| row.names.contains(&plain))
+    ROWS.iter()
+        .find(|row| row.names.contains(&plain))
+        .or_else(|| is_string_member(plain).then_some(&STRING_ROW))
 }
+
+/// Whether a function is a member of `std::string` that may allocate. Its result is no allocation.
+pub(super) fn is_string_member(name: &str) -> bool {
+    name.strip_prefix(STRING)
+        .is_some_and(|member| STRING_GROWS.iter().any(|known| member.starts_with(known)))
+}
+
+/// The members of `std::string` that libstdc++ keeps out of line (its explicit instantiation, in the
+/// library itself or in the program) and whose every allocation is characters.
+const STRING: &str = "_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE";
+/// Of these, the ones that may allocate: constructors, assignment, and what makes it longer.
+const STRING_GROWS: &[&str] = &[
+    "C1",
+    "C2",
+    "aS",
+    "pL",
+    "9_M_create",
+    "9_M_mutate",
+    "9_M_append",
+    "9_M_assign",
+    "10_M_replace",
+    "14_M_replace_aux",
+    "12_M_construct",
+    "7reserve",
+    "6resize",
+    "6append",
+    "6assign",
+    "6insert",
+    "7replace",
+    "9push_back",
+];
+/// What such a member does.
+static STRING_ROW: Row = Row {
+    names: &[],
+    size: Size::Unknown,
+    old: None,
+    out: None,
+    makes: Makes::Characters,
+};
 
 /// Functions that return their first argument.
 pub(super) const RETURN_FIRST: &[&str] = &[
@@ -300,6 +341,18 @@ mod tests {
             ("_RNvCs123_7___rustc19___rust_alloc_zeroed", Some(bytes(0))),
             ("_RNvCs123_7___rustc14___rust_dealloc", None),
             ("mallocator", None),
+            (
+                "_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE9_M_createERmm",
+                Some(Size::Unknown),
+            ),
+            (
+                "_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE10_M_disposeEv",
+                None,
+            ),
+            (
+                "_ZNSt7__cxx1112basic_stringIwSt11char_traitsIwESaIwEE9_M_createERmm",
+                None,
+            ),
         ];
         for (name, expect) in rows {
             assert_eq!(row(name).map(|row| row.size), expect, "{name}");

@@ -1,25 +1,66 @@
-//! *What do the inlined library calls around a Rust allocation say of it?*
+//! *What do the library calls around a Rust allocation say of it?*
 //!
-//! Every allocation of Rust's library ends in `__rust_alloc`, most often inlined through
-//! `Global::allocate`, `RawVecInner` and the like, which know no type. The first frame outward that
+//! Every allocation of Rust's library ends in `__rust_alloc`, most often through `Global::allocate`,
+//! `RawVecInner` and the like, which know no type: they are *erased*. The first frame outward that
 //! is generic over what it stores (`Box<T>`, `RawVec<T>`, `Vec<T>`) tells it: by its type arguments
 //! where debug info has them, else by its name. A raw `*mut u8` is Rust's `void *`.
+//!
+//! A function of the collections that was not inlined is a wrapper: who grows a vector is the code
+//! that pushes to it. It hands its callers the one type it stores; where it is erased itself, the
+//! frames around the call of it tell.
 
+use super::calls::Body;
 use super::typing::Types;
 use crate::facts::Function;
+use pointee_model::evidence::Role;
 use pointee_model::image::TypeIndex;
 
-/// Generic owners of memory and what they are called in names.
-const OWNERS: [&str; 6] = [
-    "alloc::boxed::Box<",
-    "alloc::raw_vec::RawVec<",
-    "alloc::vec::Vec<",
-    "alloc::collections::vec_deque::VecDeque<",
-    "alloc::boxed::Box::<",
-    "alloc::vec::Vec::<",
+/// Generic owners of memory, as names of their methods start, and whether they hold many objects.
+const OWNERS: [(&str, bool); 8] = [
+    ("alloc::boxed::Box<", false),
+    ("alloc::boxed::Box::<", false),
+    ("alloc::raw_vec::RawVec<", true),
+    ("alloc::vec::Vec<", true),
+    ("alloc::vec::Vec::<", true),
+    ("alloc::collections::vec_deque::VecDeque<", true),
+    // Control bytes follow the objects.
+    ("hashbrown::raw::RawTable<", true),
+    ("std::collections::hash::map::HashMap<", true),
 ];
 /// Crates whose frames are passed on the way outward.
-const LIBRARY: [&str; 3] = ["alloc::", "core::", "std::"];
+const LIBRARY: [&str; 4] = ["alloc::", "core::", "std::", "hashbrown::"];
+/// Crates of collections and smart pointers.
+const COLLECTIONS: [&str; 2] = ["alloc::", "hashbrown::"];
+/// What knows no type at all: its callers do.
+const ERASED: [&str; 5] = [
+    "alloc::raw_vec::RawVecInner",
+    "alloc::raw_vec::finish_grow",
+    "alloc::alloc::",
+    "alloc::boxed::box_new_uninit",
+    "hashbrown::raw::RawTableInner",
+];
+/// Text is kept as bytes, whatever the type arguments of its methods.
+const STRING: &str = "alloc::string::String";
+/// `DW_LANG_Rust`.
+const RUST: u16 = 0x1c;
+
+/// What the frames around an allocation say of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stored<'f> {
+    /// The frames of the library end in code of a program, and none is generic; or all are erased
+    /// (`through`), and the answer lies outside.
+    Erased { through: bool },
+    /// The innermost generic frame stores a type that debug info does not describe.
+    Undescribed,
+    /// The innermost generic frame, called `what`, stores this. `through`: no code of a program
+    /// lies between it and the function's caller.
+    Type {
+        index: TypeIndex,
+        role: Role,
+        what: &'f str,
+        through: bool,
+    },
+}
 
 /// Whether a linker name is that of Rust's allocator.
 pub(super) fn is_allocator(name: &str) -> bool {
@@ -28,12 +69,24 @@ pub(super) fn is_allocator(name: &str) -> bool {
         .any(|part| name.contains(part))
 }
 
-/// The type that the library call around `at` stores, with the name of that call.
-pub(super) fn allocated(
-    function: &Function,
-    types: &Types<'_>,
-    at: u64,
-) -> Option<(TypeIndex, String)> {
+/// Whether a function belongs to the collections of Rust's library.
+pub(super) fn is_collection(body: &Body<'_>) -> bool {
+    let rust = match body.function {
+        Some(function) => function.language == RUST,
+        None => body.linkage_name.starts_with("_R") || body.linkage_name.contains("17h"),
+    };
+    rust && COLLECTIONS
+        .iter()
+        .any(|part| path(body.name).starts_with(part))
+}
+
+/// Whether a function of the library is type-erased: what it allocates is for its caller to say.
+pub(super) fn is_erased(body: &Body<'_>) -> bool {
+    ERASED.iter().any(|part| path(body.name).starts_with(part))
+}
+
+/// What the library calls around `at` say.
+pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> Stored<'f> {
     let mut around: Vec<_> = function
         .inlines
         .iter()
@@ -46,39 +99,68 @@ pub(super) fn allocated(
         .collect();
     around.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
     let own = (function.name.as_str(), &function.arguments);
-    for (name, arguments) in around
+    let frames: Vec<(&str, &Vec<TypeIndex>)> = around
         .iter()
         .map(|inline| (inline.name.as_str(), &inline.arguments))
         .chain(std::iter::once(own))
-    {
-        if let Some(written) = owned(name) {
-            let argument = arguments.first().map(|at| types.strip(*at));
-            let found = argument.or_else(|| {
-                let named = types.named(written).first()?;
-                Some(types.strip(*named))
-            });
+        .collect();
+    let through = frames.iter().all(|(name, _)| is_library(name));
+    for (name, arguments) in frames {
+        if let Some((written, many)) = owned(name) {
+            let argument = arguments
+                .first()
+                .filter(|_| !path(name).starts_with(STRING))
+                .map(|at| types.strip(*at));
+            let named = || types.named(written).first().map(|at| types.strip(*at));
+            if let Some(index) = argument.or_else(named) {
+                return Stored::Type {
+                    index,
+                    role: if many { Role::Element } else { Role::Whole },
+                    what: name,
+                    through,
+                };
+            }
             // A placeholder without arguments says nothing; the frame outside may.
-            if let Some(found) = found {
-                return Some((found, name.to_owned()));
+            if !is_placeholder(written) {
+                return Stored::Undescribed;
             }
         }
-        let path = name.trim_start_matches(['<', '&', '[']);
-        let primitive = !path
-            .split(['>', ' ', ':'])
-            .next()
-            .unwrap_or("")
-            .contains("::");
-        if !LIBRARY.iter().any(|part| path.starts_with(part)) && !primitive {
-            return None;
+        if !is_library(name) {
+            break;
         }
     }
-    None
+    Stored::Erased { through }
 }
 
-/// The first type argument of the owner that a name is a method of.
-fn owned(name: &str) -> Option<&str> {
+/// A qualified name from its first identifier on: `<&[core::…` → `core::…`.
+fn path(name: &str) -> &str {
+    name.trim_start_matches(['<', '&', '['])
+}
+
+/// Whether a name is that of library code: of a crate of the library, or a method of a primitive or
+/// of a type parameter (`<[T]>::to_vec`, `<T as alloc::string::ToString>::to_string`).
+fn is_library(name: &str) -> bool {
+    let path = path(name);
+    let primitive = path
+        .find(['>', ' ', ']', ',', ':'])
+        .is_some_and(|end| !path[end..].starts_with("::"));
+    LIBRARY.iter().any(|part| path.starts_with(part)) || (primitive && name.starts_with(['<', '[']))
+}
+
+/// Whether a type argument is the name of a type parameter, as `T` or `T,A`.
+fn is_placeholder(written: &str) -> bool {
+    written.len() <= 2 && written.starts_with(|c: char| c.is_ascii_uppercase())
+}
+
+/// The first type argument of the owner that a name is a method of, and whether it holds many.
+fn owned(name: &str) -> Option<(&str, bool)> {
     let path = name.trim_start_matches('<');
-    let owner = OWNERS.iter().find(|owner| path.starts_with(**owner))?;
+    if let Some(rest) = path.strip_prefix(STRING)
+        && rest.starts_with([':', '>', ' '])
+    {
+        return Some(("u8", true));
+    }
+    let (owner, many) = OWNERS.iter().find(|(owner, _)| path.starts_with(owner))?;
     let arguments = path.get(owner.len()..)?;
     let mut depth = 0_u32;
     let end = arguments.char_indices().find_map(|(at, letter)| {
@@ -90,12 +172,31 @@ fn owned(name: &str) -> Option<&str> {
         }
         None
     })?;
-    arguments.get(..end)
+    Some((arguments.get(..end)?, *many))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn library() {
+        let rows = [
+            ("alloc::vec::Vec<T,A>::push", true),
+            ("<alloc::vec::Vec<u8> as core::clone::Clone>::clone", true),
+            ("<[T]>::to_vec", true),
+            ("<str>::to_owned", true),
+            ("<T as alloc::string::ToString>::to_string", true),
+            ("hashbrown::raw::RawTable<T,A>::reserve_rehash", true),
+            ("rg::main", false),
+            ("<rg::Flag as core::fmt::Debug>::fmt", false),
+            ("rg::parse::{closure#0}", false),
+            ("main", false),
+        ];
+        for (name, expect) in rows {
+            assert_eq!(is_library(name), expect, "{name}");
+        }
+    }
 
     #[test]
     fn owners() {
@@ -108,10 +209,15 @@ mod tests {
             ),
             ("<alloc::raw_vec::RawVecInner>::try_allocate_in", None),
             ("alloc::alloc::alloc", None),
+            (
+                "<alloc::string::String as core::clone::Clone>::clone",
+                Some("u8"),
+            ),
+            ("alloc::string::String::push_str", Some("u8")),
             ("alloc::vec::Vec<", None),
         ];
         for (name, expect) in rows {
-            assert_eq!(owned(name), expect, "{name}");
+            assert_eq!(owned(name).map(|found| found.0), expect, "{name}");
         }
     }
 }

@@ -477,7 +477,7 @@ impl<'f> Interpreter<'_, 'f> {
                     Pointee::Void => None,
                 }
             }
-            Value::Allocated { origins, offset } if offset != super::value::ANYWHERE => {
+            Value::Allocated { origins, offset } if super::value::is_number(offset) => {
                 let mut hints = self
                     .origins
                     .calls(origins)

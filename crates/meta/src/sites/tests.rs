@@ -358,3 +358,82 @@ fn derived_object() {
         }",
     );
 }
+
+/// What only the source text tells: the destinations say nothing.
+#[test]
+fn sizeof_in_source() {
+    let source = format!(
+        "{HEAD}void *slots[6];
+        struct chunk {{ long used; int items[]; }} *all;
+        #define NEW(type) malloc(sizeof(type))
+        void fill(struct node *like, long n) {{
+            slots[4] = malloc(sizeof(struct node)); //= Whole struct node
+            slots[0] = calloc(n, sizeof *like); //= Element struct node
+            slots[1] = malloc(n * sizeof(struct pair)); //= Element struct pair
+            slots[2] = malloc(sizeof(struct chunk) + n * sizeof(int)); //= Header struct chunk + int
+            slots[3] = (struct pair *)malloc(n); //= Unknown struct pair
+            slots[5] = malloc(n); //= opaque
+        }}
+        void hidden(void) {{
+            slots[5] = NEW(struct pair); //= opaque
+        }}"
+    );
+    check_with("sizeof_in_source.c", "gcc", &source, &Options::default());
+}
+
+#[test]
+fn pool_of_slots() {
+    check(
+        "pool_of_slots.c",
+        "struct slot { struct slot *next; };
+        struct pool { void *start; struct slot *free; };
+        void fill(struct pool *pool, int size, int count) {
+            void *start = malloc((long)size * count); //= opaque
+            struct slot *s = start;
+            pool->start = start;
+            for (int i = 0; i < count; i++) {
+                s->next = pool->free;
+                pool->free = s;
+                s = (struct slot *)((char *)s + size);
+            }
+        }",
+    );
+}
+
+/// Without symbols and debug info there are still sites, and wrappers by the flow of values.
+#[test]
+fn stripped() {
+    let source = "#include <stdlib.h>
+        void *keep;
+        static __attribute__((noinline)) void *must(size_t n) {
+            void *p = malloc(n ? n : 1);
+            if (!p) abort();
+            return p;
+        }
+        static __attribute__((noinline)) void grow(size_t n) { keep = malloc(n); }
+        void *first(void) { keep = must(40); grow(7); return must(30); }
+        void *second(int n) { grow(n); return must(24 * n); }";
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("stripped.c");
+    std::fs::write(&text, source).expect("the source is written");
+    for level in ["-O1", "-O2"] {
+        let program = folder.path().join(format!("stripped{level}.so"));
+        let status = Command::new("gcc")
+            .args(["-s", level, "-fPIC", "-shared", "-o"])
+            .args([&program, &text])
+            .status()
+            .expect("the compiler runs");
+        assert!(status.success(), "{level}");
+        let elf = Elf::open(&program).expect("the compiler writes ELF");
+        let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+        let found = infer(&elf, &facts, &Options::default());
+        let inner = |site: &&Site| site.flags & site_flags::WRAPPER != 0;
+        // `must` hands out; `grow` keeps, although its register of results still holds the block.
+        assert_eq!(
+            found.sites.iter().filter(inner).count(),
+            1,
+            "{level}: {found:#?}"
+        );
+        assert_eq!(found.sites.len(), 5, "{level}: {found:#?}");
+    }
+}

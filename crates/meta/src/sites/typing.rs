@@ -68,7 +68,8 @@ impl<'f> Types<'f> {
     fn find_same(&self) -> Vec<TypeIndex> {
         type Chain = Vec<(TypeKind, Option<u64>)>;
         let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
-        let mut same: Vec<TypeIndex> = (0..).take(self.types.len()).collect();
+        let mut same: Vec<TypeIndex> = self.find_same_records();
+        let records = same.clone();
         for (at, own) in (0..).zip(&mut same) {
             let mut shape = Vec::new();
             let mut target = Some(at);
@@ -84,7 +85,9 @@ impl<'f> Types<'f> {
             }
             let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
             if !shape.is_empty() && plain {
-                let end = target.map(|at| self.bare(at));
+                let end = target
+                    .map(|at| self.bare(at))
+                    .map(|at| records.get(at as usize).copied().unwrap_or(at));
                 let void = end.is_none_or(|end| {
                     self.get(end)
                         .is_none_or(|entry| entry.kind == TypeKind::Void || is_alias(entry.kind))
@@ -93,6 +96,36 @@ impl<'f> Types<'f> {
             }
         }
         same
+    }
+
+    /// For records, the first of that name with the same members at the same places: a unit that only
+    /// declares what a member points to has another type of the same record.
+    fn find_same_records(&self) -> Vec<TypeIndex> {
+        /// Name, kind, size; names and offsets of the members.
+        type Layout<'n> = (&'n str, TypeKind, Option<u64>, Vec<(&'n str, u64)>);
+        let mut first: HashMap<Layout<'_>, TypeIndex> = HashMap::new();
+        (0..)
+            .zip(self.types)
+            .map(|(at, entry)| {
+                let whole = TypeKind::Struct == entry.kind || TypeKind::Union == entry.kind;
+                if !whole
+                    || entry.name.is_empty()
+                    || entry.flags & (type_flags::DECLARATION | type_flags::ANONYMOUS) != 0
+                    || self.named(&entry.name).len() < 2
+                {
+                    return at;
+                }
+                let members = entry.members.iter();
+                let members = members.map(|member| (member.name.as_str(), member.offset));
+                let key = (
+                    entry.name.as_str(),
+                    entry.kind,
+                    entry.size,
+                    members.collect(),
+                );
+                *first.entry(key).or_insert(at)
+            })
+            .collect()
     }
 
     pub(super) fn get(&self, index: TypeIndex) -> Option<&'f Type> {

@@ -29,7 +29,8 @@ pub(super) enum Value {
     },
     /// The product of two parameters.
     Product(u8, u8),
-    /// The result of one of the allocations in `origins`, plus `offset` ([`ANYWHERE`] if not known).
+    /// The result of one of the allocations in `origins`, plus `offset` ([`ANYWHERE`] if not known,
+    /// or what a parameter holds: [`offset_parameter`]).
     Allocated { origins: OriginSet, offset: i64 },
     /// `offset` bytes past an object of type `target`.
     Typed { target: TypeIndex, offset: i64 },
@@ -41,6 +42,21 @@ pub(super) enum Value {
 
 /// Offset into an allocation that is not known.
 pub(super) const ANYWHERE: i64 = i64::MIN;
+
+/// Offsets that are what a parameter holds: this and the five after it, by the parameter's index.
+const AT_PARAMETER: i64 = ANYWHERE + 1;
+
+/// The parameter that an offset into an allocation is.
+pub(super) fn offset_parameter(offset: i64) -> Option<u8> {
+    u8::try_from(offset.checked_sub(AT_PARAMETER)?)
+        .ok()
+        .filter(|index| *index < 6)
+}
+
+/// Whether an offset into an allocation is a number.
+pub(super) fn is_number(offset: i64) -> bool {
+    offset != ANYWHERE && offset_parameter(offset).is_none()
+}
 
 /// A set of allocations of one function; index into its [`Origins`].
 pub(super) type OriginSet = u32;
@@ -152,11 +168,15 @@ impl Value {
                 scale: 1,
                 add: number,
             },
-            Self::Allocated { origins, offset } if offset != ANYWHERE => Self::Allocated {
+            Self::Allocated { .. } if number == 0 => self,
+            Self::Allocated { origins, offset } => Self::Allocated {
                 origins,
-                offset: offset.wrapping_add(number),
+                offset: if is_number(offset) {
+                    offset.wrapping_add(number)
+                } else {
+                    ANYWHERE
+                },
             },
-            Self::Allocated { .. } => self,
             Self::Typed { target, offset } => Self::Typed {
                 target,
                 offset: offset.wrapping_add(number),
@@ -178,6 +198,13 @@ impl Value {
         match (self, other) {
             (value, Self::Constant(number)) | (Self::Constant(number), value) => {
                 value.offset(number)
+            }
+            (Self::Allocated { origins, offset: 0 }, Self::Parameter { index, offset: 0 })
+            | (Self::Parameter { index, offset: 0 }, Self::Allocated { origins, offset: 0 }) => {
+                Self::Allocated {
+                    origins,
+                    offset: AT_PARAMETER + i64::from(index),
+                }
             }
             (Self::Allocated { origins, .. }, _) | (_, Self::Allocated { origins, .. }) => {
                 Self::Allocated {

@@ -103,7 +103,10 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     if std::env::var_os("DBG").is_some() {
         eprintln!("{call:x} {request:?}");
     }
-    let left = narrow(types, candidates, clues, request);
+    let mut left = narrow(types, candidates, clues, request);
+    if is_view(types, &left, clues, request) {
+        left.clear();
+    }
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
     // An allocator is asked for so many objects of its type.
@@ -117,6 +120,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
         (0, true, false) => Verdict::Opaque,
+        (0, false, _) if is_kept_as_void(clues) => Verdict::Opaque,
         // Everything seen is refuted by the size.
         (0, false, _) => Verdict::Unknown,
         _ => Verdict::Conflicting,
@@ -147,6 +151,24 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         verdict,
         evidence,
     }
+}
+
+/// Whether the one type left is how a local variable looks at memory that is kept as `void *`, of a
+/// size that has nothing to do with it: a pool's free list, say.
+fn is_view(types: &Types<'_>, left: &[TypeIndex], clues: &[Clue], request: Request) -> bool {
+    let [only] = left else {
+        return false;
+    };
+    let mut typed = clues.iter().filter(|clue| clue.types.contains(only));
+    role(types, *only, request).0 == Role::Unknown
+        && is_kept_as_void(clues)
+        && typed.all(|clue| clue.witness == Witness::Variable)
+}
+
+fn is_kept_as_void(clues: &[Clue]) -> bool {
+    clues.iter().any(|clue| {
+        clue.types.is_empty() && matches!(clue.witness, Witness::Field | Witness::Global)
+    })
 }
 
 fn refuted(types: &Types<'_>, index: TypeIndex, request: Request) -> bool {
@@ -299,6 +321,8 @@ pub(super) fn role(
         }
         Request { head, .. } if record && head >= opens_at => Role::Header,
         _ if flexible.is_some() => Role::Header,
+        // A part that is no multiple: something else lies in the block too.
+        Request { head, .. } if !record && head % size != 0 => Role::Unknown,
         _ if !record || request.grows => Role::Element,
         _ => Role::Unknown,
     };

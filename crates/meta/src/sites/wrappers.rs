@@ -14,11 +14,12 @@
 use super::calls::{Key, Program};
 use super::flow::{Interpreter, Met, Outcome, Seen};
 use super::model::{self, Makes, Size};
+use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
-use super::value::Value;
-use super::{Wrapper, identity};
+use super::value::{ANYWHERE, Value, is_number, offset_parameter};
+use super::{Wrapper, identity, unnamed};
 use crate::facts::{Facts, Global};
-use pointee_model::evidence::Witness;
+use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -40,6 +41,25 @@ pub(super) struct Allocator {
     pub(super) base: Option<TypeIndex>,
     /// Where in the block the result points; not 0 when the wrapper keeps a header before it.
     pub(super) offset: i64,
+    /// Bytes that the wrapper keeps for itself before what it hands out; callers know nothing of them.
+    pub(super) header: i64,
+    /// Whether the result is the block. A collection keeps it where nobody follows.
+    pub(super) returns_it: bool,
+    /// What a function of a generic collection stores, and in what role.
+    pub(super) stores: Option<(TypeIndex, Role)>,
+}
+
+impl Allocator {
+    /// Where in the block the result of a call with these arguments points.
+    pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
+        match offset_parameter(self.offset) {
+            Some(index) => match arguments[usize::from(index) % 6] {
+                Value::Constant(offset) => offset,
+                _ => ANYWHERE,
+            },
+            None => self.offset,
+        }
+    }
 }
 
 /// All allocation functions of the file and what the interpreter must know beside them.
@@ -81,6 +101,9 @@ impl<'f> Allocators<'f> {
                         makes: row.makes,
                         base: None,
                         offset: 0,
+                        header: 0,
+                        returns_it: row.out.is_none() && !model::is_string_member(name),
+                        stores: None,
                     },
                 ))
             })
@@ -221,8 +244,8 @@ pub(super) fn fixpoint<'f>(
     let mut wrappers = Vec::new();
     for (at, outcome) in &outcomes {
         if roots.contains(&Key::Local(*at)) {
-            // What an allocator allocates for itself is its callers' answer too.
-            inner.extend(outcome.returned.iter().map(|(call, _)| *call));
+            // What an allocator takes from another is its callers' answer too.
+            inner.extend(outcome.met.iter().map(|met| met.call));
         } else if let Some(allocator) = allocators.by_key.get(&Key::Local(*at)) {
             if let Some((_, calls)) = derive(program, types, &allocators, *at, outcome) {
                 inner.extend(calls);
@@ -233,7 +256,9 @@ pub(super) fn fixpoint<'f>(
                 name: body.name.to_owned(),
                 size: allocator.size,
                 old: allocator.old,
-                offset: allocator.offset,
+                offset: Some(allocator.offset)
+                    .filter(|at| is_number(*at))
+                    .map_or(0, |at| at + allocator.header),
                 result: allocator.base,
             });
         }
@@ -285,26 +310,44 @@ fn derive(
     if body.name == "main" {
         return None;
     }
+    if rust::is_collection(body) {
+        return collection(types, body, outcome);
+    }
     let result = body
         .function
         .map(|function| function.result.and_then(|result| types.pointee(result)));
     let mut found: Option<Allocator> = None;
     let mut calls = Vec::new();
     for met in &outcome.met {
-        let Some((_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
+        let Some(&(_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
             continue;
         };
         let Some(callee) = allocators.get(met.callee) else {
             continue;
         };
-        let Some(mut allocator) = hands_out(types, body, callee, met, result, outcome) else {
+        let Some(mut allocator) = hands_out(types, body, callee, met, offset, result, outcome)
+        else {
             continue;
         };
-        allocator.offset = if *offset == super::value::ANYWHERE {
-            0
-        } else {
-            *offset
-        };
+        // Nothing states a result; what is left in its register may be no more than left there.
+        if result.is_none() && !unnamed::result_is_read(program, at) {
+            return None;
+        }
+        match allocator.size {
+            Size::Argument {
+                index,
+                scale: 1,
+                add,
+            } if behind_header(allocator.size, offset) => {
+                allocator.header = offset;
+                allocator.size = Size::Argument {
+                    index,
+                    scale: 1,
+                    add: add - offset,
+                };
+            }
+            _ => allocator.offset = offset,
+        }
         calls.push(met.call);
         found = Some(match found {
             None => allocator,
@@ -320,6 +363,64 @@ fn derive(
         });
     }
     Some((found?, calls))
+}
+
+/// A function of Rust's collections allocates for whoever calls it, if all it allocates is of one type.
+fn collection(
+    types: &Types<'_>,
+    body: &super::calls::Body<'_>,
+    outcome: &Outcome,
+) -> Option<(Allocator, Vec<u64>)> {
+    let mut stores = Vec::new();
+    let mut calls = Vec::new();
+    for met in &outcome.met {
+        let stored = match body.function {
+            Some(function) => rust::stored(function, types, met.call),
+            None => Stored::Erased { through: true },
+        };
+        match stored {
+            // Its own site, of whatever type its result shows.
+            Stored::Erased { through: true }
+                if !rust::is_erased(body) || is_seen_typed(types, met, outcome) =>
+            {
+                return None;
+            }
+            Stored::Erased { through: true } => stores.push(None),
+            Stored::Type {
+                index,
+                role,
+                through: true,
+                ..
+            } => stores.push(Some((index, role))),
+            Stored::Undescribed => return None,
+            // Code of the program, inlined: its own site.
+            _ => continue,
+        }
+        calls.push(met.call);
+    }
+    let first = *stores.first()?;
+    stores.iter().all(|other| *other == first).then(|| {
+        let allocator = Allocator {
+            size: Size::Unknown,
+            old: None,
+            out: None,
+            makes: Makes::Whatever,
+            base: None,
+            offset: 0,
+            header: 0,
+            returns_it: false,
+            stores: first,
+        };
+        (allocator, calls)
+    })
+}
+
+/// Whether the block is seen as anything but bytes.
+fn is_seen_typed(types: &Types<'_>, met: &Met, outcome: &Outcome) -> bool {
+    outcome.observations.iter().any(|seen| {
+        seen.call == met.call
+            && matches!(&seen.seen, Seen::Types(list) if list.iter().any(|at| !types.is_byte(*at)))
+    })
 }
 
 /// The size rule when two calls in one wrapper differ: the one that says something, if one does.
@@ -338,14 +439,18 @@ fn hands_out(
     body: &super::calls::Body<'_>,
     callee: &Allocator,
     met: &Met,
+    offset: i64,
     result: Option<Option<Pointee>>,
     outcome: &Outcome,
 ) -> Option<Allocator> {
     let size = size_rule(met);
+    let behind = behind_header(size, offset);
     let old = callee
         .old
         .and_then(|old| match met.arguments[usize::from(old) % 6] {
-            Value::Parameter { index, offset: 0 } => Some(index),
+            Value::Parameter { index, offset: at } if at == 0 || (behind && at == -offset) => {
+                Some(index)
+            }
             _ => None,
         });
     let allocator = |size, base| Allocator {
@@ -355,6 +460,9 @@ fn hands_out(
         makes: Makes::Whatever,
         base,
         offset: 0,
+        header: 0,
+        returns_it: true,
+        stores: None,
     };
     let passes_on = matches!(
         size,
@@ -365,6 +473,13 @@ fn hands_out(
         } | Size::Product(..)
     );
     if callee.makes == Makes::Characters {
+        if body.function.is_none() {
+            let copied = matches!(met.arguments[0], Value::Parameter { offset: 0, .. });
+            return copied.then(|| Allocator {
+                makes: Makes::Characters,
+                ..allocator(Size::Unknown, None)
+            });
+        }
         let from_parameter = met.arguments.iter().any(|value| {
             matches!(value, Value::Parameter { index, offset: 0 }
                 if is_string(types, body, *index))
@@ -388,10 +503,10 @@ fn hands_out(
     };
     let (typed, bytes) = (seen_as(false), seen_as(true));
     match result {
-        // No debug info: only a plain hand-through is taken for a wrapper.
-        None => passes_on.then(|| allocator(size, None)),
+        // No debug info: only a plain hand-through is taken for a wrapper, rounded at most.
+        None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
         Some(Some(Pointee::Void)) => match size {
-            _ if passes_on => Some(allocator(size, None)),
+            _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
             _ => Some(allocator(size, None)),
         },
@@ -422,6 +537,16 @@ fn hands_out(
         }
         Some(None) => None,
     }
+}
+
+/// Whether a wrapper asks for so many bytes more than its caller and hands out what lies behind them.
+fn behind_header(size: Size, offset: i64) -> bool {
+    matches!(size, Size::Argument { scale: 1, add, .. } if offset > 0 && add >= offset)
+}
+
+/// Whether a size is one parameter, perhaps rounded or replaced where it is 0.
+fn is_one_parameter(size: Value) -> bool {
+    matches!(size, Value::Linear { from, scale: 1, add: 0, .. } if from.count_ones() == 1)
 }
 
 fn is_string(types: &Types<'_>, body: &super::calls::Body<'_>, index: u8) -> bool {

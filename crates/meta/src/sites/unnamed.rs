@@ -1,0 +1,117 @@
+//! *What are the functions of code that no symbol and no debug info names?*
+//!
+//! Every function that may be unwound through has an entry in `.eh_frame` with its first address
+//! and length (LSB Core, §10.6; kept by `strip`). Where debug info says nothing of a function's
+//! result, its callers do: a result that nobody reads is none.
+
+use super::calls::{Key, Program, contains};
+use super::state::{RESULT, general};
+use crate::elf::Elf;
+use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess};
+
+/// Instructions after a call within which compiled code takes up its result.
+const SOON: usize = 12;
+/// Bytes of that many instructions, by the longest encoding.
+const SOON_BYTES: usize = SOON * 15;
+
+/// The functions `[start, end)` that unwind tables state, in order, none overlapping another.
+pub(super) fn functions(elf: &Elf) -> Vec<(u64, u64)> {
+    let Some(address) = elf.section(".eh_frame").map(|section| section.address) else {
+        return Vec::new();
+    };
+    let Ok(Some(bytes)) = elf.section_bytes(".eh_frame") else {
+        return Vec::new();
+    };
+    let frames = EhFrame::new(&bytes, LittleEndian);
+    let mut bases = BaseAddresses::default().set_eh_frame(address);
+    for (name, set) in [
+        (".text", BaseAddresses::set_text as fn(_, u64) -> _),
+        (".got", BaseAddresses::set_got),
+    ] {
+        if let Some(section) = elf.section(name) {
+            bases = set(bases, section.address);
+        }
+    }
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    let mut entries = frames.entries(&bases);
+    // What follows a damaged entry is not told from it.
+    while let Ok(Some(entry)) = entries.next() {
+        let CieOrFde::Fde(partial) = entry else {
+            continue;
+        };
+        if let Ok(fde) = partial.parse(EhFrame::cie_from_offset) {
+            let start = fde.initial_address();
+            found.push((start, start.saturating_add(fde.len())));
+        }
+    }
+    // One entry covers a whole linkage table.
+    let tables: Vec<(u64, u64)> = elf
+        .sections()
+        .iter()
+        .filter(|section| section.name.starts_with(".plt"))
+        .map(|section| {
+            (
+                section.address,
+                section.address.saturating_add(section.size),
+            )
+        })
+        .collect();
+    found.retain(|(start, end)| start < end && elf.is_code(*start) && !contains(&tables, *start));
+    found.sort_unstable();
+    found.dedup_by_key(|(start, _)| *start);
+    for at in 1..found.len() {
+        let next = found[at].0;
+        found[at - 1].1 = found[at - 1].1.min(next);
+    }
+    found
+}
+
+/// Whether callers of function `at` read its result; taken for granted where none calls it directly.
+pub(super) fn result_is_read(program: &Program<'_>, at: u32) -> bool {
+    let callers = program.bodies.iter().flat_map(|body| &body.calls);
+    let mut read = callers
+        .filter(|call| call.callee == Key::Local(at))
+        .filter_map(|call| reads_result(program.elf, call.address))
+        .peekable();
+    read.peek().is_none() || read.any(|read| read)
+}
+
+/// Whether the code after the call at `address` reads the result before it is overwritten; `None` for
+/// a tail jump, whose result is that of the function it leaves.
+fn reads_result(elf: &Elf, address: u64) -> Option<bool> {
+    let code = elf.bytes_from(address)?;
+    let code = &code[..code.len().min(SOON_BYTES)];
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    let call = decoder.decode();
+    if call.flow_control() != FlowControl::Call {
+        return None;
+    }
+    let mut info = InstructionInfoFactory::new();
+    for instruction in decoder.iter().take(SOON) {
+        let mut written = false;
+        for used in info.info(&instruction).used_registers() {
+            if general(used.register()) != Some(RESULT) {
+                continue;
+            }
+            match used.access() {
+                OpAccess::Read | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                    if used.register().size() == 8 =>
+                {
+                    return Some(true);
+                }
+                OpAccess::Write => written = true,
+                _ => {}
+            }
+        }
+        if written
+            || !matches!(
+                instruction.flow_control(),
+                FlowControl::Next | FlowControl::ConditionalBranch
+            )
+        {
+            return Some(false);
+        }
+    }
+    Some(false)
+}
