@@ -169,10 +169,16 @@ impl Processes {
     pub(crate) fn with_ends(self, first: u32, end: End) -> Vec<(Tracked, Circumstances)> {
         let mut processes = self.tracked;
         processes.sort_by_key(|tracked| tracked.pid != first);
-        let pids: Vec<u32> = processes.iter().map(|tracked| tracked.pid).collect();
+        let names: Vec<(u32, u32)> = processes
+            .iter()
+            .map(|tracked| (tracked.pid, tracked.generation))
+            .collect();
         let mut reports = Vec::new();
         for (at, tracked) in processes.into_iter().enumerate() {
-            let replaced = pids[at + 1..].contains(&tracked.pid);
+            // The same id with no later generation is another process: ids are used again.
+            let replaced = names[at + 1..]
+                .iter()
+                .any(|(pid, generation)| *pid == tracked.pid && *generation > tracked.generation);
             let (state, exit) = if replaced {
                 (State::Exec, None)
             } else if tracked.pid == first {

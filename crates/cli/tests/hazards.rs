@@ -369,12 +369,19 @@ fn libraries_that_come_and_go() {
     let reports = same(&[&program, &plugin]);
     assert_eq!(unseen(&reports[0]), [""; 0]);
     assert_consistent(&reports[0]);
-    let site = site(&reports[0], "plugin_allocate");
+    // The plugin's function hands out memory for its caller: one site, however often it was loaded.
+    let sites = reports[0]["sites"].as_array().expect("sites");
+    let through: Vec<&Value> = sites
+        .iter()
+        .filter(|site| site.to_string().contains("plugin_allocate"))
+        .collect();
+    let [site] = through.as_slice() else {
+        panic!("{sites:#?}")
+    };
     assert_eq!(
         (number(site, "allocations"), number(site, "frees")),
         (200, 200)
     );
-    assert_eq!(site["module"], plugin.as_str());
     assert!(site["line"].is_u64(), "{site}");
 }
 

@@ -67,7 +67,7 @@ impl Boaster {
         let owner = self.layout.table_owners..self.layout.directory;
         match field {
             Some(byte) => *byte,
-            None if owner.contains(&offset) => u8::from(offset % 4 == 0),
+            None if owner.contains(&offset) => u8::from(offset.is_multiple_of(4)),
             // A block of one granule.
             None if offset == self.last_table() + 3 => 0xc4,
             None => 0,

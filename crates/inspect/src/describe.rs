@@ -7,9 +7,12 @@ use pointee_model::evidence::Role;
 use pointee_model::image::{
     Image, MemberRecord, NO_TYPE, TypeIndex, TypeKind, TypeRecord, member_flags, type_flags,
 };
+use std::cell::Cell;
 
 /// Nesting that is followed, in types and in fields.
 const DEEPEST: u32 = 32;
+/// Types that are named in one declaration: parameters of parameters multiply.
+const NAMED: u32 = 256;
 /// A size or count that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -60,20 +63,27 @@ impl Shape {
 /// A type as C writes it.
 #[must_use]
 pub fn type_name(image: &Image<'_>, index: TypeIndex) -> String {
-    declare(image, index, String::new(), 0)
+    declare(image, index, String::new(), 0, &Cell::new(NAMED))
 }
 
-/// Writes the declaration of `inner` as `index`, from the inside out.
-fn declare(image: &Image<'_>, index: TypeIndex, inner: String, depth: u32) -> String {
+/// Writes the declaration of `inner` as `index`, from the inside out; `left` more types may be named.
+fn declare(
+    image: &Image<'_>,
+    index: TypeIndex,
+    inner: String,
+    depth: u32,
+    left: &Cell<u32>,
+) -> String {
     let Some(record) = image.type_at(index) else {
         return spaced("void", &inner);
     };
     let name = image.string(record.name);
     let kind = TypeKind::from_byte(record.kind);
-    if depth > DEEPEST {
+    if depth > DEEPEST || left.get() == 0 {
         return spaced("…", &inner);
     }
-    let target = |inner| declare(image, record.target, inner, depth + 1);
+    left.set(left.get() - 1);
+    let target = |inner| declare(image, record.target, inner, depth + 1, left);
     let enclosed = |mark: &str| {
         let below = image
             .type_at(record.target)
@@ -98,12 +108,12 @@ fn declare(image: &Image<'_>, index: TypeIndex, inner: String, depth: u32) -> St
                 .members_of(record)
                 .iter()
                 .take(64)
-                .map(|parameter| declare(image, parameter.r#type, String::new(), depth + 1))
+                .map(|parameter| declare(image, parameter.r#type, String::new(), depth + 1, left))
                 .collect();
             target(format!("{inner}({})", parameters.join(", ")))
         }
         TypeKind::Const | TypeKind::Volatile | TypeKind::Restrict | TypeKind::Atomic => {
-            qualified(image, record, kind, inner, depth)
+            qualified(image, record, kind, inner, depth, left)
         }
         _ => spaced(&tagged(kind, name, record.flags), &inner),
     }
@@ -115,6 +125,7 @@ fn qualified(
     kind: TypeKind,
     inner: String,
     depth: u32,
+    left: &Cell<u32>,
 ) -> String {
     let word = match kind {
         TypeKind::Const => "const",
@@ -126,9 +137,12 @@ fn qualified(
         .type_at(record.target)
         .is_some_and(|target| TypeKind::from_byte(target.kind) == TypeKind::Pointer);
     if of_pointer {
-        declare(image, record.target, spaced(word, &inner), depth + 1)
+        declare(image, record.target, spaced(word, &inner), depth + 1, left)
     } else {
-        format!("{word} {}", declare(image, record.target, inner, depth + 1))
+        format!(
+            "{word} {}",
+            declare(image, record.target, inner, depth + 1, left)
+        )
     }
 }
 

@@ -123,6 +123,7 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> Option<u64> {
 /// The memory of another process, addressed as the process does.
 #[derive(Debug)]
 pub struct ProcessMemory {
+    pid: u32,
     memory: File,
     pagemap: Option<File>,
     /// Groups of the page map that were looked up, by number.
@@ -145,10 +146,17 @@ impl ProcessMemory {
     /// When there is no such process, or it may not be read.
     pub fn open(pid: u32) -> io::Result<Self> {
         Ok(Self {
+            pid,
             memory: File::open(format!("/proc/{pid}/mem"))?,
             pagemap: File::open(format!("/proc/{pid}/pagemap")).ok(),
             known: RefCell::new(HashMap::new()),
         })
+    }
+
+    /// Whose memory it is.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Fills `buffer` from `address` on.

@@ -19,7 +19,8 @@ use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// A place in the source.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -68,8 +69,8 @@ pub struct Site {
 pub struct Resolver<'a> {
     process: &'a ProcessData,
     images: Vec<Option<Image<'a>>>,
-    /// By module: the functions that allocate for their callers.
-    wrapper_names: Vec<HashSet<&'a str>>,
+    /// By module: the functions that allocate for their callers. Modules may share an image.
+    wrapper_names: Vec<Rc<HashSet<&'a str>>>,
 }
 
 impl std::fmt::Debug for Resolver<'_> {
@@ -83,9 +84,19 @@ impl<'a> Resolver<'a> {
     #[must_use]
     pub fn new(process: &'a ProcessData, images: &'a Images) -> Self {
         let images = images.views();
+        let mut known = HashMap::new();
+        let names = images.iter().map(|image| {
+            let which = image
+                .as_ref()
+                .map(|image| std::ptr::from_ref(image.header()));
+            let names = known
+                .entry(which)
+                .or_insert_with(|| Rc::new(wrapper_names(image)));
+            Rc::clone(names)
+        });
         Self {
             process,
-            wrapper_names: images.iter().map(wrapper_names).collect(),
+            wrapper_names: names.collect(),
             images,
         }
     }

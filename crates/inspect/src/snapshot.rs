@@ -17,10 +17,11 @@ use crate::memory::{ProcessMemory, Region};
 use crate::pages::{PageWriter, SavedPages};
 use crate::process::ProcessData;
 use crate::report::{Exit, State};
+use crate::running;
 use pointee_index::{Index, Memory};
 use pointee_model::addr::{Alleged, RunAddr};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
@@ -187,22 +188,45 @@ fn region_pages(index: &Index<Region>) -> Vec<u8> {
     writer.finish()
 }
 
-/// The pages that live blocks lie on.
+/// The pages that live blocks lie on. A damaged index may claim blocks of any size, over each other:
+/// of what it claims, that which is mapped is saved, and once.
 fn heap_pages(index: &Index<Region>, memory: &ProcessMemory) -> Vec<u8> {
-    let mut pages = BTreeSet::new();
+    let mut claimed: Vec<Range<u64>> = Vec::new();
     index.each_block(|block| {
+        let start = block.base / PAGE * PAGE;
         let end = block.base.saturating_add(block.size.max(1)).min(1 << 47);
-        let mut at = block.base / PAGE * PAGE;
-        while at < end {
-            pages.insert(at);
-            at += PAGE;
+        // Blocks come in order of address, nearly: neighbours are one range.
+        match claimed.last_mut() {
+            Some(last) if (last.start..=last.end.next_multiple_of(PAGE)).contains(&start) => {
+                last.end = last.end.max(end);
+            }
+            _ => claimed.push(start..end),
         }
     });
+    claimed.sort_unstable_by_key(|range| range.start);
+    let mapped: Vec<Range<u64>> = running::mappings(memory.pid())
+        .unwrap_or_default()
+        .iter()
+        .filter(|mapping| mapping.permissions.starts_with('r'))
+        .map(|mapping| mapping.start.0..mapping.end.0)
+        .collect();
     let mut writer = PageWriter::default();
     let mut page = [0; PAGE as usize];
-    for at in pages {
-        if memory.read_at(RunAddr(at), &mut page) {
-            writer.add(at, &page);
+    let mut at = 0;
+    for claim in claimed {
+        at = claim.start.max(at);
+        let first = mapped.partition_point(|mapping| mapping.end <= at);
+        for mapping in &mapped[first..] {
+            if mapping.start >= claim.end {
+                break;
+            }
+            at = at.max(mapping.start);
+            while at < claim.end.min(mapping.end) {
+                if memory.read_at(RunAddr(at), &mut page) {
+                    writer.add(at, &page);
+                }
+                at += PAGE;
+            }
         }
     }
     writer.finish()
@@ -254,6 +278,7 @@ impl Snapshot {
         let by_module = info
             .images
             .iter()
+            .take(index.modules() as usize)
             .map(|place| images.get((*place)? as usize).cloned());
         let images = Images::new(by_module.collect());
         let contents = match of_kind(kind::CONTENTS).next() {

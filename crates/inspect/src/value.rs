@@ -216,7 +216,7 @@ impl Printer<'_, '_> {
                     size_of_type(self.image, member.r#type)?,
                 )
             });
-        let has_arm = |tag: u64| members.iter().any(|member| is_arm_of(member, tag));
+        let has_arm = tag.is_some_and(|tag| members.iter().any(|member| is_arm_of(member, tag)));
         for member in members {
             if member.flags & member_flags::IS_DISCRIMINANT != 0 {
                 continue;
@@ -224,7 +224,7 @@ impl Printer<'_, '_> {
             // Of a tagged union only the arm that holds; the arm without a tag is the default.
             if let Some(tag) = tag {
                 let tagged = member.flags & member_flags::HAS_DISCRIMINANT != 0;
-                if (tagged && member.discriminant != tag) || (!tagged && has_arm(tag)) {
+                if (tagged && member.discriminant != tag) || (!tagged && has_arm) {
                     continue;
                 }
             }

@@ -252,8 +252,9 @@ pub(crate) unsafe fn refresh(
             seen[at as usize / 64] |= 1 << (at % 64);
             return;
         }
-        if let Some(back) = revived(bias, name, dynamic) {
-            arrived(back);
+        if let Some(at) = revived(bias, name, dynamic) {
+            seen[at as usize / 64] |= 1 << (at % 64);
+            arrived(module(at));
             return;
         }
         // The first object of all is the main program.
@@ -279,10 +280,11 @@ pub(crate) unsafe fn refresh(
     }
 }
 
-/// The module that was unloaded and is now loaded again: same file, same place. Its record, its nodes and its
+/// The number of the module that was unloaded and is now loaded again: same file, same place. Its record, its nodes and its
 /// hooks' trampolines serve again; a program that loads and unloads a plugin for ever needs no more of them.
-fn revived(bias: u64, name: &[u8], dynamic: *const [u64; 2]) -> Option<&'static Module> {
-    let back = (0..MODULES.used.load(Relaxed)).map(module).find(|module| {
+fn revived(bias: u64, name: &[u8], dynamic: *const [u64; 2]) -> Option<u32> {
+    let at = (0..MODULES.used.load(Relaxed)).find(|at| {
+        let module = module(*at);
         !module.loaded.load(Relaxed)
             && module.bias == bias
             && module.dynamic == dynamic
@@ -290,10 +292,11 @@ fn revived(bias: u64, name: &[u8], dynamic: *const [u64; 2]) -> Option<&'static 
             // SAFETY: an object is loaded at this bias, so its headers are mapped.
             && unsafe { build_id_at(bias) } == Some(module.build_id)
     })?;
+    let back = module(at);
     region().origins.revive(back.number);
     set_unloaded(back.number, u64::MAX);
     back.loaded.store(true, Relaxed);
-    Some(back)
+    Some(at)
 }
 
 /// # Safety
