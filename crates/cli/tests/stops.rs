@@ -147,11 +147,11 @@ fn built(folder: &Path, source: &str, to: &str, flags: &[&str]) -> PathBuf {
 }
 
 /// A copy of the pages of an index that were touched: millions of look-ups would be as many system calls else.
-struct Pages(HashMap<u64, Vec<u8>>);
+struct Pages(BTreeMap<u64, Vec<u8>>);
 
 impl Pages {
     fn of(index: &Index<Region>) -> Self {
-        let mut pages = HashMap::new();
+        let mut pages = BTreeMap::new();
         let region = index.memory();
         region.each_touched(0..index.layout().len, |at| {
             let mut page = vec![0; PAGE as usize];
@@ -179,8 +179,9 @@ impl Memory for Pages {
         true
     }
 
-    fn is_touched(&self, offset: u64) -> bool {
-        self.0.contains_key(&(offset - offset % PAGE))
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        let (page, _) = self.0.range(offset - offset % PAGE..).next()?;
+        Some(offset.max(*page))
     }
 }
 

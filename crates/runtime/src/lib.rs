@@ -1,7 +1,7 @@
 //! *What happens in the target?* — world: hooks and target (`no_std`, no libc, nothing imported).
 //!
 //! `libpointee.so` has no NEEDED entry and no undefined symbol. It is preloaded, or mapped by
-//! other means and entered at [`start::pointee_start`] with a hand-off block.
+//! other means and entered at `pointee_start` with a hand-off block.
 //!
 //! ```text
 //!   start      reads the hand-off, sets up the region, plants the hooks
