@@ -17,7 +17,7 @@ use pointee_index::{Index, Memory};
 use pointee_inspect::memory::Region;
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::running;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
