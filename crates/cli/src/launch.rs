@@ -161,6 +161,7 @@ fn pointers(texts: &[CString]) -> Vec<*const libc::c_char> {
 
 /// Undoes in the child what this process did to itself.
 fn restore(inheritance: &Inheritance) {
+    start_state::restore_internal_signals();
     // SAFETY: async-signal-safe calls with valid arguments.
     unsafe {
         if !start_state::was_pipe_ignored() {
