@@ -1,6 +1,6 @@
 //! *Are the types right?* Scored against what a reader of the sources says: `truth/*.tsv`.
 //!
-//! The C sources come from packages of crates.io that carry them, at the versions pinned by
+//! The C sources come from published crates that carry them, at the versions pinned by
 //! `truth/sources/Cargo.lock`; they are compiled with `gcc -g -O2`. Of each row the score is
 //! *right* (type and role), *wrong* (another type or role is claimed), or *unanswered* (nothing is,
 //! or the verdict says conflict, or the role is left open). A test prints all that is not right.
