@@ -5,7 +5,7 @@
 
 use crate::region::Pages;
 use pointee_index::counters::{Counts, FIRST_OWN, Live};
-use pointee_index::layout::{Layout, MAGIC, TABLE_WORDS, VERSION};
+use pointee_index::layout::{FIRST_LEVEL, Layout, MAGIC, TABLE_WORDS, VERSION};
 use pointee_index::origins::{Node, ROOTS};
 use pointee_index::records::{Hook, Module};
 use pointee_index::table::{directory_index, granule};
@@ -88,7 +88,7 @@ pub fn boastful_region() -> Pages {
         hooks: 1 << 16,
         strings: 1 << 26,
         origins: 1 << 24,
-        origin_levels: [13, 24, 24],
+        origin_levels: [FIRST_LEVEL, 24, 24],
         threads: 1 << 10,
         tables: 1 << 20,
         reserved: 0,

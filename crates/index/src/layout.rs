@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -32,7 +32,7 @@ pub const PAGE: u64 = 4096;
 /// Slots in the levels of the origin hash (see [`origins`](crate::origins)).
 pub const ORIGIN_LEVELS: usize = 3;
 /// log2 of the slots in its first level, the same in every geometry: the first look-up is inlined.
-pub const FIRST_LEVEL: u32 = 13;
+pub const FIRST_LEVEL: u32 = 16;
 
 /// Room for what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +65,7 @@ impl Geometry {
             hooks: 4096,
             strings: 2 << 20,
             origins: 1 << 20,
-            origin_levels: [FIRST_LEVEL, 17, 20],
+            origin_levels: [FIRST_LEVEL, 18, 20],
             threads: 1026,
             tables: tables_for(heap),
             reserved: 0,

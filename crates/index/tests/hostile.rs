@@ -1,7 +1,7 @@
 //! *Does a header that claims terabytes send a reader through them?* What a reader visits is bounded
 //! by what was written, not by what is claimed.
 
-use pointee_index::layout::{Layout, MAGIC, PAGE, VERSION};
+use pointee_index::layout::{FIRST_LEVEL, Layout, MAGIC, PAGE, VERSION};
 use pointee_index::{Geometry, Header, Index, Memory};
 use std::cell::Cell;
 use std::mem::offset_of;
@@ -12,7 +12,7 @@ const LARGEST: Geometry = Geometry {
     hooks: 1 << 16,
     strings: 1 << 26,
     origins: 1 << 24,
-    origin_levels: [13, 24, 24],
+    origin_levels: [FIRST_LEVEL, 24, 24],
     threads: 1 << 16,
     tables: 1 << 20,
     reserved: 0,
@@ -46,7 +46,10 @@ impl Boaster {
                 at(offset_of!(Geometry, origins)),
                 &LARGEST.origins.to_le_bytes(),
             ),
-            (at(offset_of!(Geometry, origin_levels)), &[13]),
+            (
+                at(offset_of!(Geometry, origin_levels)),
+                &[FIRST_LEVEL as u8],
+            ),
             (at(offset_of!(Geometry, origin_levels) + 4), &[24]),
             (at(offset_of!(Geometry, origin_levels) + 8), &[24]),
             (
