@@ -441,7 +441,7 @@ fn waves_of_threads() {
 }
 
 #[test]
-fn more_threads_than_slots() {
+fn six_hundred_threads_at_once() {
     check_threads("600");
 }
 

@@ -31,7 +31,7 @@ int main(int argc, char **argv)
         pthread_attr_setstacksize(&attributes, (wave + 1) * (256 << 10));
         pthread_barrier_init(&barrier, NULL, count);
         for (int i = 0; i < count; i++)
-            if (pthread_create(&threads[i], &attributes, work, (void *)30000L))
+            if (pthread_create(&threads[i], &attributes, work, (void *)100000L))
                 return 1;
         for (int i = 0; i < count; i++)
             pthread_join(threads[i], NULL);
