@@ -29,7 +29,7 @@ pub enum FindError {
     #[error("there is no process {0}")]
     NoProcess(u32),
     /// It may not be read.
-    #[error("process {pid} may not be read: {source}")]
+    #[error("process {pid} may not be read")]
     NotPermitted {
         /// Which.
         pid: u32,
@@ -40,7 +40,7 @@ pub enum FindError {
     #[error("process {0} is not recorded: start it with `pointee run`")]
     NotRecorded(u32),
     /// It has one that cannot be read.
-    #[error("index of process {pid}: {source}")]
+    #[error("index of process {pid}")]
     Open {
         /// Which.
         pid: u32,

@@ -27,11 +27,12 @@ pub(crate) struct Arguments {
     listing: Listing,
 }
 
-fn address(text: &str) -> Result<u64, std::num::ParseIntError> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+fn address(text: &str) -> Result<u64, &'static str> {
+    let number = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
-    }
+    };
+    number.map_err(|_| "expected an address: decimal digits, or hexadecimal ones after 0x")
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {

@@ -42,7 +42,7 @@ const LE: LittleEndian = LittleEndian;
 #[derive(Debug, thiserror::Error)]
 pub enum ElfError {
     /// It could not be opened or mapped.
-    #[error("{path}: {source}")]
+    #[error("cannot be read")]
     Open {
         /// The file.
         path: PathBuf,
