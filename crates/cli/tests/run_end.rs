@@ -197,3 +197,31 @@ fn a_report_that_cannot_be_written_does_not_change_the_end() {
     assert_eq!(output.status.code(), Some(9));
     assert!(String::from_utf8_lossy(&output.stderr).contains("could not be written"));
 }
+
+#[test]
+fn bad_input_is_named_once_with_what_was_expected() {
+    let rows: [(&[&str], &str); 4] = [
+        (
+            &["meta", "/nonexistent"],
+            "pointee: /nonexistent: cannot be read: No such file or directory (os error 2)",
+        ),
+        (
+            &["sites", "/etc/passwd"],
+            "pointee: /etc/passwd: not a 64-bit little-endian ELF file: no 64-bit header",
+        ),
+        (
+            &["histo", "/etc/passwd"],
+            "pointee: /etc/passwd: not a snapshot",
+        ),
+        (
+            &["what", "1", "zz"],
+            "error: invalid value 'zz' for '<ADDRESS>...': expected an address: decimal digits, or hexadecimal ones after 0x",
+        ),
+    ];
+    for (arguments, expect) in rows {
+        let output = pointee().args(arguments).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.lines().next(), Some(expect), "{arguments:?}");
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}");
+    }
+}
