@@ -2,6 +2,7 @@
 
 pub(crate) mod explain;
 pub(crate) mod histo;
+pub(crate) mod maps;
 pub(crate) mod meta;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
