@@ -469,8 +469,8 @@ pub struct EntryRecord {
     pub size: u64,
     /// Its name (`malloc`, `je_malloc` …).
     pub name: StrRef,
-    /// Zero.
-    pub reserved: u32,
+    /// The [`Role`](crate::entries::Role) that the configuration gives it; 0: the one that its name has.
+    pub role: u32,
 }
 
 /// Why bytes are not an image.

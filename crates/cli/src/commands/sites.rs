@@ -1,5 +1,6 @@
 //! `pointee sites`: *which instructions of this file allocate, and what?*
 
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::report::PlaceRow;
@@ -44,7 +45,7 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let loaded = cache::image_for(&arguments.file, &cache::Options::default(), &|_| {})
+    let loaded = cache::image_for(&arguments.file, &configuration::options(), &|_| {})
         .with_context(|| arguments.file.display().to_string())?;
     let image = loaded.image();
     let module = arguments.file.to_string_lossy();
