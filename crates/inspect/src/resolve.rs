@@ -17,6 +17,7 @@ use crate::images::Images;
 use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
+use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
 use std::collections::{HashMap, HashSet};
@@ -63,6 +64,8 @@ pub struct Site {
     pub allocator: String,
     /// The hooked function that was called.
     pub entry: String,
+    /// The function that the site calls, by its linker name: the hooked one, or a wrapper.
+    pub callee: Option<String>,
 }
 
 /// Resolves the paths of one process.
@@ -167,6 +170,7 @@ impl<'a> Resolver<'a> {
                 wrappers,
                 allocator,
                 entry,
+                callee: None,
             },
         }
     }
@@ -215,6 +219,9 @@ impl<'a> Resolver<'a> {
             wrappers,
             allocator,
             entry,
+            callee: witnessed
+                .map(|(record, image)| image.string(record.callee).to_owned())
+                .filter(|callee| !callee.is_empty()),
         }
     }
 
@@ -239,7 +246,9 @@ impl<'a> Resolver<'a> {
         };
         let family = match hook.role {
             HookRole::New | HookRole::Delete => "operator new",
-            _ => "malloc",
+            _ if role_of(&hook.name).is_some() => "malloc",
+            // Declared by the user's configuration.
+            _ => &hook.name,
         };
         let module = self.process.modules.get(hook.module as usize);
         let module = module.map_or("?", ModuleInfo::name);

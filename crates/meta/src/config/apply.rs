@@ -27,7 +27,7 @@ fn mark(rule: &Rule, function: &Function, sites: &mut Sites) {
         // What a recorded allocator calls is not recorded, but a walk from elsewhere may come through it.
         Kind::Wrapper | Kind::Allocator | Kind::Pool => true,
         Kind::Ignore => false,
-        Kind::Free => return,
+        Kind::Free | Kind::Pair => return,
     };
     let holds = |address: u64| {
         let mut ranges = function.ranges.iter();

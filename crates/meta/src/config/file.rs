@@ -1,7 +1,7 @@
 //! *What does a `pointee.toml` say, and where is it wrong?*
 //!
 //! ```toml
-//! [[allocator]]                     # also [[wrapper]], [[pool]], [[free]], [[ignore]]
+//! [[allocator]]                     # also [[wrapper]], [[pool]], [[free]], [[ignore]], [[pair]]
 //! signature = "arena_alloc(Z)p"     # or: name = "arena_*", signature = "(Z)p"
 //! module = "libarena.so*"
 //! free = "arena_free"
@@ -42,6 +42,8 @@ struct Raw {
     #[serde(default)]
     ignore: Vec<Spanned<RawRule>>,
     #[serde(default)]
+    pair: Vec<Spanned<RawRule>>,
+    #[serde(default)]
     site: Vec<Spanned<RawSite>>,
 }
 
@@ -79,6 +81,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         (Kind::Pool, raw.pool),
         (Kind::Free, raw.free),
         (Kind::Ignore, raw.ignore),
+        (Kind::Pair, raw.pair),
     ];
     let mut config = Config::default();
     for (kind, rules) in tables {
@@ -144,6 +147,9 @@ impl Reader<'_> {
             let what = "expected a role or a signature whose calls can be recorded: (Z)p, (zZ)p, (pZ)p, (P); \
                         for others declare a [[wrapper]] or a [[pool]]";
             return Err(self.error(name.span(), what));
+        }
+        if kind == Kind::Pair && rule.free.is_none() {
+            return Err(self.error(place, "expected `free = \"…\"` in [[pair]]"));
         }
         Ok(rule)
     }

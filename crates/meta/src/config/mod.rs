@@ -22,9 +22,10 @@ pub(crate) use apply::apply;
 
 use crate::elf::Elf;
 use crate::sites::Size;
-use pointee_model::entries::Role;
+use pointee_model::entries::{FAMILIES, Role};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What a rule says its functions are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +40,8 @@ pub enum Kind {
     Free,
     /// Whatever analysis found: none of these.
     Ignore,
+    /// Only says what frees what these hand out.
+    Pair,
 }
 
 impl Kind {
@@ -51,6 +54,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Free => "free",
             Self::Ignore => "ignore",
+            Self::Pair => "pair",
         }
     }
 }
@@ -136,7 +140,7 @@ impl Rule {
             Kind::Allocator | Kind::Free => self
                 .role
                 .or_else(|| self.signature.as_ref().and_then(Signature::role)),
-            Kind::Wrapper | Kind::Pool | Kind::Ignore => None,
+            Kind::Wrapper | Kind::Pool | Kind::Ignore | Kind::Pair => None,
         }
     }
 
@@ -198,6 +202,18 @@ impl Config {
         rules
     }
 
+    /// The function that frees what `name` hands out: as declared, else as built in, else by the family of its name.
+    #[must_use]
+    pub fn freed_by(&self, name: &str) -> Option<String> {
+        let declared = |config: &Self| {
+            let mut rules = config.rules.iter().rev();
+            rules.find_map(|rule| rule.free.clone().filter(|_| rule.names(name)))
+        };
+        declared(self)
+            .or_else(|| declared(built_in()))
+            .or_else(|| Some(family_free(name)?.to_owned()))
+    }
+
     /// What of it concerns `elf`: rules for functions that its symbols name, corrections for its name.
     #[must_use]
     pub fn selected_for(&self, elf: &Elf) -> Self {
@@ -211,7 +227,9 @@ impl Config {
         let named = |rule: &Rule| names.iter().any(|name| matches(&rule.name, name));
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
-        let about = |rule: &&Rule| rule.is_in(&module) && (is_stripped || named(rule));
+        let about = |rule: &&Rule| {
+            rule.kind != Kind::Pair && rule.is_in(&module) && (is_stripped || named(rule))
+        };
         let in_module = |correction: &&Correction| {
             let base = module.rsplit('/').next().unwrap_or("");
             let pattern = correction.module.as_ref();
@@ -226,7 +244,7 @@ impl Config {
     /// What the analysis of sites is to take for allocation functions.
     #[must_use]
     pub fn declared(&self) -> Vec<Declared> {
-        let allocates = |rule: &&Rule| !matches!(rule.kind, Kind::Free | Kind::Ignore);
+        let allocates = |rule: &&Rule| !matches!(rule.kind, Kind::Free | Kind::Ignore | Kind::Pair);
         let declared = |rule: &Rule| {
             let signature = rule.signature.as_ref();
             Declared {
@@ -257,6 +275,25 @@ impl Config {
     }
 }
 
+/// What ships inside, in the form of anyone's file.
+#[must_use]
+pub fn built_in() -> &'static Config {
+    static BUILT_IN: OnceLock<Config> = OnceLock::new();
+    // A test reads it: here a mistake would only lose the names of frees.
+    BUILT_IN.get_or_init(|| parse(BUILT_IN_TEXT, Path::new("built-in")).unwrap_or_default())
+}
+
+const BUILT_IN_TEXT: &str = include_str!("builtin.toml");
+
+/// The name by which the family of an allocation function frees.
+fn family_free(name: &str) -> Option<&'static str> {
+    let family = FAMILIES
+        .iter()
+        .find(|family| family.iter().any(|(known, _)| *known == name))?;
+    let (free, _) = family.iter().find(|(_, role)| *role == Role::Free)?;
+    Some(free)
+}
+
 /// Whether `text` is what `pattern` says; `*` stands for any characters, also none.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
@@ -283,6 +320,27 @@ fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frees_are_named() {
+        parse(BUILT_IN_TEXT, Path::new("builtin.toml")).expect("what ships inside is sound");
+        let own = parse(
+            "[[wrapper]]\nname = \"xmalloc\"\nfree = \"xfree\"\n",
+            Path::new("p"),
+        );
+        let config = own.expect("sound");
+        for (name, expect) in [
+            ("malloc", Some("free")),
+            ("je_calloc", Some("je_free")),
+            ("_Znwm", Some("operator delete")),
+            ("_ZnamRKSt9nothrow_t", Some("operator delete[]")),
+            ("fopen64", Some("fclose")),
+            ("xmalloc", Some("xfree")),
+            ("make_node", None),
+        ] {
+            assert_eq!(config.freed_by(name).as_deref(), expect, "{name}");
+        }
+    }
 
     #[test]
     fn patterns() {
