@@ -9,9 +9,11 @@
 //!     locate     the allocation functions of an object: dynamic symbols, symbol table
 //!     plant      pads and trampolines: writes what `pointee-patch` has planned
 //!   hooks      what runs instead of malloc, free and kin
+//!     fast       their usual case, in assembly
 //!     threads    which counters are this thread's
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
+//!     heap       the index ahead of a growing heap
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -23,7 +25,9 @@
 mod cfi;
 mod environment;
 mod exec;
+mod fast;
 mod freestanding;
+mod heap;
 mod hooks;
 mod locate;
 mod modules;
