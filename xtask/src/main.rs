@@ -3,7 +3,7 @@
 //! ```text
 //!   demo ──▶ build Pointee ──▶ jq (build a real program) ──▶ pointee run
 //!   test ──▶ packages ──▶ format, lints, documentation, tests, the runtime's needs, licences, capabilities
-//!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, instructions ──▶ tables
+//!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, fork, instructions; images ──▶ tables
 //! ```
 //!
 //! Whatever is made goes to cargo's target folder.
@@ -28,8 +28,10 @@ Usage: cargo xtask COMMAND
   test              install what the tests need, then format check, lints, documentation, tests
   bench overhead    what Pointee costs, beside a do-nothing preload library and heaptrack
                       --rounds N      runs of each program and variant [default: 7]
-                      --only PART     programs, malloc, start or instructions; may be repeated
+                      --only PART     programs, malloc, fork, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
+  bench images      how long it takes to make a file's metadata image, cold
+                      [FILE…]         these files instead of jq and Pointee's own
 ";
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
+        ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

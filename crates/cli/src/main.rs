@@ -14,6 +14,7 @@
 
 mod acquaintance;
 mod commands;
+mod group_witness;
 mod images;
 mod launch;
 mod output;

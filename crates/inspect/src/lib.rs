@@ -21,6 +21,7 @@
 pub mod describe;
 pub mod explain;
 
+pub mod footprint;
 pub mod images;
 pub mod lookup;
 pub mod memory;

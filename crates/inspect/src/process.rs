@@ -4,6 +4,7 @@
 //! exact sums over thread slots; what a forked child inherited is kept apart. Blocks are not copied:
 //! they are asked of the index when needed.
 
+use crate::footprint::Footprint;
 use crate::memory::Region;
 use pointee_index::counters::{Counts, INHERITED, Live};
 use pointee_index::layout::{Header, PAGE, exit_kind, unseen};
@@ -194,6 +195,8 @@ pub struct ProcessData {
     pub total: Tally,
     /// Highest number of live bytes.
     pub peak_bytes: u64,
+    /// What the record itself takes.
+    pub footprint: Footprint,
     /// Number of the path of each origin that counted something.
     path_of: HashMap<u32, usize>,
 }
@@ -205,9 +208,10 @@ impl ProcessData {
         let modules: Vec<_> = (0..index.modules())
             .filter_map(|number| module(index, number))
             .collect();
-        let hooks = (0..index.hooks())
+        let hooks: Vec<_> = (0..index.hooks())
             .filter_map(|number| hook(index, number))
             .collect();
+        let footprint = Footprint::of(index, &modules, &hooks);
         let tallies = tallies(index);
         let nodes = nodes(index);
 
@@ -250,6 +254,7 @@ impl ProcessData {
             paths,
             total,
             peak_bytes,
+            footprint,
             path_of,
         }
     }

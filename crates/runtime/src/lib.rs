@@ -5,6 +5,7 @@
 //!
 //! ```text
 //!   start      reads the hand-off, sets up the region, plants the hooks
+//!     environment  the hand-off, and how the program does not see it (environ_end: nor does /proc)
 //!     modules    the link map: which objects are loaded, and when that changes
 //!     locate     the allocation functions of an object: dynamic symbols, symbol table
 //!     plant      pads and trampolines: writes what `pointee-patch` has planned
@@ -23,6 +24,7 @@
 #![no_std]
 
 mod cfi;
+mod environ_end;
 mod environment;
 mod exec;
 mod fast;
