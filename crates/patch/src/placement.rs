@@ -18,6 +18,8 @@
 //!   program has a second thread or process: counts are exact in both, and cheap in the first.
 //! - **pads** are the bytes to write in the module, sorted by address; with the distance to the
 //!   island corrected by `delta` where `is_relative`.
+//! - The island begins with one **slot** of eight bytes for each [`Event`], to be filled with the
+//!   address of a function that keeps all registers. Copies of certain functions' entries call it.
 //! - **traps**: where an `int3` was written, and the offset in the island to go on at.
 
 use pointee_model::addr::LinkAddr;
@@ -36,6 +38,31 @@ pub const LOCKED: u8 = 0xf0;
 pub const PAD_RECORD_LEN: usize = 48;
 /// The most bytes that a pad has.
 pub const PAD_MAX: usize = 16;
+
+/// What whoever maps placements has to hear of.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Event {
+    /// The dynamic linker's list of objects changed, or is about to (`r_brk`).
+    LinkMap,
+    /// A second thread or process is about to be made.
+    Concurrency,
+    /// `prctl`.
+    Prctl,
+    /// `syscall`.
+    Syscall,
+}
+
+impl Event {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Offset of its slot in the island.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self as usize * 8
+    }
+}
 
 /// What is written at one place of the module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +137,8 @@ pub struct Header {
     pub pads: u32,
     /// See the module.
     pub traps: u32,
+    /// Functions that should call a slot, and do not: counters have to be locked from the start.
+    pub unwatched: u32,
 }
 
 impl Header {
@@ -126,6 +155,7 @@ impl Header {
             self.counters,
             self.pads,
             self.traps,
+            self.unwatched,
         ];
         for (at, count) in counts.iter().enumerate() {
             bytes[24 + 4 * at..28 + 4 * at].copy_from_slice(&count.to_le_bytes());
@@ -170,6 +200,7 @@ impl<'b> Placement<'b> {
             counters: u32_at(32)?,
             pads: u32_at(36)?,
             traps: u32_at(40)?,
+            unwatched: u32_at(44)?,
         };
         let mut rest = bytes.get(PAGE..)?;
         let mut section = |count: usize, each: usize| {

@@ -13,12 +13,14 @@
 //! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
 //! psABI 3.2.2), with the stack pointer moved, so that a signal's frame does not hit it.
 
+use std::collections::BTreeMap;
+
 use iced_x86::Register;
 use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_patch::arch::x86_64::decode::decode;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
-use pointee_patch::placement::{Header, PAD_MAX, PAGE, PadBytes, UNLOCKED};
+use pointee_patch::placement::{Event, Header, PAD_MAX, PAGE, PadBytes, UNLOCKED};
 
 use crate::blocks::Blocks;
 use crate::code::{Code, Kind, Place};
@@ -54,6 +56,9 @@ struct Builder<'b, 'e> {
     blocks: &'b Blocks,
     placement: &'b Placement,
     base: u64,
+    watched: &'b BTreeMap<usize, Event>,
+    /// How many of them call their slots.
+    heard: usize,
     island: Vec<u8>,
     /// Where each block's copy begins.
     starts: Vec<Option<u32>>,
@@ -73,6 +78,7 @@ pub(crate) fn build(
     liveness: &Liveness,
     placement: &Placement,
     points: &[bool],
+    watched: &BTreeMap<usize, Event>,
 ) -> Result<Island, TooLarge> {
     let end = code
         .elf
@@ -88,7 +94,9 @@ pub(crate) fn build(
         blocks,
         placement,
         base,
-        island: Vec::new(),
+        watched,
+        heard: 0,
+        island: vec![0; Event::COUNT * 8],
         starts: vec![None; blocks.all.len()],
         relative: Vec::new(),
         absolute: Vec::new(),
@@ -136,6 +144,9 @@ impl Builder<'_, '_> {
             let mut due = Vec::new();
             while let Some((_, point)) = slots.next_if(|(slot, _)| *slot == index) {
                 due.push(point);
+            }
+            if let Some(event) = self.watched.get(&index) {
+                self.call_slot(*event);
             }
             self.count(index, last, &due, liveness);
             let is_last = index + 1 == last;
@@ -202,6 +213,15 @@ impl Builder<'_, '_> {
             .collect();
         slots.sort_unstable();
         slots
+    }
+
+    /// `call [slot]`, at a function's entry, where no flags and no red zone are in use.
+    fn call_slot(&mut self, event: Event) {
+        self.heard += 1;
+        self.island.extend([0xff, 0x15]);
+        let end = self.island.len() + 4;
+        let distance = event.slot().wrapping_sub(end) as u32;
+        self.island.extend(distance.to_le_bytes());
     }
 
     /// Counts `due` before instruction `index`.
@@ -437,6 +457,7 @@ impl Builder<'_, '_> {
             counters: counters.len() as u32,
             pads: pads.len() as u32,
             traps: traps.len() as u32,
+            unwatched: (self.watched.len() - self.heard) as u32,
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.resize(PAGE, 0);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pointee_meta::elf::Elf;
+use pointee_patch::placement::Event;
 
 use crate::blocks::Blocks;
 use crate::code::{Code, mark};
@@ -20,6 +21,18 @@ pub struct Options {
     /// Whether an `int3` may be used where nothing else fits.
     pub traps: bool,
 }
+
+/// Functions of glibc that whoever applies a placement has to hear of, by their exported names.
+const WATCHED: [(&str, Event); 8] = [
+    ("pthread_create", Event::Concurrency),
+    ("clone", Event::Concurrency),
+    ("fork", Event::Concurrency),
+    ("_Fork", Event::Concurrency),
+    ("__libc_fork", Event::Concurrency),
+    ("prctl", Event::Prctl),
+    ("syscall", Event::Syscall),
+    ("_dl_debug_state", Event::LinkMap),
+];
 
 /// Why there is no plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -71,9 +84,12 @@ impl Plan {
         let blocks = Blocks::of(&code);
         let marked = mark_points(&code, options.at, wanted);
         let dense = options.at == At::Instruction;
-        let placement = place::place(&code, &blocks, &marked, dense, options.traps);
+        let watched = watched(&code);
+        let mut needed = marked.clone();
+        watched.keys().for_each(|place| needed[*place] = true);
+        let placement = place::place(&code, &blocks, &needed, dense, options.traps);
         let liveness = Liveness::of(&code, &blocks);
-        let island = island::build(&code, &blocks, &liveness, &placement, &marked)
+        let island = island::build(&code, &blocks, &liveness, &placement, &marked, &watched)
             .map_err(|island::TooLarge| PlanError::TooLarge)?;
         let mut counters = vec![None; code.places.len()];
         for (number, place) in island.counted.iter().enumerate() {
@@ -129,6 +145,27 @@ impl Plan {
         }
         counts
     }
+}
+
+/// The entries of [`WATCHED`] functions, if this is the C library or the dynamic linker.
+fn watched(code: &Code<'_>) -> BTreeMap<usize, Event> {
+    let mut watched = BTreeMap::new();
+    let is_libc = code.elf.symbols().any(|symbol| {
+        symbol.dynamic
+            && symbol.is_defined()
+            && matches!(symbol.name, "__libc_start_main" | "_dl_debug_state")
+    });
+    for symbol in code
+        .elf
+        .symbols()
+        .filter(|symbol| is_libc && symbol.dynamic && symbol.is_function())
+    {
+        let event = WATCHED.iter().find(|(name, _)| *name == symbol.name);
+        if let (Some((_, event)), Some(place)) = (event, code.find(symbol.address)) {
+            watched.insert(place, *event);
+        }
+    }
+    watched
 }
 
 fn refusal(code: &Code<'_>, fixed: bool, index: usize) -> Refusal {

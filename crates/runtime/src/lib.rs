@@ -12,6 +12,7 @@
 //!     threads    which counters are this thread's
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
+//!   probes     instead of all that: placements that the command has planned
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -28,6 +29,7 @@ mod hooks;
 mod locate;
 mod modules;
 mod plant;
+mod probes;
 mod process;
 mod region;
 mod start;
