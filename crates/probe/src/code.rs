@@ -197,7 +197,7 @@ impl<'e> Code<'e> {
     }
 
     /// The index of the instruction that holds the byte at `address`.
-    fn holder(&self, address: u64) -> Option<usize> {
+    pub(crate) fn holder(&self, address: u64) -> Option<usize> {
         let at = self
             .places
             .partition_point(|place| place.at <= address)
