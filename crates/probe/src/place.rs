@@ -494,6 +494,13 @@ impl Bytes {
                 .functions
                 .get(number + 1)
                 .map_or(u64::MAX, |next| next.start);
+            let (_, last) = code.spans[number];
+            let final_place = last.checked_sub(1).map(|last| &code.places[last as usize]);
+            // Some hand-written functions run through the padding into the next. A call is taken
+            // for one that does not return, as no compiler puts another at a function's end.
+            if !final_place.is_some_and(|place| place.kind.ends_flow() || place.kind.is_call()) {
+                continue;
+            }
             let mut at = function.end;
             while at < until {
                 let len = padding_at(code, at);
