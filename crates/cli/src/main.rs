@@ -6,6 +6,7 @@
 //!        │  └──────── session ◀────────────┘
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
 //!   commands/{histo, what, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
 //!   commands/{sites, meta} ── one file
 //! ```
 //!
@@ -14,10 +15,12 @@
 
 mod acquaintance;
 mod commands;
+mod glob;
 mod group_witness;
 mod images;
 mod launch;
 mod output;
+mod placements;
 mod program;
 mod runtime_file;
 mod saving;
@@ -55,6 +58,7 @@ enum Subcommands {
     Run(commands::run::Arguments),
     Histo(commands::histo::Arguments),
     What(commands::what::Arguments),
+    Probe(commands::probe::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
     Explain(commands::explain::Arguments),
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Subcommands::Run(arguments) => commands::run::run(arguments),
         Subcommands::Histo(arguments) => commands::histo::run(arguments),
         Subcommands::What(arguments) => commands::what::run(arguments),
+        Subcommands::Probe(arguments) => commands::probe::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),
         Subcommands::Explain(arguments) => commands::explain::run(arguments),

@@ -15,6 +15,7 @@
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
 //!     heap       the index ahead of a growing heap
+//!   probes     instead of all that: placements that the command has planned
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -34,6 +35,7 @@ mod hooks;
 mod locate;
 mod modules;
 mod plant;
+mod probes;
 mod process;
 mod region;
 mod start;
