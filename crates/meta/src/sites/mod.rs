@@ -175,6 +175,11 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     }
 }
 
+/// Declares the types that names of functions state and debug info does not describe.
+pub(crate) fn declare_named(facts: &mut Facts) {
+    rust::declare(facts);
+}
+
 struct Context<'a, 'f> {
     program: &'a Program<'f>,
     types: &'a Types<'f>,
@@ -346,7 +351,7 @@ impl Context<'_, '_> {
                 });
             let made = if name.starts_with("_Zn") {
                 cpp::allocated(function, self.types, met.call)
-            } else if rust::is_allocator(name) || erased {
+            } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
                 for clue in &mut clues {
                     clue.types.retain(|at| !self.types.is_byte(*at));
                 }
@@ -362,9 +367,10 @@ impl Context<'_, '_> {
                 address: met.call,
             }));
             let request = Request::of(met, false);
+            let untyped = clues.iter().all(|clue| clue.types.is_empty());
             clues.extend(
                 self.sources
-                    .clues(self.types, function, met.call, name, request),
+                    .clues(self.types, function, met.call, name, request, untyped),
             );
         }
         clues

@@ -24,7 +24,8 @@ pub(super) struct Types<'f> {
     types: &'f [Type],
     /// For pointers and arrays, the first type that differs in qualifiers and typedefs only.
     same: Vec<TypeIndex>,
-    definitions: HashMap<&'f str, TypeIndex>,
+    /// By name; several where files of the program each have their own.
+    definitions: HashMap<&'f str, Vec<TypeIndex>>,
     named: HashMap<&'f str, Vec<TypeIndex>>,
     /// By what they point to, stripped, `None` for `void`: the first such pointer type.
     pointers: HashMap<Option<TypeIndex>, TypeIndex>,
@@ -32,7 +33,7 @@ pub(super) struct Types<'f> {
 
 impl<'f> Types<'f> {
     pub(super) fn new(facts: &'f Facts) -> Self {
-        let mut definitions = HashMap::new();
+        let mut definitions: HashMap<&str, Vec<TypeIndex>> = HashMap::new();
         let mut named: HashMap<&str, Vec<TypeIndex>> = HashMap::new();
         for (index, entry) in (0..).zip(&facts.types) {
             if entry.name.is_empty() {
@@ -40,7 +41,7 @@ impl<'f> Types<'f> {
             }
             named.entry(&entry.name).or_default().push(index);
             if is_record(entry.kind) && entry.flags & type_flags::DECLARATION == 0 {
-                definitions.entry(entry.name.as_str()).or_insert(index);
+                definitions.entry(&entry.name).or_default().push(index);
             }
         }
         let mut types = Self {
@@ -50,6 +51,17 @@ impl<'f> Types<'f> {
             named,
             pointers: HashMap::new(),
         };
+        types.same = types.find_same_records();
+        for known in types.definitions.values_mut() {
+            let mut unique: Vec<TypeIndex> = Vec::new();
+            for at in known.iter() {
+                let first = types.same.get(*at as usize).copied().unwrap_or(*at);
+                if !unique.contains(&first) {
+                    unique.push(first);
+                }
+            }
+            *known = unique;
+        }
         types.same = types.find_same();
         for (at, entry) in (0..).zip(&facts.types) {
             if entry.kind == TypeKind::Pointer {
@@ -68,8 +80,8 @@ impl<'f> Types<'f> {
     fn find_same(&self) -> Vec<TypeIndex> {
         type Chain = Vec<(TypeKind, Option<u64>)>;
         let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
-        let mut same: Vec<TypeIndex> = self.find_same_records();
-        let records = same.clone();
+        let records = &self.same;
+        let mut same = records.clone();
         for (at, own) in (0..).zip(&mut same) {
             let mut shape = Vec::new();
             let mut target = Some(at);
@@ -107,10 +119,13 @@ impl<'f> Types<'f> {
         (0..)
             .zip(self.types)
             .map(|(at, entry)| {
-                let whole = TypeKind::Struct == entry.kind || TypeKind::Union == entry.kind;
+                let whole = matches!(
+                    entry.kind,
+                    TypeKind::Struct | TypeKind::Class | TypeKind::Union
+                );
                 if !whole
                     || entry.name.is_empty()
-                    || entry.flags & (type_flags::DECLARATION | type_flags::ANONYMOUS) != 0
+                    || entry.flags & type_flags::DECLARATION != 0
                     || self.named(&entry.name).len() < 2
                 {
                     return at;
@@ -139,6 +154,14 @@ impl<'f> Types<'f> {
         self.same.get(bare as usize).copied().unwrap_or(bare)
     }
 
+    /// The definitions that a declaration may mean.
+    pub(super) fn meant(&self, index: TypeIndex) -> &[TypeIndex] {
+        self.get(index)
+            .filter(|entry| entry.flags & type_flags::DECLARATION != 0)
+            .and_then(|entry| self.definitions.get(entry.name.as_str()))
+            .map_or(&[], Vec::as_slice)
+    }
+
     fn bare(&self, mut index: TypeIndex) -> TypeIndex {
         for _ in 0..DEPTH * 2 {
             let Some(entry) = self.get(index) else {
@@ -147,11 +170,10 @@ impl<'f> Types<'f> {
             match (entry.kind, entry.target) {
                 (kind, Some(target)) if is_alias(kind) => index = target,
                 _ if is_record(entry.kind) && entry.flags & type_flags::DECLARATION != 0 => {
-                    return self
-                        .definitions
-                        .get(entry.name.as_str())
-                        .copied()
-                        .unwrap_or(index);
+                    return match self.meant(index) {
+                        [only] => *only,
+                        _ => index,
+                    };
                 }
                 _ => break,
             }
@@ -293,6 +315,15 @@ impl<'f> Types<'f> {
     pub(super) fn is_character(&self, index: TypeIndex) -> bool {
         self.get(index).is_some_and(|entry| {
             entry.kind == TypeKind::Base && entry.size == Some(1) && entry.encoding != 2
+        })
+    }
+
+    /// Whether `index` is an integer of whatever size.
+    pub(super) fn is_integer(&self, index: TypeIndex) -> bool {
+        /// `DW_ATE_float` and its complex and imaginary forms.
+        const FLOATS: [u8; 3] = [3, 4, 9];
+        self.get(index).is_some_and(|entry| {
+            entry.kind == TypeKind::Base && !FLOATS.contains(&entry.encoding)
         })
     }
 
