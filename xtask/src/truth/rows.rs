@@ -3,7 +3,8 @@
 //! A row has six columns, tab-separated: file (the end of its path), line, function, callee, type,
 //! proof. The type column says the role too: `T` one object, `T[]` an array, `H + T[]` a header and
 //! what follows it (`H + …` where that is no array of one type), `opaque` where every destination is
-//! a `void *`. Several readings that the source bears out equally are separated by ` | `.
+//! a `void *`. What an inlined allocator hands out is its callers' to say: there the function is written
+//! `allocator < caller`. Several readings that the source bears out equally are separated by ` | `.
 
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -44,6 +45,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 }
 
 impl Row {
+    /// The function that the call must be inlined into for the row to hold.
+    pub(super) fn caller(&self) -> Option<&str> {
+        self.function.split_once(" < ").map(|(_, caller)| caller)
+    }
+
     /// Whether a site's type, as printed, is one of the true readings.
     pub(super) fn admits(&self, said: &str) -> bool {
         let said = plain(said);
@@ -63,7 +69,7 @@ pub(super) fn plain(name: &str) -> String {
         ["struct", "union", "enum", "class", "const", "volatile", "restrict"];
     let mut words = String::new();
     let mut word = String::new();
-    let mut flush = |word: &mut String, words: &mut String| {
+    let flush = |word: &mut String, words: &mut String| {
         if !PASSED_OVER.contains(&word.as_str()) && !word.is_empty() {
             if words.ends_with(|c: char| c.is_alphanumeric() || c == '_') {
                 words.push(' ');

@@ -58,8 +58,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
 /// The score of a row, each miss printed; `None` if no site is at its place.
 fn score(row: &Row, found: &[Site]) -> Option<Score> {
     let here: Vec<&Site> = found.iter().filter(|site| is_at(site, row)).collect();
-    let one = |site: &Site| match (site.is_answered(), row.r#type == "opaque") {
-        (true, false) if row.admits(&site.r#type) => Score::Right,
+    let one = |site: &Site| match (site.is_answered(), row.admits("opaque")) {
+        (true, _) if row.admits(&site.r#type) => Score::Right,
         (false, true) => Score::Opaque,
         (true, _) => Score::Wrong,
         (false, false) => Score::Unanswered,
@@ -80,9 +80,13 @@ fn score(row: &Row, found: &[Site]) -> Option<Score> {
     Some(worst)
 }
 
-/// Whether a site's call, or one it was inlined into, is at a row's place.
+/// Whether a site is at a row's place, and inlined into the caller that the row may name.
 fn is_at(site: &Site, row: &Row) -> bool {
-    site.callee == row.callee && site.line == row.line && site.file.ends_with(&row.file)
+    let called_from = |caller: &str| site.around.iter().any(|(name, ..)| name == caller);
+    site.callee == row.callee
+        && site.line == row.line
+        && site.file.ends_with(&row.file)
+        && row.caller().is_none_or(called_from)
 }
 
 impl Counts {

@@ -6,8 +6,9 @@
 //! where debug info has them, else by its name. A raw `*mut u8` is Rust's `void *`.
 //!
 //! A function of the collections that was not inlined is a wrapper: who grows a vector is the code
-//! that pushes to it. It hands its callers the one type it stores; where it is erased itself, the
-//! frames around the call of it tell.
+//! that pushes to it. What the frames around that call say comes first: linkers and compilers fold
+//! functions of different types into one where their code is the same. Where they say nothing, the
+//! function hands its callers the one type it stores.
 
 use super::calls::Body;
 use super::typing::Types;
@@ -24,10 +25,12 @@ enum Holds {
     Many,
     /// One object of this generic type of it.
     Inside(&'static str),
+    /// Many pairs of it and the second type argument.
+    Pairs,
 }
 
 /// Generic owners of memory, as names of their methods start.
-const OWNERS: [(&str, Holds); 11] = [
+const OWNERS: [(&str, Holds); 12] = [
     ("alloc::boxed::Box<", Holds::One),
     ("alloc::boxed::Box::<", Holds::One),
     ("alloc::raw_vec::RawVec<", Holds::Many),
@@ -36,7 +39,8 @@ const OWNERS: [(&str, Holds); 11] = [
     ("alloc::collections::vec_deque::VecDeque<", Holds::Many),
     // Control bytes follow the objects.
     ("hashbrown::raw::RawTable<", Holds::Many),
-    ("std::collections::hash::map::HashMap<", Holds::Many),
+    ("std::collections::hash::map::HashMap<", Holds::Pairs),
+    ("hashbrown::map::HashMap<", Holds::Pairs),
     ("alloc::sync::Arc<", Holds::Inside("alloc::sync::ArcInner")),
     ("alloc::sync::Arc::<", Holds::Inside("alloc::sync::ArcInner")),
     ("alloc::rc::Rc<", Holds::Inside("alloc::rc::RcInner")),
@@ -130,21 +134,21 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
                 .first()
                 .filter(|_| !path(name).starts_with(STRING))
                 .map(|at| types.strip(*at));
-            if let Some(index) = kept(types, written, argument, holds) {
+            let second = arguments.get(1).copied();
+            if let Some(index) = kept(types, written, argument, second, holds) {
                 return Stored::Type {
                     index,
-                    role: if holds == Holds::Many {
-                        Role::Element
-                    } else {
-                        Role::Whole
+                    role: match holds {
+                        Holds::Many | Holds::Pairs => Role::Element,
+                        Holds::One | Holds::Inside(_) => Role::Whole,
                     },
                     what: name,
                     through,
                 };
             }
-            // A placeholder without arguments says nothing, and of the memory of a counted pointer
-            // its declared type does; the frame outside may.
-            if !is_placeholder(written) && !matches!(holds, Holds::Inside(_)) {
+            // A placeholder without arguments says nothing, and of the memory of counted pointers and
+            // maps declared types do; the frame outside may.
+            if !is_placeholder(written) && matches!(holds, Holds::One | Holds::Many) {
                 return Stored::Undescribed;
             }
         }
@@ -160,6 +164,7 @@ fn kept(
     types: &Types<'_>,
     written: &str,
     argument: Option<TypeIndex>,
+    second: Option<TypeIndex>,
     holds: Holds,
 ) -> Option<TypeIndex> {
     let named = |name: &str| {
@@ -172,7 +177,14 @@ fn kept(
     match holds {
         Holds::Inside(generic) => {
             let name = argument.and_then(|at| Some(types.get(at)?.name.as_str()));
-            named(&inside(generic, name.unwrap_or(written)))
+            named(&match (name, slice_of(written)) {
+                (Some(element), Some(_)) => inside(generic, &format!("[{element}]")),
+                (name, _) => inside(generic, name.unwrap_or(written)),
+            })
+        }
+        Holds::Pairs => {
+            let (key, value) = (types.get(argument?)?, types.get(second?)?);
+            named(&format!("({}, {})", key.name, value.name))
         }
         Holds::One | Holds::Many => argument.or_else(|| named(written)),
     }
@@ -185,7 +197,11 @@ fn inside(generic: &str, argument: &str) -> String {
 /// Declares the types that functions of Rust's library store and that only their names state: its own
 /// debug info has no types.
 pub(crate) fn declare(facts: &mut Facts) {
-    let functions = facts.functions.iter().filter(|function| is_rust(function));
+    // A crate of the library may have no debug info at all.
+    let rust = |function: &&Function| {
+        is_rust(function) || (!function.has_dwarf && function.linkage_name.starts_with("_R"))
+    };
+    let functions = facts.functions.iter().filter(rust);
     let names = functions.flat_map(|function| {
         let inlines = function.inlines.iter().map(|inline| (&inline.name, &inline.arguments));
         std::iter::once((&function.name, &function.arguments)).chain(inlines)
@@ -201,6 +217,7 @@ pub(crate) fn declare(facts: &mut Facts) {
         }
         missing.insert(match holds {
             Holds::Inside(generic) => inside(generic, written),
+            Holds::Pairs => continue,
             Holds::One | Holds::Many => written.to_owned(),
         });
     }
@@ -271,7 +288,19 @@ fn owned(name: &str) -> Option<(&str, Holds)> {
         }
         None
     })?;
-    Some((arguments.get(..end)?, *holds))
+    let written = arguments.get(..end)?;
+    let element = match (*holds, written) {
+        (Holds::Inside(_), _) => None,
+        (_, "str") => Some("u8"),
+        _ => slice_of(written),
+    };
+    Some(element.map_or((written, *holds), |element| (element, Holds::Many)))
+}
+
+/// The element of a slice type as written: `[T]`, not `[T; 4]`.
+fn slice_of(written: &str) -> Option<&str> {
+    let element = written.strip_prefix('[')?.strip_suffix(']')?;
+    (!element.contains(';')).then_some(element)
 }
 
 #[cfg(test)]
@@ -308,6 +337,12 @@ mod tests {
             ),
             ("<alloc::raw_vec::RawVecInner>::try_allocate_in", None),
             ("alloc::alloc::alloc", None),
+            (
+                "<alloc::boxed::Box<str> as core::clone::Clone>::clone",
+                Some("u8"),
+            ),
+            ("<alloc::boxed::Box<[a::B]>>::new_uninit_slice", Some("a::B")),
+            ("<alloc::boxed::Box<[u8; 4]>>::new", Some("[u8; 4]")),
             (
                 "<alloc::string::String as core::clone::Clone>::clone",
                 Some("u8"),

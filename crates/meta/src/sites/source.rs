@@ -10,7 +10,7 @@ use super::tokens::{Text, Token};
 use super::typing::{Pointee, Types};
 use super::verdict::{Clue, Request};
 use crate::facts::{Facts, Function};
-use pointee_model::evidence::Witness;
+use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -283,8 +283,13 @@ impl Scope<'_, '_> {
             [head, next] if between(head.0, next.0) => Some(head),
             _ => None,
         };
-        if let Some((_, index, words)) = first {
-            clues.push(clue(Witness::SizeofInSource, *index, words));
+        if let Some((at, index, words)) = first {
+            let alone = arguments.iter().filter(|token| token.is("sizeof")).count() == 1;
+            let part = alone.then(|| part(arguments, *at)).flatten();
+            clues.push(Clue {
+                role: part,
+                ..clue(Witness::SizeofInSource, *index, words)
+            });
         }
         clues
     }
@@ -518,10 +523,50 @@ impl Scope<'_, '_> {
     }
 }
 
+/// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
+/// is, or a term of a sum. What stands in parentheses of its own does not count.
+fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
+    let mut depth = 0_i32;
+    let depths: Vec<i32> = arguments
+        .iter()
+        .map(|token| {
+            let before = depth;
+            match token.text() {
+                "(" | "[" => depth += 1,
+                ")" | "]" => depth -= 1,
+                _ => {}
+            }
+            before.min(depth)
+        })
+        .collect();
+    let own = depths[at];
+    let outside = |other: &usize| depths[*other] < own || (depths[*other] == own && arguments[*other].is(","));
+    let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
+    let end = (at..arguments.len()).find(outside).unwrap_or(arguments.len());
+    let is = |other: usize, texts: &[&str]| {
+        depths[other] == own && texts.contains(&arguments[other].text())
+    };
+    let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
+    // What follows a `sizeof` without parentheses is not told from its operand.
+    let after = (at + 1..end)
+        .find(|next| arguments[at + 1].is("(") && is(*next, &[")"]))
+        .map_or(end, |close| close + 1);
+    let factor = (at > start && is(at - 1, &["*"])) || (after < end && is(after, &["*"]));
+    match (factor, summed) {
+        (true, None) => Some(Role::Element),
+        (false, Some(_)) => {
+            let term = (at == start || is(at - 1, &["+"])) && (after == end || is(after, &["+"]));
+            term.then_some(Role::Header)
+        }
+        _ => None,
+    }
+}
+
 fn clue(witness: Witness, target: TypeIndex, what: &str) -> Clue {
     Clue {
         witness,
         types: vec![target],
+        role: None,
         what: what.to_owned(),
         address: 0,
     }

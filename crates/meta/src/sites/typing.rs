@@ -82,9 +82,12 @@ impl<'f> Types<'f> {
         let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
         let records = &self.same;
         let mut same = records.clone();
+        // By shape: what stands for it, and whether that is written without typedefs and qualifiers.
+        let mut plainest: HashMap<TypeIndex, (TypeIndex, bool)> = HashMap::new();
         for (at, own) in (0..).zip(&mut same) {
             let mut shape = Vec::new();
             let mut target = Some(at);
+            let mut bare = true;
             while let Some(entry) = target.and_then(|at| self.get(self.bare(at)))
                 && matches!(
                     entry.kind,
@@ -94,6 +97,7 @@ impl<'f> Types<'f> {
             {
                 shape.push((entry.kind, entry.count));
                 target = entry.target;
+                bare &= target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
             }
             let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
             if !shape.is_empty() && plain {
@@ -105,6 +109,15 @@ impl<'f> Types<'f> {
                         .is_none_or(|entry| entry.kind == TypeKind::Void || is_alias(entry.kind))
                 });
                 *own = *first.entry((shape, end.filter(|_| !void))).or_insert(at);
+                let known = plainest.entry(*own).or_insert((at, bare));
+                if bare && !known.1 {
+                    *known = (at, true);
+                }
+            }
+        }
+        for own in &mut same {
+            if let Some((plain, _)) = plainest.get(own) {
+                *own = *plain;
             }
         }
         same
@@ -286,7 +299,16 @@ impl<'f> Types<'f> {
     pub(super) fn flexible(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
         // `[1]` is the old way to write it.
         let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
-        self.array_at_end(index, open)
+        self.array_at_end(index, open).or_else(|| self.slice_at_end(index))
+    }
+
+    /// The slice that a Rust struct of no fixed size ends with: its member lies behind the end.
+    fn slice_at_end(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        let entry = self.get(self.strip(index))?;
+        let last = entry.members.last()?;
+        let behind = entry.kind == TypeKind::Struct && Some(last.offset) >= entry.size;
+        let element = self.strip(last.r#type);
+        (behind && last.bit_size == 0 && self.size(element)? > 0).then_some((last.offset, element))
     }
 
     /// The array member at the end of a struct, of whatever length: its offset and element type.
@@ -419,6 +441,15 @@ impl<'f> Types<'f> {
     /// The types of a name, in order of index.
     pub(super) fn named(&self, name: &str) -> &[TypeIndex] {
         self.named.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The element of an array type of known length.
+    pub(super) fn element(&self, index: TypeIndex) -> Option<TypeIndex> {
+        let entry = self.get(self.strip(index))?;
+        (entry.kind == TypeKind::Array && entry.count.is_some())
+            .then_some(entry.target)
+            .flatten()
+            .map(|at| self.strip(at))
     }
 
     /// The pointer type to `target`, if the file has one.

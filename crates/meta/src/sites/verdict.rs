@@ -27,6 +27,8 @@ use pointee_model::image::{TypeIndex, TypeKind};
 pub(super) struct Clue {
     pub(super) witness: Witness,
     pub(super) types: Vec<TypeIndex>,
+    /// The part that the type plays, where that is said too.
+    pub(super) role: Option<Role>,
     pub(super) what: String,
     pub(super) address: u64,
 }
@@ -107,13 +109,33 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     }
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
-    // An allocator is asked for so many objects of its type.
-    let allocator = |clue: &Clue| {
-        clue.witness == Witness::TemplateArgument && chosen.is_some_and(|at| clue.types == [at])
-    };
-    if role == Role::Unknown && clues.iter().any(allocator) {
-        role = Role::Element;
+    // An array of one looks like one object; an allocator is asked for so many objects of its type.
+    let mut said = clues
+        .iter()
+        .filter(|clue| chosen.is_some_and(|at| clue.types == [at]));
+    let many = |clue: &Clue| clue.role == Some(Role::Element);
+    let allocator = |clue: &Clue| clue.witness == Witness::TemplateArgument && clue.role.is_none();
+    let first = |clue: &Clue| clue.role == Some(Role::Header);
+    match role {
+        Role::Element if chosen.is_some_and(|at| is_record(types, at)) && said.clone().any(first) => {
+            role = Role::Header;
+        }
+        Role::Whole | Role::Header if said.clone().any(many) => role = Role::Element,
+        Role::Unknown if said.clone().any(|clue| many(clue) || allocator(clue)) => {
+            role = Role::Element;
+        }
+        Role::Unknown => role = said.find_map(|clue| clue.role).unwrap_or(role),
+        _ => {}
     }
+    let tail = tail.filter(|_| role == Role::Header);
+    // `Box<[T; 3]>` is three objects of T.
+    let chosen = chosen.map(|at| match types.element(at).filter(|_| role == Role::Whole) {
+        Some(element) => {
+            role = Role::Element;
+            element
+        }
+        None => at,
+    });
     let verdict = match (left.len(), all.is_empty(), clues.is_empty()) {
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
@@ -332,7 +354,8 @@ pub(super) fn role(
             let steps = unit % size == 0 || size % unit == 0;
             // One byte more ends what is copied as if it were text.
             let head = if head == 1 { 0 } else { head };
-            if flexible.is_some() && head >= opens_at {
+            let header = flexible.is_some() || (record && size % unit != 0);
+            if header && head > 0 && head >= opens_at {
                 Role::Header
             } else if steps && head % size == 0 {
                 Role::Element
