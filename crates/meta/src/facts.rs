@@ -12,7 +12,7 @@ pub struct Facts {
     pub types: Vec<Type>,
     /// Concrete functions, in order of entry address.
     pub functions: Vec<Function>,
-    /// Variables with a fixed address, in order of address.
+    /// Variables with a fixed address, in order of address; thread-local ones after the others.
     pub globals: Vec<Global>,
     /// Line rows in order of address.
     pub lines: Vec<Line>,

@@ -49,6 +49,7 @@ pub fn read_facts(elf: &Elf, debug: &DebugFiles) -> Facts {
     read_dwarf(source, debug, &code, &mut facts);
     let others = [Some(elf), debug.debug.as_ref(), debug.symbols_only.as_ref()];
     add_symbols(&mut facts, others.into_iter().flatten(), &code);
+    crate::sites::declare_named(&mut facts);
     facts.diagnostics.truncate(MAX_DIAGNOSTICS);
     facts
 }
