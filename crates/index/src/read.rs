@@ -159,6 +159,12 @@ impl<M: Memory> Index<M> {
         &self.memory
     }
 
+    /// Address of the region in the process that writes it.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     /// Where everything lies.
     #[must_use]
     pub fn layout(&self) -> &Layout {

@@ -202,6 +202,25 @@ pub struct ProcessData {
 }
 
 impl ProcessData {
+    /// A process that has no index.
+    #[must_use]
+    pub fn unrecorded(pid: u32) -> Self {
+        Self {
+            program: String::new(),
+            pid,
+            parent: 0,
+            ending: Ending::Unsaid,
+            unseen: Vec::new(),
+            modules: Vec::new(),
+            hooks: Vec::new(),
+            paths: Vec::new(),
+            total: Tally::default(),
+            peak_bytes: 0,
+            footprint: Footprint::default(),
+            path_of: HashMap::new(),
+        }
+    }
+
     /// Reads the index.
     #[must_use]
     pub fn read(index: &Index<Region>) -> Self {

@@ -2,6 +2,7 @@
 
 pub(crate) mod explain;
 pub(crate) mod histo;
+pub(crate) mod maps;
 pub(crate) mod meta;
 pub(crate) mod probe;
 pub(crate) mod run;

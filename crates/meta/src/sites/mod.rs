@@ -279,9 +279,8 @@ impl Context<'_, '_> {
 
     /// `getcwd(buffer, n)` and the like allocate only where they are given nothing to write to.
     fn is_given_room(&self, met: &Met) -> bool {
-        model::room(self.program.name(met.callee)).is_some_and(|index| {
-            met.arguments[usize::from(index) % 6] != Value::Constant(0)
-        })
+        model::room(self.program.name(met.callee))
+            .is_some_and(|index| met.arguments[usize::from(index) % 6] != Value::Constant(0))
     }
 
     fn decide_all(
@@ -361,8 +360,9 @@ impl Context<'_, '_> {
                         && allocator.makes == Makes::Whatever
                 });
             let made = if name.starts_with("_Zn") {
-                cpp::allocated(function, self.types, met.call)
-                    .map(|(made, many, what)| (made, if many { Some(Role::Element) } else { None }, what))
+                cpp::allocated(function, self.types, met.call).map(|(made, many, what)| {
+                    (made, if many { Some(Role::Element) } else { None }, what)
+                })
             } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
                 for clue in &mut clues {
                     clue.types.retain(|at| !self.types.is_byte(*at));

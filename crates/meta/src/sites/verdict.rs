@@ -117,7 +117,9 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     let allocator = |clue: &Clue| clue.witness == Witness::TemplateArgument && clue.role.is_none();
     let first = |clue: &Clue| clue.role == Some(Role::Header);
     match role {
-        Role::Element if chosen.is_some_and(|at| is_record(types, at)) && said.clone().any(first) => {
+        Role::Element
+            if chosen.is_some_and(|at| is_record(types, at)) && said.clone().any(first) =>
+        {
             role = Role::Header;
         }
         Role::Whole | Role::Header if said.clone().any(many) => role = Role::Element,
@@ -129,13 +131,15 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     }
     let tail = tail.filter(|_| role == Role::Header);
     // `Box<[T; 3]>` is three objects of T.
-    let chosen = chosen.map(|at| match types.element(at).filter(|_| role == Role::Whole) {
-        Some(element) => {
-            role = Role::Element;
-            element
-        }
-        None => at,
-    });
+    let chosen = chosen.map(
+        |at| match types.element(at).filter(|_| role == Role::Whole) {
+            Some(element) => {
+                role = Role::Element;
+                element
+            }
+            None => at,
+        },
+    );
     let verdict = match (left.len(), all.is_empty(), clues.is_empty()) {
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
