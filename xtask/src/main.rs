@@ -30,7 +30,7 @@ Usage: cargo xtask COMMAND
   test              install what the tests need, then format check, lints, documentation, tests
   bench overhead    what Pointee costs, beside a do-nothing preload library and heaptrack
                       --rounds N      runs of each program and variant [default: 7]
-                      --only PART     programs, malloc, fork, start or instructions; may be repeated
+                      --only PART     programs, malloc, site, fork, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
   bench images      how long it takes to make a file's metadata image, cold
                       [FILE…]         these files instead of jq and Pointee's own

@@ -14,6 +14,7 @@ mod instructions;
 mod malloc;
 mod measure;
 mod programs;
+mod site;
 mod start;
 mod table;
 mod variant;
@@ -34,7 +35,14 @@ pub(crate) struct Options {
     pointee: Option<PathBuf>,
 }
 
-const PARTS: &[&str] = &["instructions", "start", "fork", "malloc", "programs"];
+const PARTS: &[&str] = &[
+    "instructions",
+    "start",
+    "fork",
+    "site",
+    "malloc",
+    "programs",
+];
 
 impl Options {
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
@@ -107,6 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "instructions" => instructions::measure(&bench)?,
             "start" => start::measure(&bench)?,
             "fork" => fork::measure(&bench)?,
+            "site" => site::measure(&bench)?,
             "malloc" => malloc::measure(&bench)?,
             _ => programs::measure(&bench)?,
         }
