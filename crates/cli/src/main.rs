@@ -6,6 +6,7 @@
 //!        │  └──────── session ◀────────────┘
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
 //!   commands/{histo, what, maps, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
 //!   commands/{sites, meta} ── one file
 //! ```
 //!
@@ -14,10 +15,16 @@
 
 mod acquaintance;
 mod commands;
+<<<<<<< HEAD
 mod configuration;
+=======
+mod glob;
+mod group_witness;
+>>>>>>> main
 mod images;
 mod launch;
 mod output;
+mod placements;
 mod program;
 mod runtime_file;
 mod saving;
@@ -60,6 +67,7 @@ enum Subcommands {
     Run(commands::run::Arguments),
     Histo(commands::histo::Arguments),
     What(commands::what::Arguments),
+    Probe(commands::probe::Arguments),
     Maps(commands::maps::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
@@ -89,6 +97,7 @@ fn main() -> ExitCode {
         Subcommands::Run(arguments) => commands::run::run(arguments),
         Subcommands::Histo(arguments) => commands::histo::run(arguments),
         Subcommands::What(arguments) => commands::what::run(arguments),
+        Subcommands::Probe(arguments) => commands::probe::run(arguments),
         Subcommands::Maps(arguments) => commands::maps::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),

@@ -22,6 +22,7 @@
 pub mod census;
 pub mod describe;
 pub mod explain;
+pub mod footprint;
 pub mod images;
 pub mod lookup;
 pub mod memory;

@@ -12,7 +12,7 @@ pub struct Facts {
     pub types: Vec<Type>,
     /// Concrete functions, in order of entry address.
     pub functions: Vec<Function>,
-    /// Variables with a fixed address, in order of address.
+    /// Variables with a fixed address, in order of address; thread-local ones after the others.
     pub globals: Vec<Global>,
     /// What only symbol tables name: data in order of (thread-local, address), without types.
     pub data_symbols: Vec<Global>,

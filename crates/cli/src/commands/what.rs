@@ -72,11 +72,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let texts = answers
                 .iter()
                 .map(|answer| render(answer, subject.why_no_contents(), style));
+            let note = subject.is_at_peak().then_some(OF_THE_END);
+            let texts = note.map(str::to_owned).into_iter().chain(texts);
             texts.collect::<Vec<_>>().join("\n")
         }
     };
     print(&output)
 }
+
+/// A snapshot of the peak holds what was alive then by path; block by block it holds the end.
+const OF_THE_END: &str = "Blocks are as at the end of the run; what was alive at the highest is known by type and site \
+                          (`pointee histo`), not by address.\n";
 
 fn render(answer: &Answer, no_contents: Option<&str>, style: Style) -> String {
     let mut out = String::new();
