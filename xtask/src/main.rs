@@ -3,6 +3,7 @@
 //! ```text
 //!   demo ──▶ build Pointee ──▶ jq (build a real program) ──▶ pointee run
 //!   test ──▶ packages ──▶ format, lints, documentation, tests, the runtime's needs, licences, capabilities
+//!   truth ─▶ sites of programs ──▶ compared with what reading their sources says
 //!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, fork, instructions; images ──▶ tables
 //! ```
 //!
@@ -16,6 +17,7 @@ mod licences;
 mod packages;
 mod shell;
 mod test;
+mod truth;
 mod workspace;
 
 use anyhow::{Result, bail};
@@ -52,8 +54,9 @@ fn run(words: &[&str]) -> Result<()> {
         ["test"] => test::run(),
         ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
+        ["truth", rest @ ..] => truth::run(rest),
         [] | ["help" | "--help" | "-h"] => {
-            print!("{USAGE}");
+            print!("{USAGE}{}", truth::USAGE);
             Ok(())
         }
         _ => bail!("unknown command: {}\n\n{USAGE}", words.join(" ")),

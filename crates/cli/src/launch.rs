@@ -28,6 +28,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) follow: bool,
     /// The runtime's own path.
     pub(crate) runtime: &'a Path,
+    /// The socket where placements are asked for, if probes are wanted instead of a record.
+    pub(crate) probes: Option<&'a Path>,
 }
 
 /// The environment `variables` with the runtime's two variables added at the end.
@@ -61,6 +63,9 @@ pub(crate) fn environment(
     ];
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
+    }
+    if let Some(probes) = handoff.probes {
+        fields.push((key::PROBES, probes.as_os_str()));
     }
     let mut text = Vec::new();
     for (name, value) in fields {
@@ -185,6 +190,7 @@ mod tests {
             images: None,
             follow: true,
             runtime: Path::new("/r.so"),
+            probes: None,
         };
         let given = given
             .iter()

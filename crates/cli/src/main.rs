@@ -5,7 +5,8 @@
 //!        │  ▲                              │ announces its index
 //!        │  └──────── session ◀────────────┘
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
-//!   commands/{histo, what, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/{histo, what, maps, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
 //!   commands/{sites, meta} ── one file
 //! ```
 //!
@@ -14,10 +15,12 @@
 
 mod acquaintance;
 mod commands;
+mod glob;
 mod group_witness;
 mod images;
 mod launch;
 mod output;
+mod placements;
 mod program;
 mod runtime_file;
 mod saving;
@@ -42,6 +45,7 @@ const OWN_FAILURE: u8 = 125;
   pointee run -- jq . big.json          run it, then show its heap by type
   pointee histo 4711                    the heap of a process under `run`, now
   pointee what 4711 0x55d0c0ffee10      what lies at this address
+  pointee maps 4711                     what its whole address space is made of
 
 Exit status: 125 when Pointee itself fails, 126 when the program cannot be executed, 127 when it is
 not found; `run` ends otherwise with the program's status, or by the same signal.")]
@@ -55,6 +59,8 @@ enum Subcommands {
     Run(commands::run::Arguments),
     Histo(commands::histo::Arguments),
     What(commands::what::Arguments),
+    Probe(commands::probe::Arguments),
+    Maps(commands::maps::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
     Explain(commands::explain::Arguments),
@@ -79,6 +85,8 @@ fn main() -> ExitCode {
         Subcommands::Run(arguments) => commands::run::run(arguments),
         Subcommands::Histo(arguments) => commands::histo::run(arguments),
         Subcommands::What(arguments) => commands::what::run(arguments),
+        Subcommands::Probe(arguments) => commands::probe::run(arguments),
+        Subcommands::Maps(arguments) => commands::maps::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),
         Subcommands::Explain(arguments) => commands::explain::run(arguments),

@@ -271,6 +271,7 @@ fn every_subcommand_has_help_with_examples() {
         "run",
         "histo",
         "what",
+        "maps",
         "snapshot",
         "sites",
         "explain",

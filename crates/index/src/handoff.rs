@@ -31,8 +31,52 @@ pub mod key {
     pub const GENERATION: &str = "generation";
     /// `0`: children are not recorded and programs they become neither.
     pub const FOLLOW: &str = "follow";
+    /// Path of the socket that placements are asked for at. Then probes are put in, and allocations not recorded.
+    pub const PROBES: &str = "probes";
     /// Path of the runtime itself, to be preloaded again at exec.
     pub const RUNTIME: &str = "runtime";
+}
+
+/// First field of [`Request`].
+pub const REQUEST_MAGIC: u64 = u64::from_le_bytes(*b"PTEEASKS");
+/// The whole of an [`Answer`].
+pub const ANSWER_MAGIC: u64 = u64::from_le_bytes(*b"PTEEPLAN");
+
+/// What a process sends to ask for a placement: this, the object's path as the process knows it (to the packet's
+/// end), and the open file.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Request {
+    /// [`REQUEST_MAGIC`].
+    pub magic: u64,
+    /// Process id in the sender's namespace.
+    pub pid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Request {
+    /// Bytes in front of the path.
+    pub const LEN: usize = size_of::<Self>();
+
+    /// As bytes, in field order, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.magic.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.pid.to_le_bytes());
+        bytes
+    }
+}
+
+/// What comes back, with two files: the placement, and the memory of its counters. Nothing comes back, and the
+/// connection is closed, where there is nothing to place.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer;
+
+impl Answer {
+    /// Bytes of one.
+    pub const LEN: usize = 8;
 }
 
 /// First field of [`Hello`].

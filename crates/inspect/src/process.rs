@@ -12,6 +12,7 @@ use pointee_index::origins::ROOTS;
 use pointee_index::records::{Role, module_flags};
 use pointee_index::{Index, Memory, read::OriginNode};
 use pointee_model::addr::{LinkAddr, LoadBias, RunAddr};
+use pointee_model::entries::is_language_library;
 use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
 use std::ops::Range;
@@ -52,14 +53,7 @@ impl ModuleInfo {
     pub fn is_library_of_language(&self) -> bool {
         const FLAGS: u32 =
             module_flags::LIBC | module_flags::DYNAMIC_LINKER | module_flags::RUNTIME;
-        const NAMES: [&str; 5] = [
-            "libstdc++.so",
-            "libc++.so",
-            "libc++abi.so",
-            "libgcc_s.so",
-            "libpthread.so",
-        ];
-        self.flags & FLAGS != 0 || NAMES.iter().any(|name| self.name().starts_with(name))
+        self.flags & FLAGS != 0 || is_language_library(self.name().as_bytes())
     }
 }
 
@@ -208,6 +202,25 @@ pub struct ProcessData {
 }
 
 impl ProcessData {
+    /// A process that has no index.
+    #[must_use]
+    pub fn unrecorded(pid: u32) -> Self {
+        Self {
+            program: String::new(),
+            pid,
+            parent: 0,
+            ending: Ending::Unsaid,
+            unseen: Vec::new(),
+            modules: Vec::new(),
+            hooks: Vec::new(),
+            paths: Vec::new(),
+            total: Tally::default(),
+            peak_bytes: 0,
+            footprint: Footprint::default(),
+            path_of: HashMap::new(),
+        }
+    }
+
     /// Reads the index.
     #[must_use]
     pub fn read(index: &Index<Region>) -> Self {

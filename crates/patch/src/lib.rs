@@ -92,6 +92,7 @@
 
 pub mod arch;
 pub mod branches;
+pub mod placement;
 pub mod plan;
 
 pub use branches::{InwardBranch, PadSpan, find_inward_branches};

@@ -2,7 +2,9 @@
 
 pub(crate) mod explain;
 pub(crate) mod histo;
+pub(crate) mod maps;
 pub(crate) mod meta;
+pub(crate) mod probe;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
 pub(crate) mod sites;

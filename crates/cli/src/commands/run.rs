@@ -137,7 +137,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     supervise::end_as(end)
 }
 
-fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
+pub(crate) fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
     let (text, status) = match why {
         NotRunnable::NotFound => ("No such file or directory", 127),
         NotRunnable::NotExecutable => ("Permission denied", 126),
@@ -174,6 +174,7 @@ fn environment(
         images: Some(&images),
         follow: !arguments.no_follow,
         runtime: &runtime,
+        probes: None,
     };
     (launch::environment(std::env::vars_os(), &handoff), None)
 }

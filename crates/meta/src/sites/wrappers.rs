@@ -16,7 +16,7 @@ use super::flow::{Interpreter, Met, Outcome, Seen};
 use super::model::{self, Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
-use super::value::{ANYWHERE, Value, is_number, offset_parameter};
+use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
 use super::{Wrapper, identity, unnamed};
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::{Role, Witness};
@@ -66,6 +66,7 @@ impl Allocator {
 pub(super) struct Allocators<'f> {
     by_key: HashMap<Key, Allocator>,
     by_signature: HashMap<Vec<TypeIndex>, Key>,
+    /// At link-time addresses, in order of these.
     globals: &'f [Global],
     identities: RwLock<HashMap<Key, Option<u8>>>,
 }
@@ -111,7 +112,7 @@ impl<'f> Allocators<'f> {
         Self {
             by_key,
             by_signature: HashMap::new(),
-            globals: &facts.globals,
+            globals: fixed(&facts.globals),
             identities: RwLock::new(HashMap::new()),
         }
     }
@@ -152,11 +153,8 @@ impl<'f> Allocators<'f> {
         let after = self
             .globals
             .partition_point(|global| global.address <= address);
-        let global = self.globals[..after]
-            .iter()
-            .rev()
-            .find(|global| !global.thread_local)?;
-        (address - global.address < global.size.max(1)).then_some(global)
+        let global = self.globals.get(after.checked_sub(1)?)?;
+        (address.checked_sub(global.address)? < global.size.max(1)).then_some(global)
     }
 
     /// Type and offset in it of the global that `address` lies in.
@@ -172,6 +170,11 @@ impl<'f> Allocators<'f> {
         self.global(address)
             .map_or_else(String::new, |global| global.name.clone())
     }
+}
+
+/// The globals that are not thread-local; those come last.
+fn fixed(globals: &[Global]) -> &[Global] {
+    &globals[..globals.partition_point(|global| !global.thread_local)]
 }
 
 /// Finds all wrappers and interprets every function that allocates.
@@ -584,7 +587,7 @@ fn size_rule(met: &Met) -> Size {
         },
         Value::Linear {
             from,
-            exact: true,
+            x: Computed::Exactly | Computed::Nearly,
             scale,
             add,
         } if from.count_ones() == 1 => Size::Argument {
