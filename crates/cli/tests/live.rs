@@ -179,7 +179,6 @@ const FREES_ALL: &str = r#"
 #include <stdlib.h>
 struct item { struct item *next; long number; char rest[84]; };
 int main(void) {
-    setvbuf(stdout, NULL, _IONBF, 0);
     struct item *all = NULL;
     for (int i = 0; i < 5000; i++) {
         struct item *item = malloc(sizeof *item);
