@@ -30,6 +30,8 @@ Usage: cargo xtask COMMAND
                       --rounds N      runs of each program and variant [default: 7]
                       --only PART     programs, malloc, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
+  bench probe       how probes are placed in files of this machine, and what they cost
+                      --rounds, --pointee as above
 ";
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
+        ["bench", "probe", options @ ..] => bench::probes::run(&bench::Options::parse(options)?),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");
             Ok(())

@@ -207,6 +207,7 @@ fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Op
         }
         Pad::Call { .. } => Tactic::Call,
         Pad::Short { .. } => Tactic::Relay,
+        Pad::Callers => Tactic::Callers,
         Pad::Trap { .. } => Tactic::Trap,
     };
     Some(if index == first {

@@ -11,6 +11,7 @@
 mod instructions;
 mod malloc;
 mod measure;
+pub(crate) mod probes;
 mod programs;
 mod start;
 mod table;
