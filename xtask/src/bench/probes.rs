@@ -59,7 +59,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn place(pointee: &Path) -> Result<()> {
-    const TACTICS: [&str; 6] = ["jump", "neighbours", "padding", "call", "relay", "copied"];
+    const TACTICS: [&str; 7] = [
+        "jump",
+        "neighbours",
+        "padding",
+        "call",
+        "relay",
+        "callers",
+        "copied",
+    ];
     for at in ["entry", "instruction"] {
         println!("## Placement, `--at {at}`, without traps\n");
         let head = ["file", "points", "placed", "%"].into_iter().chain(TACTICS);
@@ -74,8 +82,9 @@ fn place(pointee: &Path) -> Result<()> {
             let number = |text: &str| text.replace(',', "").parse::<f64>().unwrap_or(0.0);
             let share = 100.0 * number(placed) / number(points);
             let count = |name: &&str| {
-                let named = tactics.split(", ").find_map(|part| part.strip_suffix(name));
-                named.map_or("0", str::trim).to_owned()
+                let parts = tactics.split(", ").filter_map(|part| part.split_once(' '));
+                let named = parts.into_iter().find(|(_, tactic)| tactic == name);
+                named.map_or("0", |(count, _)| count).to_owned()
             };
             let name = file.rsplit('/').next().unwrap_or(file);
             let cells = [
