@@ -25,7 +25,6 @@ fn placement() -> Vec<u8> {
         absolute: 1,
         counters: 1,
         pads: 2,
-        traps: 2,
         unwatched: 0,
     };
     let mut island = vec![0xcc; PAGE];
@@ -41,11 +40,6 @@ fn placement() -> Vec<u8> {
             .iter()
             .flat_map(PadBytes::to_bytes),
     );
-    bytes.extend(
-        [0x1500_u64, 64, 0x1600, 80]
-            .iter()
-            .flat_map(|word| word.to_le_bytes()),
-    );
     bytes
 }
 
@@ -57,8 +51,6 @@ fn what_was_written_is_read() {
         placement.pads().collect::<Vec<_>>(),
         [pad(0x1000, true), pad(0x2000, false)]
     );
-    let traps = [0x1500, 0x1600, 0x1550, 0].map(|at| placement.trap(LinkAddr(at)));
-    assert_eq!(traps, [Some(64), Some(80), None, None]);
     let mut island = placement.island().to_vec();
     placement.lock(&mut island);
     assert_eq!((island[60], island[61]), (LOCKED, 0xcc));
@@ -115,7 +107,6 @@ fn any_bytes_are_harmless() {
                 let _ = placement.correct(&mut island, u64::MAX, -1);
                 placement.lock(&mut island);
                 let _ = placement.pads().filter_map(|pad| pad.written(-1)).count();
-                let _ = placement.trap(LinkAddr(u64::MAX));
             }
         }
     }

@@ -38,7 +38,7 @@ const LOOK_AHEAD: usize = 12;
 const JUMP: u8 = 0xe9;
 const SHORT_JUMP: u8 = 0xeb;
 const CALL: u8 = 0xe8;
-const TRAP: u8 = 0xcc;
+const FILL: u8 = 0xcc;
 /// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
 const FILLER: u8 = 0x67;
 
@@ -146,9 +146,7 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
-                at != self.code.places[first].at
-            }
+            Pad::Near { at } | Pad::Short { at, .. } => at != self.code.places[first].at,
             Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
         let slots = self.slots(first, last, liveness, points);
@@ -313,7 +311,7 @@ impl Builder<'_, '_> {
         let start = self.island.len() as u32;
         // What `place` displaced was tried there; were it refused nevertheless, a trap says where.
         let Ok(fields) = copied else {
-            self.island.push(TRAP);
+            self.island.push(FILL);
             return;
         };
         self.island.extend(&buffer[..len]);
@@ -354,7 +352,7 @@ impl Builder<'_, '_> {
                 self.relative
                     .extend(field.map(|field| start + u32::from(field)));
             }
-            None => self.island.push(TRAP),
+            None => self.island.push(FILL),
         }
     }
 
@@ -401,9 +399,8 @@ impl Builder<'_, '_> {
     }
 
     /// The pads that lead to the copies.
-    fn pads(&self) -> (Vec<PadBytes>, Vec<(u64, u64)>) {
+    fn pads(&self) -> Vec<PadBytes> {
         let mut pads = Vec::new();
-        let mut traps = Vec::new();
         for (at, displaced) in self.placement.displaced.iter().enumerate() {
             let (Some(displaced), Some(start)) = (displaced, self.starts[at]) else {
                 continue;
@@ -424,15 +421,10 @@ impl Builder<'_, '_> {
                     pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
                     pads.extend(self.pad(relay, &[JUMP], Some(copy)));
                 }
-                Pad::Trap { at } => {
-                    pads.extend(self.pad(at, &[TRAP], None));
-                    traps.push((at, u64::from(start)));
-                }
             }
         }
         pads.sort_by_key(|pad| pad.at);
-        traps.sort_unstable();
-        (pads, traps)
+        pads
     }
 
     /// Sends what leads to `address`, and stays where it is, to `copy` instead.
@@ -495,13 +487,13 @@ impl Builder<'_, '_> {
 
     fn finish(mut self) -> Island {
         self.island
-            .resize(self.island.len().next_multiple_of(PAGE), TRAP);
+            .resize(self.island.len().next_multiple_of(PAGE), FILL);
         let counters = std::mem::take(&mut self.counters);
         for (number, at) in counters.iter().enumerate() {
             let counter = self.island.len() as u64 + 8 * number as u64;
             self.fill(at + 4, counter.wrapping_sub(u64::from(*at) + 8) as u32);
         }
-        let (pads, traps) = self.pads();
+        let pads = self.pads();
         let header = Header {
             base: self.base,
             island_len: self.island.len() as u64,
@@ -509,7 +501,6 @@ impl Builder<'_, '_> {
             absolute: self.absolute.len() as u32,
             counters: counters.len() as u32,
             pads: pads.len() as u32,
-            traps: traps.len() as u32,
             unwatched: (self.watched.len() - self.heard) as u32,
         };
         let mut bytes = header.to_bytes().to_vec();
@@ -519,12 +510,6 @@ impl Builder<'_, '_> {
             bytes.extend(list.iter().flat_map(|at| at.to_le_bytes()));
         }
         bytes.extend(pads.iter().flat_map(PadBytes::to_bytes));
-        bytes.extend(
-            traps
-                .iter()
-                .flat_map(|(at, island)| [at.to_le_bytes(), island.to_le_bytes()])
-                .flatten(),
-        );
         Island {
             bytes,
             counted: self.counted,

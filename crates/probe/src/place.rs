@@ -17,7 +17,6 @@
 //!   E8 rel32   a call of five bytes or more    call: the same call, of the copy instead
 //!   EB rel8    two bytes, and five free ones   relay: a jump to a jump
 //!              within 128
-//!   CC         one byte                        trap, where allowed
 //!   (none)     a function that is only called  callers: each call or jump to it goes to the copy
 //!              and jumped to directly
 //! ```
@@ -25,7 +24,7 @@
 //! First the least is moved: at each point a **window** of just the instructions that the pad
 //! covers. Where that fails — a branch goes in, or there is no room — all blocks of the function are
 //! displaced: then inner branches are no obstacle, and the bytes between the starts that are
-//! entered from outside are free; then those of the functions beside it. What is left is trapped or stays in place, and then its
+//! entered from outside are free; then those of the functions beside it. What is left stays in place, and then its
 //! successors are entered from code in place, and need pads of their own. That is repeated until
 //! nothing changes; each round only adds to what stays.
 
@@ -57,13 +56,11 @@ pub enum Tactic {
     Copied,
     /// Nothing is changed at a function's start: all its callers are known, and call the copy.
     Callers,
-    /// `int3`.
-    Trap,
 }
 
 impl Tactic {
     /// All, in order of preference.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::Jump,
         Self::Neighbours,
         Self::Padding,
@@ -71,7 +68,6 @@ impl Tactic {
         Self::Relay,
         Self::Copied,
         Self::Callers,
-        Self::Trap,
     ];
 
     /// Its name in reports.
@@ -85,7 +81,6 @@ impl Tactic {
             Self::Relay => "relay",
             Self::Copied => "copied",
             Self::Callers => "callers",
-            Self::Trap => "trap",
         }
     }
 }
@@ -93,7 +88,7 @@ impl Tactic {
 /// Why an instruction has no probe.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Refusal {
-    /// Fewer than two bytes, or none to relay through, and a trap was not allowed.
+    /// Fewer than two bytes, or none to relay through.
     NoRoom,
     /// The same, in a function with an indirect jump of unknown targets.
     UnknownJumps,
@@ -101,8 +96,6 @@ pub enum Refusal {
     Immovable,
     /// Nothing known leads to it: it may be data.
     Unreached,
-    /// At run time its bytes were not those of the file.
-    Altered,
 }
 
 impl Refusal {
@@ -114,7 +107,6 @@ impl Refusal {
             Self::UnknownJumps => "no room for a jump, in a function with unknown jump targets",
             Self::Immovable => "the instruction cannot be moved",
             Self::Unreached => "no known way leads there: it may be data",
-            Self::Altered => "its bytes in memory are not those of the file",
         }
     }
 }
@@ -134,9 +126,6 @@ pub(crate) enum Pad {
     Short {
         at: u64,
         relay: u64,
-    },
-    Trap {
-        at: u64,
     },
     /// All that lead here lead to the copy instead.
     Callers,
@@ -179,20 +168,13 @@ const ROUNDS: usize = 64;
 const SHORT_REACH: i64 = 127;
 
 /// Places a probe at each instruction with `points`.
-pub(crate) fn place(
-    code: &Code<'_>,
-    blocks: &Blocks,
-    points: &[bool],
-    dense: bool,
-    traps: bool,
-) -> Placement {
+pub(crate) fn place(code: &Code<'_>, blocks: &Blocks, points: &[bool], dense: bool) -> Placement {
     let mut work = Work {
         code,
         blocks,
         points,
         choices: vec![Choice::InPlace; blocks.all.len()],
         given_up: vec![false; blocks.all.len()],
-        trapped: vec![false; blocks.all.len()],
         redirected: vec![false; blocks.all.len()],
         callers: OnceCell::new(),
         whole: vec![dense; code.functions.len()],
@@ -216,8 +198,6 @@ pub(crate) fn place(
                 // Tried once more, with their bytes.
             } else if !work.redirected[at] && rounds < ROUNDS && work.can_redirect(at) {
                 work.redirected[at] = true;
-            } else if traps && rounds < ROUNDS {
-                work.trapped[at] = true;
             } else if rounds < ROUNDS {
                 work.given_up[at] = true;
             } else {
@@ -238,7 +218,6 @@ struct Work<'w, 'e> {
     points: &'w [bool],
     choices: Vec<Choice>,
     given_up: Vec<bool>,
-    trapped: Vec<bool>,
     redirected: Vec<bool>,
     /// All direct branches and calls: target, source; sorted.
     callers: OnceCell<Vec<(u64, u32)>>,
@@ -438,10 +417,7 @@ impl Work<'_, '_> {
                 continue;
             }
             let only = &self.code.places[*first as usize];
-            if self.trapped[at] {
-                *pad = Pad::Trap { at: pad_at };
-                bytes.take(pad_at, 1);
-            } else if *last == *first + 1 && is_long_call(only) && can_move(self.code, only) {
+            if *last == *first + 1 && is_long_call(only) && can_move(self.code, only) {
                 *pad = Pad::Call { at: only.at };
                 bytes.set(only.at, only.end(), KEPT);
             } else if bytes.has_room(pad_at, PAD_LEN) {

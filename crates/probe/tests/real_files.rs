@@ -24,7 +24,7 @@ fn each_plan(mut check: impl FnMut(&str, At, &Elf, &Plan)) {
         files += 1;
         let elf = Elf::open(file).expect("an ELF file");
         for at in KINDS {
-            let plan = Plan::new(&elf, &Options { at, traps: false }, |_| true).expect("a plan");
+            let plan = Plan::new(&elf, &Options { at }, |_| true).expect("a plan");
             check(file, at, &elf, &plan);
         }
     }
@@ -187,7 +187,7 @@ fn damaged_files_are_harmless() {
             continue;
         };
         for at in [At::Entry, At::Instruction] {
-            plans += usize::from(Plan::new(&elf, &Options { at, traps: false }, |_| true).is_ok());
+            plans += usize::from(Plan::new(&elf, &Options { at }, |_| true).is_ok());
         }
     }
     assert!(plans > 100, "most were refused at once: {plans}");

@@ -13,6 +13,27 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What the tables are about.
+const HEAD: &str = "
+# Probes: how they are placed, and what they cost
+
+Made by `cargo xtask bench probe`; `pointee probe --help` says how to ask. No traps are used: what is not placed has no
+counter, and is listed by name and reason in the report.
+
+| word | how control comes to the counter |
+| --- | --- |
+| jump | a five-byte jump over one instruction |
+| neighbours | a five-byte jump that displaces instructions beside it |
+| padding | a five-byte jump that reaches into padding |
+| call | a call calls the copy instead |
+| relay | a two-byte jump to a five-byte one in dead bytes near by |
+| callers | nothing is changed at a function's start; all that call it call the copy |
+| copied | through a copy that it follows, or that branches to it |
+
+Not counted as functions, by rule: linkage stubs (`.plt`, `.plt.got`, `.plt.sec`, `.iplt`), cold parts of functions (a symbol
+that says `.cold`, or an FDE that begins with a frame already set up), signal-return stubs.
+";
+
 /// Files whose placement is shown, where they are installed.
 const FILES: [&str; 14] = [
     "/lib/x86_64-linux-gnu/libc.so.6",
@@ -53,7 +74,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         None => workspace.build_pointee()?,
     };
     let folder = workspace.folder("bench")?;
-    println!("# Probes\n\nMade by `cargo xtask bench probe`.\n");
+    println!("{}", HEAD.trim_start());
     place(&pointee)?;
     slow_down(&pointee, &folder, options.rounds)
 }
@@ -100,11 +121,14 @@ fn place(pointee: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A program and its arguments.
+type Words = Vec<String>;
+
 /// One program: its words for a small and for a large input.
 struct Program {
     name: &'static str,
-    small: Vec<String>,
-    large: Vec<String>,
+    small: Words,
+    large: Words,
 }
 
 fn slow_down(pointee: &Path, folder: &Path, rounds: usize) -> Result<()> {
@@ -193,7 +217,7 @@ fn programs(folder: &Path) -> Result<Vec<Program>> {
         )
     };
     let python = |n: &str| format!("print(sum(len(str(i * i)) for i in range({n})))");
-    let rows: [(&'static str, (Vec<String>, Vec<String>)); 6] = [
+    let rows: [(&str, (Words, Words)); 6] = [
         (
             "calls",
             both(&[&calls], &SMALL.to_string(), &LARGE.to_string()),
