@@ -13,6 +13,7 @@ pub(crate) mod images;
 mod instructions;
 mod malloc;
 mod measure;
+pub(crate) mod probes;
 mod programs;
 mod site;
 mod start;
