@@ -12,6 +12,7 @@
 
 pub mod cache;
 pub mod debug_files;
+pub mod debuginfod;
 pub mod dwarf;
 pub mod elf;
 pub mod facts;

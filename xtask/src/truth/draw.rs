@@ -40,7 +40,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
 
 /// The row to be filled in, and the source around the call and around the calls it was inlined into.
 fn show(site: &Site) {
-    println!("{}\t{}\t{}\t{}\t?\t?", site.file, site.line, site.function, site.callee);
+    println!(
+        "{}\t{}\t{}\t{}\t?\t?",
+        site.file, site.line, site.function, site.callee
+    );
     print_source(&site.file, site.line);
     for (function, file, line) in site.around.iter().take(3) {
         println!("  in {function} {file}:{line}");

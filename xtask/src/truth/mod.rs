@@ -53,7 +53,11 @@ impl Options {
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
-            let mut value = || words.next().with_context(|| format!("{word} wants a value"));
+            let mut value = || {
+                words
+                    .next()
+                    .with_context(|| format!("{word} wants a value"))
+            };
             match *word {
                 "--no-sources" => options.sources = false,
                 "--pointee" => options.pointee = Some(value()?.into()),

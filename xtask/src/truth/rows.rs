@@ -56,7 +56,9 @@ impl Row {
         self.r#type.split(" | ").any(|reading| {
             let reading = plain(reading);
             let open = |header: &str, other: &str| {
-                header.strip_suffix("+…").is_some_and(|head| other.starts_with(&format!("{head}+")))
+                header
+                    .strip_suffix("+…")
+                    .is_some_and(|head| other.starts_with(&format!("{head}+")))
             };
             reading == said || open(&said, &reading) || open(&reading, &said)
         })
@@ -65,8 +67,9 @@ impl Row {
 
 /// A type as printed, without keywords, qualifiers, blanks, and with one name for each base type.
 pub(super) fn plain(name: &str) -> String {
-    const PASSED_OVER: [&str; 7] =
-        ["struct", "union", "enum", "class", "const", "volatile", "restrict"];
+    const PASSED_OVER: [&str; 7] = [
+        "struct", "union", "enum", "class", "const", "volatile", "restrict",
+    ];
     let mut words = String::new();
     let mut word = String::new();
     let flush = |word: &mut String, words: &mut String| {

@@ -1,8 +1,8 @@
 //! *How many answers are there, and how many are right?*
 
+use super::Options;
 use super::rows::{self, Row};
 use super::sites::{self, Site};
-use super::{Options};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 
@@ -70,11 +70,18 @@ fn score(row: &Row, found: &[Site]) -> Option<Score> {
         return None;
     };
     if worst >= Score::Unanswered {
-        let word = if worst == Score::Wrong { "WRONG" } else { "unanswered" };
+        let word = if worst == Score::Wrong {
+            "WRONG"
+        } else {
+            "unanswered"
+        };
         println!("  {word}: {place}: {}", row.r#type);
         for site in here.iter().filter(|site| one(site) == worst).take(2) {
             let (kind, role, verdict) = (&site.r#type, &site.role, &site.verdict);
-            println!("      said {kind} ({role}, {verdict}): {}", site.evidence.join("; "));
+            println!(
+                "      said {kind} ({role}, {verdict}): {}",
+                site.evidence.join("; ")
+            );
         }
     }
     Some(worst)
@@ -184,7 +191,12 @@ mod tests {
     #[test]
     fn bounds() {
         // The rule of three, and a row of a published table.
-        for (misses, n, expect) in [(0, 300, 0.0099), (0, 600, 0.0050), (1, 100, 0.0466), (5, 5, 1.0)] {
+        for (misses, n, expect) in [
+            (0, 300, 0.0099),
+            (0, 600, 0.0050),
+            (1, 100, 0.0466),
+            (5, 5, 1.0),
+        ] {
             let bound = upper_bound(misses, n);
             assert!((bound - expect).abs() < 2e-4, "{misses} of {n}: {bound}");
         }

@@ -6,5 +6,6 @@ pub(crate) mod meta;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
 pub(crate) mod sites;
+mod sites_explain;
 pub(crate) mod snapshot;
 pub(crate) mod what;

@@ -34,6 +34,7 @@ mod verdict;
 mod wrappers;
 
 pub use model::Size;
+pub use verdict::Request;
 
 use crate::elf::Elf;
 use crate::facts::{Facts, Function};
@@ -48,7 +49,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use typing::{Pointee, Types};
 use value::Value;
-use verdict::{Clue, Decision, Request, decide};
+use verdict::{Clue, Decision, decide};
 
 /// What may be configured.
 #[derive(Clone, Debug)]
@@ -102,6 +103,10 @@ pub struct Site {
     pub flags: u16,
     /// All that was seen, nearest first.
     pub evidence: Vec<Evidence>,
+    /// What is asked for, as far as the code tells.
+    pub request: Request,
+    /// The types that were seen and are not the answer, with the reason.
+    pub dropped: Vec<(TypeIndex, &'static str)>,
 }
 
 /// One thing that was seen of a site.
@@ -279,9 +284,8 @@ impl Context<'_, '_> {
 
     /// `getcwd(buffer, n)` and the like allocate only where they are given nothing to write to.
     fn is_given_room(&self, met: &Met) -> bool {
-        model::room(self.program.name(met.callee)).is_some_and(|index| {
-            met.arguments[usize::from(index) % 6] != Value::Constant(0)
-        })
+        model::room(self.program.name(met.callee))
+            .is_some_and(|index| met.arguments[usize::from(index) % 6] != Value::Constant(0))
     }
 
     fn decide_all(
@@ -361,8 +365,9 @@ impl Context<'_, '_> {
                         && allocator.makes == Makes::Whatever
                 });
             let made = if name.starts_with("_Zn") {
-                cpp::allocated(function, self.types, met.call)
-                    .map(|(made, many, what)| (made, if many { Some(Role::Element) } else { None }, what))
+                cpp::allocated(function, self.types, met.call).map(|(made, many, what)| {
+                    (made, if many { Some(Role::Element) } else { None }, what)
+                })
             } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
                 for clue in &mut clues {
                     clue.types.retain(|at| !self.types.is_byte(*at));
@@ -442,6 +447,8 @@ impl Context<'_, '_> {
             verdict: decision.verdict,
             flags,
             evidence: decision.evidence,
+            request: Request::of(met, flags & site_flags::REALLOC != 0),
+            dropped: decision.dropped,
         }
     }
 }

@@ -42,7 +42,10 @@ const OWNERS: [(&str, Holds); 12] = [
     ("std::collections::hash::map::HashMap<", Holds::Pairs),
     ("hashbrown::map::HashMap<", Holds::Pairs),
     ("alloc::sync::Arc<", Holds::Inside("alloc::sync::ArcInner")),
-    ("alloc::sync::Arc::<", Holds::Inside("alloc::sync::ArcInner")),
+    (
+        "alloc::sync::Arc::<",
+        Holds::Inside("alloc::sync::ArcInner"),
+    ),
     ("alloc::rc::Rc<", Holds::Inside("alloc::rc::RcInner")),
 ];
 /// Crates whose frames are passed on the way outward.
@@ -168,7 +171,12 @@ fn kept(
     holds: Holds,
 ) -> Option<TypeIndex> {
     let named = |name: &str| {
-        let defaulted = || Some(format!("{}, alloc::alloc::Global>", name.strip_suffix('>')?));
+        let defaulted = || {
+            Some(format!(
+                "{}, alloc::alloc::Global>",
+                name.strip_suffix('>')?
+            ))
+        };
         let known = types.named(name).first().copied();
         known
             .or_else(|| types.named(&defaulted()?).first().copied())
@@ -203,7 +211,10 @@ pub(crate) fn declare(facts: &mut Facts) {
     };
     let functions = facts.functions.iter().filter(rust);
     let names = functions.flat_map(|function| {
-        let inlines = function.inlines.iter().map(|inline| (&inline.name, &inline.arguments));
+        let inlines = function
+            .inlines
+            .iter()
+            .map(|inline| (&inline.name, &inline.arguments));
         std::iter::once((&function.name, &function.arguments)).chain(inlines)
     });
     let mut missing: BTreeSet<String> = BTreeSet::new();
@@ -341,7 +352,10 @@ mod tests {
                 "<alloc::boxed::Box<str> as core::clone::Clone>::clone",
                 Some("u8"),
             ),
-            ("<alloc::boxed::Box<[a::B]>>::new_uninit_slice", Some("a::B")),
+            (
+                "<alloc::boxed::Box<[a::B]>>::new_uninit_slice",
+                Some("a::B"),
+            ),
             ("<alloc::boxed::Box<[u8; 4]>>::new", Some("[u8; 4]")),
             (
                 "<alloc::string::String as core::clone::Clone>::clone",

@@ -284,8 +284,9 @@ impl Scope<'_, '_> {
             _ => None,
         };
         if let Some((at, index, words)) = first {
-            let alone = arguments.iter().filter(|token| token.is("sizeof")).count() == 1;
-            let part = alone.then(|| part(arguments, *at)).flatten();
+            // `sizeof(T) + n * sizeof(T)` is an array all the same.
+            let count = arguments.iter().filter(|token| token.is("sizeof")).count();
+            let part = part(arguments, *at).filter(|_| count == sizes.len());
             clues.push(Clue {
                 role: part,
                 ..clue(Witness::SizeofInSource, *index, words)
@@ -295,12 +296,7 @@ impl Scope<'_, '_> {
     }
 
     /// What the result of a call is assigned to, or returned as.
-    fn assigned(
-        &self,
-        text: &[Token<'_>],
-        call: usize,
-        result: Option<TypeIndex>,
-    ) -> Option<Clue> {
+    fn assigned(&self, text: &[Token<'_>], call: usize, result: Option<TypeIndex>) -> Option<Clue> {
         let mut before = call;
         if let Some(open) = self.opening_of_cast(text, call) {
             before = open;
@@ -310,7 +306,10 @@ impl Scope<'_, '_> {
             "return" => result?,
             "=" => {
                 let ends = |token: &Token<'_>| {
-                    matches!(token.text(), ";" | "{" | "}" | "," | "=" | "&" | "|" | "?" | ":")
+                    matches!(
+                        token.text(),
+                        ";" | "{" | "}" | "," | "=" | "&" | "|" | "?" | ":"
+                    )
                 };
                 let start = (0..sign).rev().find(|at| ends(&text[*at]))? + 1;
                 let mut target = &text[start..sign];
@@ -540,9 +539,13 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
         })
         .collect();
     let own = depths[at];
-    let outside = |other: &usize| depths[*other] < own || (depths[*other] == own && arguments[*other].is(","));
+    let outside = |other: &usize| {
+        depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
+    };
     let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
-    let end = (at..arguments.len()).find(outside).unwrap_or(arguments.len());
+    let end = (at..arguments.len())
+        .find(outside)
+        .unwrap_or(arguments.len());
     let is = |other: usize, texts: &[&str]| {
         depths[other] == own && texts.contains(&arguments[other].text())
     };

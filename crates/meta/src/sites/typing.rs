@@ -97,7 +97,8 @@ impl<'f> Types<'f> {
             {
                 shape.push((entry.kind, entry.count));
                 target = entry.target;
-                bare &= target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
+                bare &=
+                    target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
             }
             let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
             if !shape.is_empty() && plain {
@@ -299,7 +300,8 @@ impl<'f> Types<'f> {
     pub(super) fn flexible(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
         // `[1]` is the old way to write it.
         let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
-        self.array_at_end(index, open).or_else(|| self.slice_at_end(index))
+        self.array_at_end(index, open)
+            .or_else(|| self.slice_at_end(index))
     }
 
     /// The slice that a Rust struct of no fixed size ends with: its member lies behind the end.
@@ -344,9 +346,8 @@ impl<'f> Types<'f> {
     pub(super) fn is_integer(&self, index: TypeIndex) -> bool {
         /// `DW_ATE_float` and its complex and imaginary forms.
         const FLOATS: [u8; 3] = [3, 4, 9];
-        self.get(index).is_some_and(|entry| {
-            entry.kind == TypeKind::Base && !FLOATS.contains(&entry.encoding)
-        })
+        self.get(index)
+            .is_some_and(|entry| entry.kind == TypeKind::Base && !FLOATS.contains(&entry.encoding))
     }
 
     /// Whether `index` is a number of one byte, as `u8`.

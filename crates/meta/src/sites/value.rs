@@ -236,7 +236,11 @@ impl Value {
                 let same = exact && a.from() == b.from() && from.count_ones() == 1;
                 Self::Linear {
                     from,
-                    x: if same { Computed::Exactly } else { Computed::Somehow },
+                    x: if same {
+                        Computed::Exactly
+                    } else {
+                        Computed::Somehow
+                    },
                     scale: if same {
                         scale_a.saturating_add(scale_b)
                     } else if scale_a == scale_b {
