@@ -282,11 +282,13 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
         });
     }
     if let Some(unit) = request.unit.filter(|unit| *unit > 1) {
+        // The factor found may be a divisor of the true one: what is left over tells.
+        let whole = request.head == 1 || request.head % unit == 0;
         candidates.keep("another has just the size of one element", |at| {
             let tail = types
                 .flexible(at)
                 .and_then(|(_, element)| types.size(element));
-            size(at) == unit || tail == Some(unit)
+            (whole && size(at) == unit) || tail == Some(unit)
         });
     }
     // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them;
@@ -390,6 +392,9 @@ pub(super) fn role(
             let header = flexible.is_some() || (record && size % unit != 0);
             if header && head > 0 && head >= opens_at {
                 Role::Header
+            } else if record && unit != size && head >= size {
+                // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
+                Role::Unknown
             } else if steps && head % size == 0 {
                 Role::Element
             } else if record && head >= opens_at {
