@@ -59,12 +59,14 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let configured = configuration::options();
     let options = cache::Options {
         sites: sites::Options {
             sources: !arguments.no_sources,
             source_roots: arguments.source_root.clone(),
+            ..configured.sites
         },
-        ..configuration::options()
+        ..configured
     };
     if let Some(site) = &arguments.explain {
         return sites_explain::explain(&arguments.file, site, &options);
