@@ -49,13 +49,14 @@ impl Shape {
     pub fn name(&self, image: &Image<'_>) -> String {
         let name = type_name(image, self.r#type);
         match self.role {
-            Role::Element | Role::Characters => format!("{name}[]"),
+            Role::Element | Role::Characters | Role::Bytes => format!("{name}[]"),
             Role::Header if self.tail != NO_TYPE => {
                 format!("{name} + {}[]", type_name(image, self.tail))
             }
             Role::Header => format!("{name} + …"),
             Role::Base => format!("{name} or derived"),
-            Role::Unknown | Role::Whole | Role::Bytes => name,
+            Role::Unknown => format!("{name} or more"),
+            Role::Whole => name,
         }
     }
 }

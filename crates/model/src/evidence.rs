@@ -59,6 +59,8 @@ pub enum Witness {
     Configuration = 13,
     /// A cast in the source text of the call.
     CastInSource = 14,
+    /// What the source text assigns the result to.
+    AssignedInSource = 15,
 }
 
 /// How the witnesses of one site agree.
@@ -92,7 +94,8 @@ macro_rules! from_byte {
 
 from_byte!(Role: Whole, Element, Header, Base, Bytes, Characters);
 from_byte!(Witness: SizeofInSource, Variable, Field, Global, Result, Parameter, Reallocated,
-    TemplateArgument, VirtualTable, Constructor, Model, Compiler, Configuration, CastInSource);
+    TemplateArgument, VirtualTable, Constructor, Model, Compiler, Configuration, CastInSource,
+    AssignedInSource);
 from_byte!(Verdict: Single, Agreed, Conflicting, Opaque);
 
 impl Witness {
@@ -115,6 +118,23 @@ impl Witness {
             Self::Compiler => "compiler",
             Self::Configuration => "configuration",
             Self::CastInSource => "cast",
+            Self::AssignedInSource => "assigned",
+        }
+    }
+}
+
+impl Role {
+    /// The word used in JSON.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Whole => "whole",
+            Self::Element => "element",
+            Self::Header => "header",
+            Self::Base => "base",
+            Self::Bytes => "bytes",
+            Self::Characters => "characters",
         }
     }
 }

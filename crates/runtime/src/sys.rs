@@ -14,9 +14,9 @@ macro_rules! numbers {
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
-    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
+    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
     MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, FTRUNCATE = 77, READLINK = 89,
-    GETPPID = 110, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
+    GETPPID = 110, PRCTL = 157, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     TGKILL = 234, OPENAT = 257,
     FACCESSAT = 269, PRLIMIT64 = 302, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
@@ -59,6 +59,8 @@ macro_rules! safe_calls {
 safe_calls! {
     /// Closes a descriptor we opened.
     close(fd) = CLOSE;
+    /// Where the heap's end is, given 0.
+    brk(end) = BRK;
     /// Process id.
     getpid() = GETPID;
     /// Parent's process id.
@@ -162,6 +164,42 @@ pub(crate) fn mincore(at: *const u8, map: &mut [u8]) -> bool {
                 0,
                 0,
             ],
+        ) == 0
+    }
+}
+
+/// `struct prctl_mm_map` (linux/prctl.h).
+#[repr(C)]
+#[allow(missing_docs)]
+pub(crate) struct MemoryMap {
+    pub(crate) start_code: u64,
+    pub(crate) end_code: u64,
+    pub(crate) start_data: u64,
+    pub(crate) end_data: u64,
+    pub(crate) start_brk: u64,
+    pub(crate) brk: u64,
+    pub(crate) start_stack: u64,
+    pub(crate) arg_start: u64,
+    pub(crate) arg_end: u64,
+    pub(crate) env_start: u64,
+    pub(crate) env_end: u64,
+    /// With a length of 0 the kernel keeps the vector it has.
+    pub(crate) auxv: u64,
+    pub(crate) auxv_len: u32,
+    /// -1 keeps the executable.
+    pub(crate) executable: i32,
+}
+
+/// Tells the kernel where the parts of the process lie: what `/proc` shows, and where `brk` goes on.
+pub(crate) fn set_memory_map(memory_map: &MemoryMap) -> bool {
+    const PR_SET_MM: usize = 35;
+    const PR_SET_MM_MAP: usize = 14;
+    let (address, len) = (core::ptr::from_ref(memory_map), size_of::<MemoryMap>());
+    // SAFETY: reads the structure; no mapping changes.
+    unsafe {
+        call(
+            PRCTL,
+            [PR_SET_MM, PR_SET_MM_MAP, address as usize, len, 0, 0],
         ) == 0
     }
 }

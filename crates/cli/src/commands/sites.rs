@@ -1,13 +1,14 @@
 //! `pointee sites`: *which instructions of this file allocate, and what?*
 
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::report::PlaceRow;
 use pointee_inspect::resolve::{evidence_in_words, position_at, shape_of};
 use pointee_inspect::text::{Style, grouped, short};
-use pointee_meta::cache;
+use pointee_meta::{cache, sites};
 use pointee_model::addr::LinkAddr;
-use pointee_model::evidence::Verdict;
+use pointee_model::evidence::{Role, Verdict};
 use pointee_model::image::{Image, SiteRecord, site_flags};
 use serde::Serialize;
 use std::fmt::Write;
@@ -24,6 +25,12 @@ pub(crate) struct Arguments {
     /// An executable or a library.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Look at no source text, only at code and debug info.
+    #[arg(long)]
+    no_sources: bool,
+    /// A folder in which the source files that debug info names are looked for too; may be repeated.
+    #[arg(long, value_name = "DIR")]
+    source_root: Vec<PathBuf>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -37,6 +44,8 @@ struct Row {
     line: Option<u32>,
     callee: String,
     r#type: Option<String>,
+    /// The part that the type plays in the allocation.
+    role: &'static str,
     verdict: &'static str,
     evidence: Vec<String>,
     wrapper: bool,
@@ -44,7 +53,18 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let loaded = cache::image_for(&arguments.file, &cache::Options::default(), &|_| {})
+<<<<<<< HEAD
+    let loaded = cache::image_for(&arguments.file, &configuration::options(), &|_| {})
+=======
+    let options = cache::Options {
+        sites: sites::Options {
+            sources: !arguments.no_sources,
+            source_roots: arguments.source_root.clone(),
+        },
+        ..cache::Options::default()
+    };
+    let loaded = cache::image_for(&arguments.file, &options, &|_| {})
+>>>>>>> main
         .with_context(|| arguments.file.display().to_string())?;
     let image = loaded.image();
     let module = arguments.file.to_string_lossy();
@@ -71,6 +91,7 @@ fn row(image: &Image<'_>, module: &str, site: &SiteRecord) -> Row {
         line: position.place.line,
         callee: image.string(site.callee).to_owned(),
         r#type: shape_of(site, 0).map(|shape| shape.name(image)),
+        role: Role::from_byte(site.role).word(),
         verdict: Verdict::from_byte(site.verdict).word(),
         evidence: evidence_in_words(image, site),
         wrapper: site.flags & site_flags::WRAPPER != 0,

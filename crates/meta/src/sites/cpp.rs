@@ -7,6 +7,8 @@ use super::typing::{Pointee, Types};
 use crate::facts::Function;
 use pointee_model::image::TypeIndex;
 
+/// The function of `std::function` that puts what it calls on the heap: a copy of its type argument.
+const CREATE: &str = "_M_create";
 /// Functions of allocators whose result is the memory asked for.
 const ALLOCATE: [&str; 4] = [
     "allocate",
@@ -15,13 +17,23 @@ const ALLOCATE: [&str; 4] = [
     "_S_allocate",
 ];
 
-/// The type that the inlined allocator call around `at`, or the function itself, hands out; with
-/// the name of that call.
+/// Functions of vectors, deques and hash tables that ask for arrays; `_M_allocate_node` of hash tables
+/// asks for one.
+const ARRAYS: [&str; 5] = [
+    "_M_allocate",
+    "_M_allocate_map",
+    "_M_allocate_buckets",
+    "_M_allocate_and_copy",
+    "_M_realloc_insert",
+];
+
+/// The type that the inlined allocator call around `at`, or the function itself, hands out; whether an
+/// array of it is asked for, were it of one; and the name of that call.
 pub(super) fn allocated(
     function: &Function,
     types: &Types<'_>,
     at: u64,
-) -> Option<(TypeIndex, String)> {
+) -> Option<(TypeIndex, bool, String)> {
     let around = |ranges: &[(u64, u64)]| {
         ranges
             .iter()
@@ -33,19 +45,30 @@ pub(super) fn allocated(
         .filter(|inline| around(&inline.ranges))
         .collect();
     inlines.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
+    let arrays = |name: &str| ARRAYS.contains(&last_component(name));
+    let many = arrays(&function.name) || inlines.iter().any(|inline| arrays(&inline.name));
     let own = (function.name.as_str(), function.result, &function.arguments);
     inlines
         .iter()
         .map(|inline| (inline.name.as_str(), inline.result, &inline.arguments))
         .chain(std::iter::once(own))
-        .filter(|(name, ..)| ALLOCATE.contains(&last_component(name)))
-        .find_map(|(name, result, arguments)| {
+        .map(|(name, result, arguments)| (name, last_component(name), result, arguments))
+        .filter(|(_, last, ..)| ALLOCATE.contains(last) || *last == CREATE)
+        .find_map(|(name, last, result, arguments)| {
+            if last == CREATE {
+                let argument = types.strip(*arguments.first()?);
+                let target = match types.pointee(argument) {
+                    Some(Pointee::Type(referred)) => referred,
+                    _ => argument,
+                };
+                return Some((target, false, name.to_owned()));
+            }
             let result = match types.pointee(result?) {
                 Some(Pointee::Type(target)) => Some(target),
                 _ => None,
             };
             let target = result.or_else(|| arguments.first().map(|at| types.strip(*at)))?;
-            Some((target, name.to_owned()))
+            Some((target, many, name.to_owned()))
         })
 }
 

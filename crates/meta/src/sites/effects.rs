@@ -146,10 +146,22 @@ impl<'f> Interpreter<'_, 'f> {
                 let (a, b) = (argument(a), argument(b));
                 met.size = a.multiplied(b);
                 met.factors = Some((a, b));
-                // By convention the unit comes second; where that is variable, the first may be it.
+                // By convention the unit comes second; where that is variable, the first may be it. One
+                // of something says no more than the size.
                 met.unit = match (a, b) {
+                    (Value::Constant(1), size) | (size, Value::Constant(1))
+                        if !matches!(size, Value::Constant(_)) =>
+                    {
+                        None
+                    }
                     (_, Value::Constant(unit)) | (Value::Constant(unit), _) => {
                         u64::try_from(unit).ok()
+                    }
+                    (_, Value::Linear { scale, add: 0, .. })
+                    | (Value::Linear { scale, add: 0, .. }, _)
+                        if scale > 1 =>
+                    {
+                        Some(u64::from(scale))
                     }
                     _ => None,
                 };
@@ -257,10 +269,38 @@ impl<'f> Interpreter<'_, 'f> {
                     .places
                     .in_slot(*slot, at, |register| frame_offset(state, register));
                 for hit in hits {
-                    self.observe_variable(origins, &hit, hit.offset, at);
+                    if self.may_own(*slot, origins, hit.index) {
+                        self.observe_variable(origins, &hit, hit.offset, at);
+                    }
                 }
             }
         }
+    }
+
+    /// Notes which variables lie in a slot that an allocation is put into.
+    pub(super) fn own_slot(&mut self, slot: i64, value: Value, state: &State, at: u64) {
+        let Some(origins) = Self::start_of(value) else {
+            return;
+        };
+        let hits = self
+            .places
+            .in_slot(slot, at, |register| frame_offset(state, register));
+        for call in self.origins.calls(origins) {
+            let owners = self.owners.entry((slot, *call)).or_default();
+            for hit in &hits {
+                if !owners.contains(&hit.index) {
+                    owners.push(hit.index);
+                }
+            }
+        }
+    }
+
+    /// Whether a variable that lies in a slot may be what an allocation in it was put into.
+    fn may_own(&self, slot: i64, origins: OriginSet, variable: u32) -> bool {
+        self.origins.calls(origins).iter().all(|call| {
+            let owners = self.owners.get(&(slot, *call));
+            owners.is_none_or(|owners| owners.is_empty() || owners.contains(&variable))
+        })
     }
 
     fn observe_variable(
@@ -319,6 +359,12 @@ impl<'f> Interpreter<'_, 'f> {
                     self.note(*call, Witness::Field, seen, at, "");
                 }
             }
+            // What a variable says of the other block does not wait for that block's type.
+            if let Some((target, offset)) = self.variable_object(to, at) {
+                let pointees = self.types.pointees_at(target, offset);
+                let what = self.types.path(target, offset);
+                self.note_each(origins, Witness::Field, &pointees, at, &what);
+            }
             return;
         }
         let witness = match to.value {
@@ -338,6 +384,7 @@ impl<'f> Interpreter<'_, 'f> {
     fn store_through(&mut self, pointer: Value, block: Value, state: &mut State, at: u64) {
         if let Value::Stack(slot) = pointer {
             state.set_slot(slot, 8, block);
+            self.own_slot(slot, block, state, at);
             return;
         }
         let (Some((target, offset)), Some(origins)) =

@@ -89,6 +89,9 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) info: InstructionInfoFactory,
     /// Slots whose address left the function.
     pub(super) escaped: BTreeSet<i64>,
+    /// By slot and allocation: the variables that lay in the slot when the allocation was put there. The
+    /// slot may serve another variable later, in which the stale pointer says nothing.
+    pub(super) owners: HashMap<(i64, u64), Vec<u32>>,
     /// Types of allocations that an earlier run over the function has told, by call.
     pub(super) hints: HashMap<u64, TypeIndex>,
     pub(super) recording: bool,
@@ -136,6 +139,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             origins: Origins::default(),
             info: InstructionInfoFactory::new(),
             escaped: BTreeSet::new(),
+            owners: HashMap::new(),
             hints: HashMap::new(),
             recording: false,
             seen: HashSet::new(),

@@ -35,6 +35,7 @@ mod wrappers;
 
 pub use model::Size;
 
+use crate::config::Declared;
 use crate::elf::Elf;
 use crate::facts::{Facts, Function};
 use calls::{Key, Program};
@@ -57,6 +58,8 @@ pub struct Options {
     pub sources: bool,
     /// Folders in which the paths that debug info states are looked for too.
     pub source_roots: Vec<PathBuf>,
+    /// Allocation functions that the configuration names, the last of several for one name holding.
+    pub declared: Vec<Declared>,
 }
 
 impl Default for Options {
@@ -64,6 +67,7 @@ impl Default for Options {
         Self {
             sources: true,
             source_roots: Vec::new(),
+            declared: Vec::new(),
         }
     }
 }
@@ -141,7 +145,7 @@ pub struct Wrapper {
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     let types = Types::new(facts);
     let program = Program::new(elf, facts);
-    let found = wrappers::fixpoint(&program, &types, facts);
+    let found = wrappers::fixpoint(&program, &types, facts, &options.declared);
     let sources = source::Sources::new(facts, options);
     let context = Context {
         program: &program,
@@ -173,6 +177,11 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         wrappers: found.wrappers,
         diagnostics,
     }
+}
+
+/// Declares the types that names of functions state and debug info does not describe.
+pub(crate) fn declare_named(facts: &mut Facts) {
+    rust::declare(facts);
 }
 
 struct Context<'a, 'f> {
@@ -250,6 +259,7 @@ impl Context<'_, '_> {
         (!pointees.is_empty()).then(|| Clue {
             witness: seen.witness,
             types: defined(&pointees),
+            role: None,
             what: self.types.path(holder, offset),
             address: seen.address,
         })
@@ -259,7 +269,7 @@ impl Context<'_, '_> {
         outcome
             .met
             .iter()
-            .filter(|met| !self.is_release(met))
+            .filter(|met| !self.is_release(met) && !self.is_given_room(met))
             .filter_map(|met| Some(self.site(met, decided.remove(&met.call)?)))
             .collect()
     }
@@ -269,6 +279,12 @@ impl Context<'_, '_> {
         let allocator = self.found.allocators.get(met.callee);
         let reallocates = allocator.is_some_and(|allocator| allocator.old.is_some());
         met.size == Value::Constant(0) && (reallocates || matches!(met.callee, Key::Local(_)))
+    }
+
+    /// `getcwd(buffer, n)` and the like allocate only where they are given nothing to write to.
+    fn is_given_room(&self, met: &Met) -> bool {
+        model::room(self.program.name(met.callee))
+            .is_some_and(|index| met.arguments[usize::from(index) % 6] != Value::Constant(0))
     }
 
     fn decide_all(
@@ -303,6 +319,7 @@ impl Context<'_, '_> {
                 Some(Clue {
                     witness: seen.witness,
                     types,
+                    role: None,
                     what: seen.what.clone(),
                     address: seen.address,
                 })
@@ -319,6 +336,7 @@ impl Context<'_, '_> {
                 clues.push(Clue {
                     witness: Witness::Model,
                     types: vec![made],
+                    role: None,
                     what: name.to_owned(),
                     address: met.call,
                 });
@@ -329,6 +347,7 @@ impl Context<'_, '_> {
                 clues.push(Clue {
                     witness: Witness::Result,
                     types: vec![base],
+                    role: None,
                     what: name.to_owned(),
                     address: met.call,
                 });
@@ -345,26 +364,30 @@ impl Context<'_, '_> {
                         && allocator.makes == Makes::Whatever
                 });
             let made = if name.starts_with("_Zn") {
-                cpp::allocated(function, self.types, met.call)
-            } else if rust::is_allocator(name) || erased {
+                cpp::allocated(function, self.types, met.call).map(|(made, many, what)| {
+                    (made, if many { Some(Role::Element) } else { None }, what)
+                })
+            } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
                 for clue in &mut clues {
                     clue.types.retain(|at| !self.types.is_byte(*at));
                 }
                 self.stored(function, met)
-                    .map(|(made, _, what)| (made, what))
+                    .map(|(made, role, what)| (made, Some(role), what))
             } else {
                 None
             };
-            clues.extend(made.map(|(made, what)| Clue {
+            clues.extend(made.map(|(made, role, what)| Clue {
                 witness: Witness::TemplateArgument,
                 types: vec![made],
+                role,
                 what,
                 address: met.call,
             }));
             let request = Request::of(met, false);
+            let untyped = clues.iter().all(|clue| clue.types.is_empty());
             clues.extend(
                 self.sources
-                    .clues(self.types, function, met.call, name, request),
+                    .clues(self.types, function, met.call, name, request, untyped),
             );
         }
         clues
@@ -373,17 +396,15 @@ impl Context<'_, '_> {
     /// What a function of Rust's library stores that allocates at a call: what its type says, or
     /// what the frames around the call say.
     fn stored(&self, function: &Function, met: &Met) -> Option<(TypeIndex, Role, String)> {
-        let callee = self.found.allocators.get(met.callee)?;
-        if let Some((index, role)) = callee.stores {
-            let what = self.program.body(met.callee)?.name;
+        if let Stored::Type {
+            index, role, what, ..
+        } = rust::stored(function, self.types, met.call)
+        {
             return Some((index, role, what.to_owned()));
         }
-        match rust::stored(function, self.types, met.call) {
-            Stored::Type {
-                index, role, what, ..
-            } => Some((index, role, what.to_owned())),
-            _ => None,
-        }
+        let (index, role) = self.found.allocators.get(met.callee)?.stores?;
+        let what = self.program.body(met.callee)?.name;
+        Some((index, role, what.to_owned()))
     }
 
     fn site(&self, met: &Met, decision: Decision) -> Site {
@@ -403,13 +424,6 @@ impl Context<'_, '_> {
             }
         }
         let role = match allocator.map(|allocator| allocator.makes) {
-            _ if allocator.is_some_and(|allocator| allocator.stores.is_some()) => allocator
-                .and_then(|allocator| allocator.stores)
-                .filter(|(index, _)| {
-                    decision.r#type == Some(*index)
-                        && !matches!(decision.role, Role::Bytes | Role::Characters)
-                })
-                .map_or(decision.role, |(_, role)| role),
             Some(Makes::Object(_)) if decision.r#type.is_some() => Role::Whole,
             Some(Makes::Array(_)) if decision.r#type.is_some() => Role::Element,
             _ => decision.role,

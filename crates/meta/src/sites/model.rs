@@ -222,6 +222,15 @@ pub(super) fn row(name: &str) -> Option<&'static Row> {
         .or_else(|| is_string_member(plain).then_some(&STRING_ROW))
 }
 
+/// The argument of a function that is the room for its result; if it is none, the function allocates.
+pub(super) fn room(name: &str) -> Option<u8> {
+    match name {
+        "getcwd" => Some(0),
+        "realpath" | "__realpath_chk" => Some(1),
+        _ => None,
+    }
+}
+
 /// Whether a function is a member of `std::string` that may allocate. Its result is no allocation.
 pub(super) fn is_string_member(name: &str) -> bool {
     name.strip_prefix(STRING)

@@ -6,26 +6,47 @@
 //! where debug info has them, else by its name. A raw `*mut u8` is Rust's `void *`.
 //!
 //! A function of the collections that was not inlined is a wrapper: who grows a vector is the code
-//! that pushes to it. It hands its callers the one type it stores; where it is erased itself, the
-//! frames around the call of it tell.
+//! that pushes to it. What the frames around that call say comes first: linkers and compilers fold
+//! functions of different types into one where their code is the same. Where they say nothing, the
+//! function hands its callers the one type it stores.
 
 use super::calls::Body;
 use super::typing::Types;
-use crate::facts::Function;
+use crate::facts::{Facts, Function, Type};
 use pointee_model::evidence::Role;
-use pointee_model::image::TypeIndex;
+use pointee_model::image::{TypeIndex, TypeKind, type_flags};
+use std::collections::BTreeSet;
+use xxhash_rust::xxh3::xxh3_128;
 
-/// Generic owners of memory, as names of their methods start, and whether they hold many objects.
-const OWNERS: [(&str, bool); 8] = [
-    ("alloc::boxed::Box<", false),
-    ("alloc::boxed::Box::<", false),
-    ("alloc::raw_vec::RawVec<", true),
-    ("alloc::vec::Vec<", true),
-    ("alloc::vec::Vec::<", true),
-    ("alloc::collections::vec_deque::VecDeque<", true),
+/// What an owner of memory keeps there of its first type argument.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holds {
+    One,
+    Many,
+    /// One object of this generic type of it.
+    Inside(&'static str),
+    /// Many pairs of it and the second type argument.
+    Pairs,
+}
+
+/// Generic owners of memory, as names of their methods start.
+const OWNERS: [(&str, Holds); 12] = [
+    ("alloc::boxed::Box<", Holds::One),
+    ("alloc::boxed::Box::<", Holds::One),
+    ("alloc::raw_vec::RawVec<", Holds::Many),
+    ("alloc::vec::Vec<", Holds::Many),
+    ("alloc::vec::Vec::<", Holds::Many),
+    ("alloc::collections::vec_deque::VecDeque<", Holds::Many),
     // Control bytes follow the objects.
-    ("hashbrown::raw::RawTable<", true),
-    ("std::collections::hash::map::HashMap<", true),
+    ("hashbrown::raw::RawTable<", Holds::Many),
+    ("std::collections::hash::map::HashMap<", Holds::Pairs),
+    ("hashbrown::map::HashMap<", Holds::Pairs),
+    ("alloc::sync::Arc<", Holds::Inside("alloc::sync::ArcInner")),
+    (
+        "alloc::sync::Arc::<",
+        Holds::Inside("alloc::sync::ArcInner"),
+    ),
+    ("alloc::rc::Rc<", Holds::Inside("alloc::rc::RcInner")),
 ];
 /// Crates whose frames are passed on the way outward.
 const LIBRARY: [&str; 4] = ["alloc::", "core::", "std::", "hashbrown::"];
@@ -69,10 +90,15 @@ pub(super) fn is_allocator(name: &str) -> bool {
         .any(|part| name.contains(part))
 }
 
+/// Whether a function is written in Rust.
+pub(super) fn is_rust(function: &Function) -> bool {
+    function.language == RUST
+}
+
 /// Whether a function belongs to the collections of Rust's library.
 pub(super) fn is_collection(body: &Body<'_>) -> bool {
     let rust = match body.function {
-        Some(function) => function.language == RUST,
+        Some(function) => is_rust(function),
         None => body.linkage_name.starts_with("_R") || body.linkage_name.contains("17h"),
     };
     rust && COLLECTIONS
@@ -106,22 +132,26 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
         .collect();
     let through = frames.iter().all(|(name, _)| is_library(name));
     for (name, arguments) in frames {
-        if let Some((written, many)) = owned(name) {
+        if let Some((written, holds)) = owned(name) {
             let argument = arguments
                 .first()
                 .filter(|_| !path(name).starts_with(STRING))
                 .map(|at| types.strip(*at));
-            let named = || types.named(written).first().map(|at| types.strip(*at));
-            if let Some(index) = argument.or_else(named) {
+            let second = arguments.get(1).copied();
+            if let Some(index) = kept(types, written, argument, second, holds) {
                 return Stored::Type {
                     index,
-                    role: if many { Role::Element } else { Role::Whole },
+                    role: match holds {
+                        Holds::Many | Holds::Pairs => Role::Element,
+                        Holds::One | Holds::Inside(_) => Role::Whole,
+                    },
                     what: name,
                     through,
                 };
             }
-            // A placeholder without arguments says nothing; the frame outside may.
-            if !is_placeholder(written) {
+            // A placeholder without arguments says nothing, and of the memory of counted pointers and
+            // maps declared types do; the frame outside may.
+            if !is_placeholder(written) && matches!(holds, Holds::One | Holds::Many) {
                 return Stored::Undescribed;
             }
         }
@@ -130,6 +160,103 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
         }
     }
     Stored::Erased { through }
+}
+
+/// The type that an owner keeps, by its type argument in debug info, or by that in its name.
+fn kept(
+    types: &Types<'_>,
+    written: &str,
+    argument: Option<TypeIndex>,
+    second: Option<TypeIndex>,
+    holds: Holds,
+) -> Option<TypeIndex> {
+    let named = |name: &str| {
+        let defaulted = || {
+            Some(format!(
+                "{}, alloc::alloc::Global>",
+                name.strip_suffix('>')?
+            ))
+        };
+        let known = types.named(name).first().copied();
+        known
+            .or_else(|| types.named(&defaulted()?).first().copied())
+            .map(|at| types.strip(at))
+    };
+    match holds {
+        Holds::Inside(generic) => {
+            let name = argument.and_then(|at| Some(types.get(at)?.name.as_str()));
+            named(&match (name, slice_of(written)) {
+                (Some(element), Some(_)) => inside(generic, &format!("[{element}]")),
+                (name, _) => inside(generic, name.unwrap_or(written)),
+            })
+        }
+        Holds::Pairs => {
+            let (key, value) = (types.get(argument?)?, types.get(second?)?);
+            named(&format!("({}, {})", key.name, value.name))
+        }
+        Holds::One | Holds::Many => argument.or_else(|| named(written)),
+    }
+}
+
+fn inside(generic: &str, argument: &str) -> String {
+    format!("{generic}<{argument}>")
+}
+
+/// Declares the types that functions of Rust's library store and that only their names state: its own
+/// debug info has no types.
+pub(crate) fn declare(facts: &mut Facts) {
+    // A crate of the library may have no debug info at all.
+    let rust = |function: &&Function| {
+        is_rust(function) || (!function.has_dwarf && function.linkage_name.starts_with("_R"))
+    };
+    let functions = facts.functions.iter().filter(rust);
+    let names = functions.flat_map(|function| {
+        let inlines = function
+            .inlines
+            .iter()
+            .map(|inline| (&inline.name, &inline.arguments));
+        std::iter::once((&function.name, &function.arguments)).chain(inlines)
+    });
+    let mut missing: BTreeSet<String> = BTreeSet::new();
+    for (name, arguments) in names {
+        let Some((written, holds)) = owned(name).filter(|_| arguments.is_empty()) else {
+            continue;
+        };
+        let unsized_type = written.starts_with(['[', ' ']) || written.starts_with("dyn ");
+        if is_placeholder(written) || unsized_type || written == "str" {
+            continue;
+        }
+        missing.insert(match holds {
+            Holds::Inside(generic) => inside(generic, written),
+            Holds::Pairs => continue,
+            Holds::One | Holds::Many => written.to_owned(),
+        });
+    }
+    if missing.is_empty() {
+        return;
+    }
+    for known in &facts.types {
+        missing.remove(&known.name);
+        if let Some(plain) = known.name.strip_suffix(", alloc::alloc::Global>") {
+            missing.remove(&format!("{plain}>"));
+        }
+    }
+    for name in missing {
+        let identity = xxh3_128(format!("declared by name: {name}").as_bytes());
+        facts.types.push(Type {
+            kind: TypeKind::Struct,
+            size: None,
+            name,
+            target: None,
+            count: None,
+            members: Vec::new(),
+            enumerators: Vec::new(),
+            encoding: 0,
+            flags: type_flags::DECLARATION,
+            arguments: Vec::new(),
+            identity: identity.to_le_bytes(),
+        });
+    }
 }
 
 /// A qualified name from its first identifier on: `<&[core::…` → `core::…`.
@@ -152,15 +279,15 @@ fn is_placeholder(written: &str) -> bool {
     written.len() <= 2 && written.starts_with(|c: char| c.is_ascii_uppercase())
 }
 
-/// The first type argument of the owner that a name is a method of, and whether it holds many.
-fn owned(name: &str) -> Option<(&str, bool)> {
+/// The first type argument of the owner that a name is a method of, and what it keeps of it.
+fn owned(name: &str) -> Option<(&str, Holds)> {
     let path = name.trim_start_matches('<');
     if let Some(rest) = path.strip_prefix(STRING)
         && rest.starts_with([':', '>', ' '])
     {
-        return Some(("u8", true));
+        return Some(("u8", Holds::Many));
     }
-    let (owner, many) = OWNERS.iter().find(|(owner, _)| path.starts_with(owner))?;
+    let (owner, holds) = OWNERS.iter().find(|(owner, _)| path.starts_with(owner))?;
     let arguments = path.get(owner.len()..)?;
     let mut depth = 0_u32;
     let end = arguments.char_indices().find_map(|(at, letter)| {
@@ -172,7 +299,19 @@ fn owned(name: &str) -> Option<(&str, bool)> {
         }
         None
     })?;
-    Some((arguments.get(..end)?, *many))
+    let written = arguments.get(..end)?;
+    let element = match (*holds, written) {
+        (Holds::Inside(_), _) => None,
+        (_, "str") => Some("u8"),
+        _ => slice_of(written),
+    };
+    Some(element.map_or((written, *holds), |element| (element, Holds::Many)))
+}
+
+/// The element of a slice type as written: `[T]`, not `[T; 4]`.
+fn slice_of(written: &str) -> Option<&str> {
+    let element = written.strip_prefix('[')?.strip_suffix(']')?;
+    (!element.contains(';')).then_some(element)
 }
 
 #[cfg(test)]
@@ -209,6 +348,15 @@ mod tests {
             ),
             ("<alloc::raw_vec::RawVecInner>::try_allocate_in", None),
             ("alloc::alloc::alloc", None),
+            (
+                "<alloc::boxed::Box<str> as core::clone::Clone>::clone",
+                Some("u8"),
+            ),
+            (
+                "<alloc::boxed::Box<[a::B]>>::new_uninit_slice",
+                Some("a::B"),
+            ),
+            ("<alloc::boxed::Box<[u8; 4]>>::new", Some("[u8; 4]")),
             (
                 "<alloc::string::String as core::clone::Clone>::clone",
                 Some("u8"),

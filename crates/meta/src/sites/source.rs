@@ -10,7 +10,7 @@ use super::tokens::{Text, Token};
 use super::typing::{Pointee, Types};
 use super::verdict::{Clue, Request};
 use crate::facts::{Facts, Function};
-use pointee_model::evidence::Witness;
+use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,8 @@ impl<'f> Sources<'f> {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// What the text of the call at `address` says.
+    /// What the text of the call at `address` says. What its result is assigned to counts where nothing
+    /// else tells a type (`untyped`): the compiler's own word for it is better.
     pub(super) fn clues(
         &self,
         types: &Types<'_>,
@@ -56,6 +57,7 @@ impl<'f> Sources<'f> {
         address: u64,
         callee: &str,
         request: Request,
+        untyped: bool,
     ) -> Vec<Clue> {
         if !self.options.sources {
             return Vec::new();
@@ -65,13 +67,23 @@ impl<'f> Sources<'f> {
             function,
             facts: self.facts,
         };
-        for (file, line, name) in self.positions(types, function, address, callee) {
+        for Position {
+            file,
+            line,
+            name,
+            result,
+        } in self.positions(types, function, address, callee)
+        {
             let Some(text) = self.text(file) else {
                 continue;
             };
             let text = text.tokens(line.saturating_sub(BEFORE), line.saturating_add(AFTER));
             if let Some(call) = find_call(&text, line, &name) {
-                return scope.clues(&text, call);
+                let mut clues = scope.clues(&text, call);
+                if untyped && clues.is_empty() {
+                    clues.extend(scope.assigned(&text, call, result));
+                }
+                return clues;
             }
             let clues = scope.statement_clues(&text, line, request);
             if !clues.is_empty() {
@@ -91,16 +103,10 @@ impl<'f> Sources<'f> {
         function: &Function,
         address: u64,
         callee: &str,
-    ) -> Vec<(u32, u32, String)> {
+    ) -> Vec<Position> {
         let lines = &self.facts.lines;
         let after = lines.partition_point(|row| row.address <= address);
         let row = after.checked_sub(1).and_then(|at| lines.get(at));
-        let mut positions = Vec::new();
-        if let Some(row) = row
-            && let Some(file) = row.file
-        {
-            positions.push((file, row.line, callee.to_owned()));
-        }
         let mut around: Vec<_> = function
             .inlines
             .iter()
@@ -112,14 +118,32 @@ impl<'f> Sources<'f> {
             })
             .collect();
         around.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
-        for inline in around {
-            let result = inline.result.and_then(|result| types.pointee(result));
-            if matches!(result, Some(Pointee::Type(target)) if !types.is_character(target)) {
+        let results = around.iter().map(|inline| inline.result);
+        let mut results = results.chain([function.result]);
+        let mut positions = Vec::new();
+        let innermost = results.next().flatten();
+        if let Some(row) = row
+            && let Some(file) = row.file
+        {
+            positions.push(Position {
+                file,
+                line: row.line,
+                name: callee.to_owned(),
+                result: innermost,
+            });
+        }
+        for (inline, result) in around.iter().zip(results) {
+            let own = inline.result.and_then(|result| types.pointee(result));
+            if matches!(own, Some(Pointee::Type(target)) if !types.is_character(target)) {
                 break;
             }
             if let Some(file) = inline.call_file {
-                let name = super::cpp::last_component(&inline.name).to_owned();
-                positions.push((file, inline.call_line, name));
+                positions.push(Position {
+                    file,
+                    line: inline.call_line,
+                    name: super::cpp::last_component(&inline.name).to_owned(),
+                    result,
+                });
             }
         }
         positions
@@ -161,6 +185,16 @@ impl<'f> Sources<'f> {
     }
 }
 
+/// Where a call is written.
+struct Position {
+    file: u32,
+    line: u32,
+    /// What is called there.
+    name: String,
+    /// The type of the result of the function that it is written in.
+    result: Option<TypeIndex>,
+}
+
 /// The index of the callee's name in the one call of it that covers `line`.
 fn find_call(text: &[Token<'_>], line: u32, name: &str) -> Option<usize> {
     let covers = |at: &usize| {
@@ -200,6 +234,19 @@ fn closing(text: &[Token<'_>], open: usize) -> Option<usize> {
     None
 }
 
+/// The first parenthesis that is not closed in `text`.
+fn unclosed(text: &[Token<'_>]) -> Option<usize> {
+    let mut open = Vec::new();
+    for (at, token) in text.iter().enumerate() {
+        match token.text() {
+            "(" | "[" => open.push(at),
+            ")" | "]" => drop(open.pop()),
+            _ => {}
+        }
+    }
+    open.first().copied()
+}
+
 /// What names mean at a call.
 struct Scope<'a, 'f> {
     types: &'a Types<'f>,
@@ -236,10 +283,48 @@ impl Scope<'_, '_> {
             [head, next] if between(head.0, next.0) => Some(head),
             _ => None,
         };
-        if let Some((_, index, words)) = first {
-            clues.push(clue(Witness::SizeofInSource, *index, words));
+        if let Some((at, index, words)) = first {
+            let alone = arguments.iter().filter(|token| token.is("sizeof")).count() == 1;
+            let part = alone.then(|| part(arguments, *at)).flatten();
+            clues.push(Clue {
+                role: part,
+                ..clue(Witness::SizeofInSource, *index, words)
+            });
         }
         clues
+    }
+
+    /// What the result of a call is assigned to, or returned as.
+    fn assigned(&self, text: &[Token<'_>], call: usize, result: Option<TypeIndex>) -> Option<Clue> {
+        let mut before = call;
+        if let Some(open) = self.opening_of_cast(text, call) {
+            before = open;
+        }
+        let sign = before.checked_sub(1)?;
+        let pointer = match text[sign].text() {
+            "return" => result?,
+            "=" => {
+                let ends = |token: &Token<'_>| {
+                    matches!(
+                        token.text(),
+                        ";" | "{" | "}" | "," | "=" | "&" | "|" | "?" | ":"
+                    )
+                };
+                let start = (0..sign).rev().find(|at| ends(&text[*at]))? + 1;
+                let mut target = &text[start..sign];
+                // `if ((p = f(…)))`: parentheses that do not close before the sign.
+                while let Some(open) = unclosed(target) {
+                    target = &target[open + 1..];
+                }
+                let declared = || self.variable(target.last()?.text());
+                self.expression(target).or_else(declared)?
+            }
+            _ => return None,
+        };
+        match self.types.pointee(pointer)? {
+            Pointee::Type(target) => Some(clue(Witness::AssignedInSource, target, "")),
+            Pointee::Void => None,
+        }
     }
 
     /// What a statement says in which the call is hidden in a macro: the one `sizeof` in it, if the
@@ -415,13 +500,18 @@ impl Scope<'_, '_> {
             })
     }
 
+    /// Where a cast in front of a call starts.
+    fn opening_of_cast(&self, text: &[Token<'_>], call: usize) -> Option<usize> {
+        let end = call.checked_sub(1).filter(|at| text[*at].is(")"))?;
+        (end.saturating_sub(8)..end)
+            .rev()
+            .find(|at| text[*at].is("("))
+    }
+
     /// What the cast in front of a call points to.
     fn cast_before(&self, text: &[Token<'_>], call: usize) -> Option<TypeIndex> {
-        let end = call.checked_sub(1).filter(|at| text[*at].is(")"))?;
-        let open = (end.saturating_sub(8)..end)
-            .rev()
-            .find(|at| text[*at].is("("))?;
-        let words = &text[open + 1..end];
+        let open = self.opening_of_cast(text, call)?;
+        let words = &text[open + 1..call - 1];
         let (star, target) = words.split_last()?;
         // `if (x) f(…)` and `sizeof(x)` end in a parenthesis too.
         (star.is("*") && !target.is_empty())
@@ -431,10 +521,54 @@ impl Scope<'_, '_> {
     }
 }
 
+/// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
+/// is, or a term of a sum. What stands in parentheses of its own does not count.
+fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
+    let mut depth = 0_i32;
+    let depths: Vec<i32> = arguments
+        .iter()
+        .map(|token| {
+            let before = depth;
+            match token.text() {
+                "(" | "[" => depth += 1,
+                ")" | "]" => depth -= 1,
+                _ => {}
+            }
+            before.min(depth)
+        })
+        .collect();
+    let own = depths[at];
+    let outside = |other: &usize| {
+        depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
+    };
+    let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
+    let end = (at..arguments.len())
+        .find(outside)
+        .unwrap_or(arguments.len());
+    let is = |other: usize, texts: &[&str]| {
+        depths[other] == own && texts.contains(&arguments[other].text())
+    };
+    let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
+    // What follows a `sizeof` without parentheses is not told from its operand.
+    let after = (at + 1..end)
+        .find(|next| arguments[at + 1].is("(") && is(*next, &[")"]))
+        .map_or(end, |close| close + 1);
+    let factor = (at > start && is(at - 1, &["*"])) || (after < end && is(after, &["*"]));
+    match (factor, summed) {
+        (true, None) => Some(Role::Element),
+        (false, Some(_)) => {
+            let term = (at == start || is(at - 1, &["+"])) && (after == end || is(after, &["+"]));
+            term.then_some(Role::Header)
+        }
+        _ => None,
+    }
+}
+
 fn clue(witness: Witness, target: TypeIndex, what: &str) -> Clue {
     Clue {
         witness,
         types: vec![target],
+        role: None,
         what: what.to_owned(),
         address: 0,
     }

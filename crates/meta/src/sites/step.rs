@@ -422,6 +422,14 @@ impl<'f> Interpreter<'_, 'f> {
             })
     }
 
+    /// The object that a variable in the base register points to, if the address lies in it.
+    pub(super) fn variable_object(&self, address: &Address, at: u64) -> Option<(TypeIndex, i64)> {
+        self.variable_targets(address, at).find(|(target, offset)| {
+            let size = self.types.size(*target);
+            u64::try_from(*offset).is_ok_and(|offset| size.is_some_and(|size| offset < size))
+        })
+    }
+
     /// The object that an address lies in, as far as types tell: its type and the offset in it. A
     /// pointer to a base is also one to what is derived from it, so a type that ends before the
     /// offset gives way to that of another variable in the register.
@@ -554,6 +562,7 @@ impl<'f> Interpreter<'_, 'f> {
             if !address.indexed {
                 let whole = size == 8 || (size == 4 && value.is_scalar());
                 state.set_slot(slot, size, if whole { value } else { Value::Unknown });
+                self.own_slot(slot, value, state, at);
             }
             return;
         }

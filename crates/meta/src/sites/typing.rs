@@ -24,7 +24,8 @@ pub(super) struct Types<'f> {
     types: &'f [Type],
     /// For pointers and arrays, the first type that differs in qualifiers and typedefs only.
     same: Vec<TypeIndex>,
-    definitions: HashMap<&'f str, TypeIndex>,
+    /// By name; several where files of the program each have their own.
+    definitions: HashMap<&'f str, Vec<TypeIndex>>,
     named: HashMap<&'f str, Vec<TypeIndex>>,
     /// By what they point to, stripped, `None` for `void`: the first such pointer type.
     pointers: HashMap<Option<TypeIndex>, TypeIndex>,
@@ -32,7 +33,7 @@ pub(super) struct Types<'f> {
 
 impl<'f> Types<'f> {
     pub(super) fn new(facts: &'f Facts) -> Self {
-        let mut definitions = HashMap::new();
+        let mut definitions: HashMap<&str, Vec<TypeIndex>> = HashMap::new();
         let mut named: HashMap<&str, Vec<TypeIndex>> = HashMap::new();
         for (index, entry) in (0..).zip(&facts.types) {
             if entry.name.is_empty() {
@@ -40,7 +41,7 @@ impl<'f> Types<'f> {
             }
             named.entry(&entry.name).or_default().push(index);
             if is_record(entry.kind) && entry.flags & type_flags::DECLARATION == 0 {
-                definitions.entry(entry.name.as_str()).or_insert(index);
+                definitions.entry(&entry.name).or_default().push(index);
             }
         }
         let mut types = Self {
@@ -50,6 +51,17 @@ impl<'f> Types<'f> {
             named,
             pointers: HashMap::new(),
         };
+        types.same = types.find_same_records();
+        for known in types.definitions.values_mut() {
+            let mut unique: Vec<TypeIndex> = Vec::new();
+            for at in known.iter() {
+                let first = types.same.get(*at as usize).copied().unwrap_or(*at);
+                if !unique.contains(&first) {
+                    unique.push(first);
+                }
+            }
+            *known = unique;
+        }
         types.same = types.find_same();
         for (at, entry) in (0..).zip(&facts.types) {
             if entry.kind == TypeKind::Pointer {
@@ -68,11 +80,14 @@ impl<'f> Types<'f> {
     fn find_same(&self) -> Vec<TypeIndex> {
         type Chain = Vec<(TypeKind, Option<u64>)>;
         let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
-        let mut same: Vec<TypeIndex> = self.find_same_records();
-        let records = same.clone();
+        let records = &self.same;
+        let mut same = records.clone();
+        // By shape: what stands for it, and whether that is written without typedefs and qualifiers.
+        let mut plainest: HashMap<TypeIndex, (TypeIndex, bool)> = HashMap::new();
         for (at, own) in (0..).zip(&mut same) {
             let mut shape = Vec::new();
             let mut target = Some(at);
+            let mut bare = true;
             while let Some(entry) = target.and_then(|at| self.get(self.bare(at)))
                 && matches!(
                     entry.kind,
@@ -82,6 +97,8 @@ impl<'f> Types<'f> {
             {
                 shape.push((entry.kind, entry.count));
                 target = entry.target;
+                bare &=
+                    target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
             }
             let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
             if !shape.is_empty() && plain {
@@ -93,6 +110,15 @@ impl<'f> Types<'f> {
                         .is_none_or(|entry| entry.kind == TypeKind::Void || is_alias(entry.kind))
                 });
                 *own = *first.entry((shape, end.filter(|_| !void))).or_insert(at);
+                let known = plainest.entry(*own).or_insert((at, bare));
+                if bare && !known.1 {
+                    *known = (at, true);
+                }
+            }
+        }
+        for own in &mut same {
+            if let Some((plain, _)) = plainest.get(own) {
+                *own = *plain;
             }
         }
         same
@@ -107,10 +133,13 @@ impl<'f> Types<'f> {
         (0..)
             .zip(self.types)
             .map(|(at, entry)| {
-                let whole = TypeKind::Struct == entry.kind || TypeKind::Union == entry.kind;
+                let whole = matches!(
+                    entry.kind,
+                    TypeKind::Struct | TypeKind::Class | TypeKind::Union
+                );
                 if !whole
                     || entry.name.is_empty()
-                    || entry.flags & (type_flags::DECLARATION | type_flags::ANONYMOUS) != 0
+                    || entry.flags & type_flags::DECLARATION != 0
                     || self.named(&entry.name).len() < 2
                 {
                     return at;
@@ -139,6 +168,14 @@ impl<'f> Types<'f> {
         self.same.get(bare as usize).copied().unwrap_or(bare)
     }
 
+    /// The definitions that a declaration may mean.
+    pub(super) fn meant(&self, index: TypeIndex) -> &[TypeIndex] {
+        self.get(index)
+            .filter(|entry| entry.flags & type_flags::DECLARATION != 0)
+            .and_then(|entry| self.definitions.get(entry.name.as_str()))
+            .map_or(&[], Vec::as_slice)
+    }
+
     fn bare(&self, mut index: TypeIndex) -> TypeIndex {
         for _ in 0..DEPTH * 2 {
             let Some(entry) = self.get(index) else {
@@ -147,11 +184,10 @@ impl<'f> Types<'f> {
             match (entry.kind, entry.target) {
                 (kind, Some(target)) if is_alias(kind) => index = target,
                 _ if is_record(entry.kind) && entry.flags & type_flags::DECLARATION != 0 => {
-                    return self
-                        .definitions
-                        .get(entry.name.as_str())
-                        .copied()
-                        .unwrap_or(index);
+                    return match self.meant(index) {
+                        [only] => *only,
+                        _ => index,
+                    };
                 }
                 _ => break,
             }
@@ -265,6 +301,16 @@ impl<'f> Types<'f> {
         // `[1]` is the old way to write it.
         let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
         self.array_at_end(index, open)
+            .or_else(|| self.slice_at_end(index))
+    }
+
+    /// The slice that a Rust struct of no fixed size ends with: its member lies behind the end.
+    fn slice_at_end(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        let entry = self.get(self.strip(index))?;
+        let last = entry.members.last()?;
+        let behind = entry.kind == TypeKind::Struct && Some(last.offset) >= entry.size;
+        let element = self.strip(last.r#type);
+        (behind && last.bit_size == 0 && self.size(element)? > 0).then_some((last.offset, element))
     }
 
     /// The array member at the end of a struct, of whatever length: its offset and element type.
@@ -294,6 +340,14 @@ impl<'f> Types<'f> {
         self.get(index).is_some_and(|entry| {
             entry.kind == TypeKind::Base && entry.size == Some(1) && entry.encoding != 2
         })
+    }
+
+    /// Whether `index` is an integer of whatever size.
+    pub(super) fn is_integer(&self, index: TypeIndex) -> bool {
+        /// `DW_ATE_float` and its complex and imaginary forms.
+        const FLOATS: [u8; 3] = [3, 4, 9];
+        self.get(index)
+            .is_some_and(|entry| entry.kind == TypeKind::Base && !FLOATS.contains(&entry.encoding))
     }
 
     /// Whether `index` is a number of one byte, as `u8`.
@@ -388,6 +442,15 @@ impl<'f> Types<'f> {
     /// The types of a name, in order of index.
     pub(super) fn named(&self, name: &str) -> &[TypeIndex] {
         self.named.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The element of an array type of known length.
+    pub(super) fn element(&self, index: TypeIndex) -> Option<TypeIndex> {
+        let entry = self.get(self.strip(index))?;
+        (entry.kind == TypeKind::Array && entry.count.is_some())
+            .then_some(entry.target)
+            .flatten()
+            .map(|at| self.strip(at))
     }
 
     /// The pointer type to `target`, if the file has one.

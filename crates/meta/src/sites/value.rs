@@ -19,11 +19,10 @@ pub(super) enum Value {
     Constant(i64),
     /// What the `index`-th integer argument register held at entry, plus `offset`.
     Parameter { index: u8, offset: i64 },
-    /// `scale · x + add`; `x` is computed from the parameters in the bit mask `from`, and is the one
-    /// parameter itself where `exact`.
+    /// `scale · x + add`; `x` is computed from the parameters in the bit mask `from`.
     Linear {
         from: u8,
-        exact: bool,
+        x: Computed,
         scale: u32,
         add: i64,
     },
@@ -38,6 +37,17 @@ pub(super) enum Value {
     Global(u64),
     /// Canonical frame address plus this.
     Stack(i64),
+}
+
+/// How the `x` of a linear form comes from parameters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Computed {
+    /// In whatever way.
+    Somehow,
+    /// It is the one parameter, rounded up, or replaced by a number on some path (`n ? n : 8`).
+    Nearly,
+    /// It is the one parameter.
+    Exactly,
 }
 
 /// Offset into an allocation that is not known.
@@ -135,7 +145,7 @@ impl Value {
         } else {
             Self::Linear {
                 from,
-                exact: false,
+                x: Computed::Somehow,
                 scale: 1,
                 add: 0,
             }
@@ -152,19 +162,19 @@ impl Value {
             },
             Self::Linear {
                 from,
-                exact,
+                x,
                 scale,
                 add,
             } => Self::Linear {
                 from,
-                exact,
+                x,
                 scale,
                 add: add.wrapping_add(number),
             },
             Self::Product(..) if number == 0 => self,
             Self::Product(..) => Self::Linear {
                 from: self.from(),
-                exact: false,
+                x: Computed::Somehow,
                 scale: 1,
                 add: number,
             },
@@ -185,7 +195,7 @@ impl Value {
             Self::Stack(offset) => Self::Stack(offset.wrapping_add(number)),
             Self::Unknown if number != 0 => Self::Linear {
                 from: 0,
-                exact: false,
+                x: Computed::Somehow,
                 scale: 1,
                 add: number,
             },
@@ -219,13 +229,18 @@ impl Value {
             (index, Self::Global(_)) if index == Self::Unknown || index.is_scalar() => other,
             (a, b) => {
                 // n + 2n, as `lea` writes 3n; other steps share nothing but their constants.
-                let (scale_a, add_a, exact_a) = a.form();
-                let (scale_b, add_b, exact_b) = b.form();
+                let (scale_a, add_a, x_a) = a.form();
+                let (scale_b, add_b, x_b) = b.form();
                 let from = a.from() | b.from();
-                let same = exact_a && exact_b && a.from() == b.from() && from.count_ones() == 1;
+                let exact = x_a == Computed::Exactly && x_b == Computed::Exactly;
+                let same = exact && a.from() == b.from() && from.count_ones() == 1;
                 Self::Linear {
                     from,
-                    exact: same,
+                    x: if same {
+                        Computed::Exactly
+                    } else {
+                        Computed::Somehow
+                    },
                     scale: if same {
                         scale_a.saturating_add(scale_b)
                     } else if scale_a == scale_b {
@@ -264,11 +279,11 @@ impl Value {
             _ if factor == 0 => Self::Constant(0),
             _ if factor == 1 => self,
             _ => {
-                let (scale, add, exact) = self.form();
+                let (scale, add, x) = self.form();
                 match scale.checked_mul(small) {
                     Some(scale) => Self::Linear {
                         from: self.from(),
-                        exact,
+                        x,
                         scale,
                         add: add.wrapping_mul(factor),
                     },
@@ -312,9 +327,9 @@ impl Value {
             (-LARGEST_ALIGNMENT..0).contains(&wide) && wide.count_zeros() == wide.trailing_zeros();
         match self {
             Self::Constant(value) => Self::Constant(value & mask),
-            Self::Linear { scale, add, .. } if rounds => Self::Linear {
+            Self::Linear { x, scale, add, .. } if rounds => Self::Linear {
                 from,
-                exact: false,
+                x: x.min(Computed::Nearly),
                 scale: if i64::from(scale) % wide == 0 {
                     scale
                 } else {
@@ -324,7 +339,7 @@ impl Value {
             },
             Self::Parameter { offset, .. } if rounds => Self::Linear {
                 from,
-                exact: false,
+                x: Computed::Nearly,
                 scale: 1,
                 add: offset & wide,
             },
@@ -332,14 +347,12 @@ impl Value {
         }
     }
 
-    /// Scale and constant part of the linear form and whether it is exact; 1 and 0 for what has none.
-    fn form(self) -> (u32, i64, bool) {
+    /// Scale and constant part of the linear form, and what its `x` is; 1 and 0 for what has none.
+    fn form(self) -> (u32, i64, Computed) {
         match self {
-            Self::Linear {
-                scale, add, exact, ..
-            } => (scale, add, exact),
-            Self::Parameter { offset, .. } => (1, offset, true),
-            _ => (1, 0, false),
+            Self::Linear { scale, add, x, .. } => (scale, add, x),
+            Self::Parameter { offset, .. } => (1, offset, Computed::Exactly),
+            _ => (1, 0, Computed::Somehow),
         }
     }
 
@@ -363,7 +376,7 @@ pub(super) fn join(
     origins: &mut Origins,
     size_of: impl Fn(TypeIndex) -> Option<u64>,
 ) -> Value {
-    use Value::{Allocated, Constant, Typed, Unknown};
+    use Value::{Allocated, Constant, Global, Typed, Unknown};
     if a == b {
         return a;
     }
@@ -385,6 +398,9 @@ pub(super) fn join(
         (_, Allocated { .. }) => b,
         (Typed { .. }, Constant(0)) => a,
         (Constant(0), Typed { .. }) => b,
+        // A function pointer that has a default is one of that type either way.
+        (Typed { target, offset: 0 }, Global(_) | Constant(_)) if size_of(target).is_none() => a,
+        (Global(_) | Constant(_), Typed { target, offset: 0 }) if size_of(target).is_none() => b,
         (
             Typed {
                 target: target_a,
@@ -412,20 +428,34 @@ pub(super) fn join(
 /// The linear form that both values have: the smaller constant part, the common divisor of the steps.
 fn common_form(a: Value, b: Value) -> Value {
     let parts = |value: Value| match value {
-        Value::Constant(number) => (0, number),
+        Value::Constant(number) => (0, number, Computed::Exactly),
         _ => {
-            let (scale, add, _) = value.form();
-            (u64::from(scale), add)
+            let (scale, add, x) = value.form();
+            (u64::from(scale), add, x)
         }
     };
-    let ((scale_a, add_a), (scale_b, add_b)) = (parts(a), parts(b));
+    let ((scale_a, add_a, x_a), (scale_b, add_b, x_b)) = (parts(a), parts(b));
     if scale_a == 0 && scale_b == 0 {
         return Value::Unknown;
     }
+    let from = a.from() | b.from();
+    // A parameter, perhaps scaled, that a number takes the place of on some path.
+    let plain = |scale: u64, add: i64| scale > 0 && add == 0;
+    let replaced = (plain(scale_a, add_a) && scale_b == 0)
+        || (plain(scale_b, add_b) && scale_a == 0)
+        || (plain(scale_a, add_a) && plain(scale_b, add_b) && scale_a == scale_b);
+    if replaced && from.count_ones() == 1 && x_a.min(x_b) >= Computed::Nearly {
+        return Value::Linear {
+            from,
+            x: Computed::Nearly,
+            scale: u32::try_from(scale_a.max(scale_b)).unwrap_or(1),
+            add: 0,
+        };
+    }
     let scale = divisor(divisor(scale_a, scale_b), add_a.abs_diff(add_b));
     Value::Linear {
-        from: a.from() | b.from(),
-        exact: false,
+        from,
+        x: Computed::Somehow,
         scale: u32::try_from(scale).unwrap_or(1),
         add: add_a.min(add_b),
     }

@@ -27,6 +27,8 @@ use pointee_model::image::{TypeIndex, TypeKind};
 pub(super) struct Clue {
     pub(super) witness: Witness,
     pub(super) types: Vec<TypeIndex>,
+    /// The part that the type plays, where that is said too.
+    pub(super) role: Option<Role>,
     pub(super) what: String,
     pub(super) address: u64,
 }
@@ -79,6 +81,7 @@ impl Request {
 
 /// Weighs the clues of one site.
 pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Request) -> Decision {
+    let clues = &resolved(types, clues)[..];
     let mut candidates: Vec<TypeIndex> = Vec::new();
     let mut nearest: Vec<&Clue> = clues.iter().collect();
     // What comes after the call tells more than what lies before it in the code.
@@ -100,22 +103,43 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     if candidates.iter().any(alone) {
         candidates.retain(alone);
     }
-    if std::env::var_os("DBG").is_some() {
-        eprintln!("{call:x} {request:?}");
-    }
     let mut left = narrow(types, candidates, clues, request);
     if is_view(types, &left, clues, request) {
         left.clear();
     }
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
-    // An allocator is asked for so many objects of its type.
-    let allocator = |clue: &Clue| {
-        clue.witness == Witness::TemplateArgument && chosen.is_some_and(|at| clue.types == [at])
-    };
-    if role == Role::Unknown && clues.iter().any(allocator) {
-        role = Role::Element;
+    // An array of one looks like one object; an allocator is asked for so many objects of its type.
+    let mut said = clues
+        .iter()
+        .filter(|clue| chosen.is_some_and(|at| clue.types == [at]));
+    let many = |clue: &Clue| clue.role == Some(Role::Element);
+    let allocator = |clue: &Clue| clue.witness == Witness::TemplateArgument && clue.role.is_none();
+    let first = |clue: &Clue| clue.role == Some(Role::Header);
+    match role {
+        Role::Element
+            if chosen.is_some_and(|at| is_record(types, at)) && said.clone().any(first) =>
+        {
+            role = Role::Header;
+        }
+        Role::Whole | Role::Header if said.clone().any(many) => role = Role::Element,
+        Role::Unknown if said.clone().any(|clue| many(clue) || allocator(clue)) => {
+            role = Role::Element;
+        }
+        Role::Unknown => role = said.find_map(|clue| clue.role).unwrap_or(role),
+        _ => {}
     }
+    let tail = tail.filter(|_| role == Role::Header);
+    // `Box<[T; 3]>` is three objects of T.
+    let chosen = chosen.map(
+        |at| match types.element(at).filter(|_| role == Role::Whole) {
+            Some(element) => {
+                role = Role::Element;
+                element
+            }
+            None => at,
+        },
+    );
     let verdict = match (left.len(), all.is_empty(), clues.is_empty()) {
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
@@ -151,6 +175,24 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         verdict,
         evidence,
     }
+}
+
+/// A declaration that several definitions have the name of is any of them, as the arms of a union are.
+fn resolved(types: &Types<'_>, clues: &[Clue]) -> Vec<Clue> {
+    let mut clues = clues.to_vec();
+    for clue in &mut clues {
+        let meant: Vec<TypeIndex> = clue
+            .types
+            .iter()
+            .flat_map(|at| types.meant(*at))
+            .copied()
+            .collect();
+        if !meant.is_empty() {
+            clue.types.retain(|at| types.meant(*at).is_empty());
+            clue.types.extend(meant);
+        }
+    }
+    clues
 }
 
 /// Whether the one type left is how a local variable looks at memory that is kept as `void *`, of a
@@ -221,8 +263,13 @@ fn narrow(
             size(at) == unit || tail == Some(unit)
         });
     }
-    // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them.
-    if left.len() > 1 && left.iter().all(|at| types.pointee(*at).is_some()) {
+    // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them;
+    // and so is `sizeof(long)` for what is unsigned.
+    let first = left.first().map(|at| size(*at));
+    let alike = |at: &TypeIndex| types.is_integer(*at) && Some(size(*at)) == first;
+    if left.len() > 1
+        && (left.iter().all(|at| types.pointee(*at).is_some()) || left.iter().all(alike))
+    {
         let said = |at: TypeIndex| {
             clues
                 .iter()
@@ -309,7 +356,10 @@ pub(super) fn role(
         } => {
             // The factor found may be a divisor of the true one (`3n · 8`).
             let steps = unit % size == 0 || size % unit == 0;
-            if flexible.is_some() && head >= opens_at {
+            // One byte more ends what is copied as if it were text.
+            let head = if head == 1 { 0 } else { head };
+            let header = flexible.is_some() || (record && size % unit != 0);
+            if header && head > 0 && head >= opens_at {
                 Role::Header
             } else if steps && head % size == 0 {
                 Role::Element
@@ -322,7 +372,7 @@ pub(super) fn role(
         Request { head, .. } if record && head >= opens_at => Role::Header,
         _ if flexible.is_some() => Role::Header,
         // A part that is no multiple: something else lies in the block too.
-        Request { head, .. } if !record && head % size != 0 => Role::Unknown,
+        Request { head, .. } if !record && head > 1 && head % size != 0 => Role::Unknown,
         _ if !record || request.grows => Role::Element,
         _ => Role::Unknown,
     };
@@ -355,7 +405,8 @@ fn kind(witness: Witness) -> u8 {
         | Witness::Global
         | Witness::Result
         | Witness::Parameter
-        | Witness::Reallocated => Witness::Variable as u8,
+        | Witness::Reallocated
+        | Witness::AssignedInSource => Witness::Variable as u8,
         other => other as u8,
     }
 }

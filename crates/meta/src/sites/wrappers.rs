@@ -16,8 +16,9 @@ use super::flow::{Interpreter, Met, Outcome, Seen};
 use super::model::{self, Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
-use super::value::{ANYWHERE, Value, is_number, offset_parameter};
+use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
 use super::{Wrapper, identity, unnamed};
+use crate::config::Declared;
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -50,6 +51,21 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
+    /// One that the configuration names.
+    fn declared(declared: &Declared) -> Self {
+        Self {
+            size: declared.size,
+            old: declared.old,
+            out: None,
+            makes: Makes::Whatever,
+            base: None,
+            offset: 0,
+            header: 0,
+            returns_it: true,
+            stores: None,
+        }
+    }
+
     /// Where in the block the result of a call with these arguments points.
     pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
         match offset_parameter(self.offset) {
@@ -66,6 +82,7 @@ impl Allocator {
 pub(super) struct Allocators<'f> {
     by_key: HashMap<Key, Allocator>,
     by_signature: HashMap<Vec<TypeIndex>, Key>,
+    /// At link-time addresses, in order of these.
     globals: &'f [Global],
     identities: RwLock<HashMap<Key, Option<u8>>>,
 }
@@ -81,7 +98,7 @@ pub(super) struct Found<'f> {
 }
 
 impl<'f> Allocators<'f> {
-    fn roots(program: &Program<'_>, facts: &'f Facts) -> Self {
+    fn roots(program: &Program<'_>, facts: &'f Facts, declared: &[Declared]) -> Self {
         let imports = (0..)
             .zip(&program.imports)
             .map(|(at, name)| (Key::Import(at), *name));
@@ -91,7 +108,10 @@ impl<'f> Allocators<'f> {
         let by_key = imports
             .chain(locals)
             .filter_map(|(key, name)| {
-                let row = model::row(name)?;
+                let Some(row) = model::row(name) else {
+                    let declared = declared.iter().rev().find(|declared| declared.is(name))?;
+                    return Some((key, Allocator::declared(declared)));
+                };
                 Some((
                     key,
                     Allocator {
@@ -111,7 +131,7 @@ impl<'f> Allocators<'f> {
         Self {
             by_key,
             by_signature: HashMap::new(),
-            globals: &facts.globals,
+            globals: fixed(&facts.globals),
             identities: RwLock::new(HashMap::new()),
         }
     }
@@ -152,11 +172,8 @@ impl<'f> Allocators<'f> {
         let after = self
             .globals
             .partition_point(|global| global.address <= address);
-        let global = self.globals[..after]
-            .iter()
-            .rev()
-            .find(|global| !global.thread_local)?;
-        (address - global.address < global.size.max(1)).then_some(global)
+        let global = self.globals.get(after.checked_sub(1)?)?;
+        (address.checked_sub(global.address)? < global.size.max(1)).then_some(global)
     }
 
     /// Type and offset in it of the global that `address` lies in.
@@ -174,13 +191,19 @@ impl<'f> Allocators<'f> {
     }
 }
 
+/// The globals that are not thread-local; those come last.
+fn fixed(globals: &[Global]) -> &[Global] {
+    &globals[..globals.partition_point(|global| !global.thread_local)]
+}
+
 /// Finds all wrappers and interprets every function that allocates.
 pub(super) fn fixpoint<'f>(
     program: &Program<'f>,
     types: &Types<'f>,
     facts: &'f Facts,
+    declared: &[Declared],
 ) -> Found<'f> {
-    let mut allocators = Allocators::roots(program, facts);
+    let mut allocators = Allocators::roots(program, facts, declared);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
     for _ in 0..ROUNDS {
@@ -584,7 +607,7 @@ fn size_rule(met: &Met) -> Size {
         },
         Value::Linear {
             from,
-            exact: true,
+            x: Computed::Exactly | Computed::Nearly,
             scale,
             add,
         } if from.count_ones() == 1 => Size::Argument {

@@ -1,0 +1,84 @@
+//! *Are the types of allocation sites right?* — scored against what a reader of the sources says.
+//!
+//! ```text
+//!   benches/truth/build.sh PROGRAM DIR ──▶ a program with debug info, from its distribution's source
+//!   draw   ──▶ sites picked by a seed, each with its source lines and without our answer
+//!              a person reads and writes    benches/truth/PROGRAM.tsv
+//!   score  ──▶ coverage, precision with its bound, each miss
+//! ```
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | place | file, line and callee of a call: what survives another compiler. One place may be many sites (inlining) |
+//! | row | what is true of one place, and the text that proves it |
+//! | answered | one type in one role, and the verdict says single or agreed; base-of and conflicts are no answers |
+
+mod draw;
+mod rows;
+mod score;
+mod sites;
+
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+pub(crate) const USAGE: &str = "\
+  truth coverage FILE…        how many sites of each file have an answer, and the others by cause
+  truth draw FILE             draws places at random and shows their source, without answers
+                                --count N       places [default: 40]
+                                --seed N        [default: 1]
+                                --rows FILE     leave out the places that these rows have
+  truth score ROWS FILE       scores a file's sites against rows; further pairs may follow
+                      both: --pointee FILE (this command instead of a fresh build), --no-sources
+";
+
+/// What all three need.
+pub(crate) struct Options {
+    pointee: Option<PathBuf>,
+    sources: bool,
+    count: usize,
+    seed: u64,
+    rows: Option<PathBuf>,
+    files: Vec<PathBuf>,
+}
+
+impl Options {
+    fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self {
+            pointee: None,
+            sources: true,
+            count: 40,
+            seed: 1,
+            rows: None,
+            files: Vec::new(),
+        };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || {
+                words
+                    .next()
+                    .with_context(|| format!("{word} wants a value"))
+            };
+            match *word {
+                "--no-sources" => options.sources = false,
+                "--pointee" => options.pointee = Some(value()?.into()),
+                "--rows" => options.rows = Some(value()?.into()),
+                "--count" => options.count = value()?.parse().context("--count wants a number")?,
+                "--seed" => options.seed = value()?.parse().context("--seed wants a number")?,
+                _ if word.starts_with("--") => bail!("unknown option {word}"),
+                _ => options.files.push(word.into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let (command, rest) = words.split_first().context("truth wants a command")?;
+    let options = Options::parse(rest)?;
+    match *command {
+        "coverage" => score::coverage(&options),
+        "draw" => draw::run(&options),
+        "score" => score::run(&options),
+        _ => bail!("truth {command} is not known"),
+    }
+}
