@@ -14,6 +14,7 @@
 pub mod cache;
 pub mod config;
 pub mod debug_files;
+pub mod debuginfod;
 pub mod dwarf;
 pub mod elf;
 pub mod facts;

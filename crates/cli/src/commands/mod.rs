@@ -9,5 +9,6 @@ pub(crate) mod probe;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
 pub(crate) mod sites;
+mod sites_explain;
 pub(crate) mod snapshot;
 pub(crate) mod what;

@@ -34,6 +34,7 @@ mod verdict;
 mod wrappers;
 
 pub use model::Size;
+pub use verdict::Request;
 
 use crate::config::Declared;
 use crate::elf::Elf;
@@ -49,7 +50,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use typing::{Pointee, Types};
 use value::Value;
-use verdict::{Clue, Decision, Request, decide};
+use verdict::{Clue, Decision, decide};
 
 /// What may be configured.
 #[derive(Clone, Debug)]
@@ -106,6 +107,10 @@ pub struct Site {
     pub flags: u16,
     /// All that was seen, nearest first.
     pub evidence: Vec<Evidence>,
+    /// What is asked for, as far as the code tells.
+    pub request: Request,
+    /// The types that were seen and are not the answer, with the reason.
+    pub dropped: Vec<(TypeIndex, &'static str)>,
 }
 
 /// One thing that was seen of a site.
@@ -446,6 +451,8 @@ impl Context<'_, '_> {
             verdict: decision.verdict,
             flags,
             evidence: decision.evidence,
+            request: Request::of(met, flags & site_flags::REALLOC != 0),
+            dropped: decision.dropped,
         }
     }
 }
