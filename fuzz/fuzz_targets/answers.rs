@@ -11,6 +11,7 @@ use pointee_fuzz::seeds;
 use pointee_index::handoff::Hello;
 use pointee_inspect::describe::{Shape, field_at, size_of_type, type_name};
 use pointee_inspect::images::AlignedBytes;
+use pointee_inspect::space::Layout;
 use pointee_inspect::value::{Contents, print, print_array};
 use pointee_model::addr::Alleged;
 use pointee_model::evidence::Role;
@@ -35,7 +36,8 @@ fuzz_target!(
             ask_type(&image, index, &memory);
         }
         if let Some(index) = seeds::region_with(&image).as_saved() {
-            ask_process(&index, &seeds::images_with(data), Some(&memory));
+            let images = seeds::images_with(data);
+            ask_process(&index, &images, &Layout::default(), Some(&memory));
         }
     }
 );

@@ -7,6 +7,7 @@ use pointee_fuzz::questions::{ask_index, ask_process};
 use pointee_fuzz::region::{Flat, Pages};
 use pointee_fuzz::seeds;
 use pointee_index::Index;
+use pointee_inspect::space::Layout;
 use pointee_inspect::images::{AlignedBytes, Images};
 use pointee_model::image::Image;
 
@@ -22,7 +23,7 @@ fuzz_target!(init: seeds::plant(seed), |data: &[u8]| {
         ask_index(&index);
     }
     if let Some(index) = pages.as_saved() {
-        ask_process(&index, &Images::default(), None);
+        ask_process(&index, &Images::default(), &Layout::default(), None);
     }
 });
 

@@ -3,7 +3,9 @@
 use pointee_index::{Index, Memory};
 use pointee_inspect::explain::Explanation;
 use pointee_inspect::images::Images;
+use pointee_inspect::census::census;
 use pointee_inspect::lookup::what;
+use pointee_inspect::space::{Layout, Space};
 use pointee_inspect::memory::Region;
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::{Circumstances, Grouping, ProcessReport, State};
@@ -73,8 +75,14 @@ fn addresses<M: Memory>(index: &Index<M>) -> Vec<u64> {
 }
 
 /// Makes every report of a process, and looks addresses up.
-pub fn ask_process(index: &Index<Region>, images: &Images, contents: Option<&dyn Contents>) {
-    let process = ProcessData::read(index);
+pub fn ask_process(
+    index: &Index<Region>,
+    images: &Images,
+    layout: &Layout,
+    contents: Option<&dyn Contents>,
+) {
+    let mut process = ProcessData::read(index);
+    let numbers = layout.join(&mut process);
     let resolver = Resolver::new(&process, images);
     let circumstances = Circumstances {
         pid: process.pid,
@@ -105,6 +113,7 @@ pub fn ask_process(index: &Index<Region>, images: &Images, contents: Option<&dyn
     black_box(text::render_sites(&report, style));
     as_json(&Explanation::of_record(&process));
 
+    let space = Space::new(layout, &numbers, &resolver, Some(index), contents);
     let modules = process.modules.iter().zip(0..).take(ADDRESSES);
     let statics = modules.flat_map(|(module, number)| {
         let variables = resolver
@@ -115,8 +124,15 @@ pub fn ask_process(index: &Index<Region>, images: &Images, contents: Option<&dyn
         run.take(ADDRESSES).chain([module.start.0])
     });
     for address in addresses(index).into_iter().chain(statics) {
-        as_json(&what(index, &resolver, contents, Alleged(address)));
+        as_json(&what(&space, Alleged(address)));
     }
+    let starts = layout.mappings.iter().map(|mapping| mapping.start.0);
+    let frames = layout.threads.iter().flat_map(|thread| &thread.frames);
+    let stacks = frames.map(|frame| frame.span.start.0);
+    for address in starts.chain(stacks).take(ADDRESSES) {
+        as_json(&what(&space, Alleged(address)));
+    }
+    as_json(&census(&space, 1));
 }
 
 fn as_json(value: &impl serde::Serialize) {

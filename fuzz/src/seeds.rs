@@ -13,9 +13,12 @@ use pointee_index::{Geometry, Header, words};
 use pointee_inspect::images::{AlignedBytes, ImageBytes, Images};
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::State;
+use pointee_inspect::running::Mapping;
 use pointee_inspect::snapshot::{self, Heap, Info};
+use pointee_inspect::space::{self, Frame, Object, Span, Thread, ThreadLocalSegment};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::{dwarf, elf, sites, writer};
+use pointee_model::addr::{LinkAddr, LoadBias, RunAddr};
 use pointee_model::image::{Image, MemberRecord, TypeKind, TypeRecord};
 use std::mem::offset_of;
 use std::path::PathBuf;
@@ -118,7 +121,12 @@ pub fn image_of(bytes: &[u8]) -> Option<Vec<u8>> {
         build_id: elf.build_id().to_vec(),
         ..writer::Provenance::default()
     };
-    Some(writer::write(&facts, &sites, &provenance))
+    Some(writer::write(
+        &facts,
+        &sites,
+        &pointee_meta::config::Config::default(),
+        &provenance,
+    ))
 }
 
 /// Where the process of [`region_with`] has its heap.
@@ -274,6 +282,61 @@ pub fn snapshot_with(image: &[u8]) -> Option<Vec<u8>> {
     };
     let mut bytes = Vec::new();
     let images = images_with(image);
-    snapshot::write(&mut bytes, info, &index, &process, &images, &Heap::Gone).ok()?;
+    let layout = layout();
+    snapshot::write(&mut bytes, info, &index, &process, &images, &layout, &Heap::Gone).ok()?;
     Some(bytes)
+}
+
+/// An address space of one file, whose image is that of the process, and one thread.
+fn layout() -> space::Layout {
+    let span = |start, end| Span {
+        start: RunAddr(start),
+        end: RunAddr(end),
+    };
+    let mapping = |start, end, permissions: &str, path: &str| Mapping {
+        start: RunAddr(start),
+        end: RunAddr(end),
+        permissions: permissions.to_owned(),
+        offset: 0,
+        inode: u64::from(path.starts_with('/')),
+        path: path.to_owned(),
+    };
+    space::Layout {
+        mappings: vec![
+            mapping(0x40_0000, 0x50_0000, "rw-p", "/bin/program"),
+            mapping(0x60_0000, 0x61_0000, "rw-p", "[heap]"),
+            mapping(0x7000_0000, 0x7001_0000, "rw-p", "[stack]"),
+        ],
+        objects: vec![Object {
+            path: "/bin/program".to_owned(),
+            span: span(0x40_0000, 0x50_0000),
+            bias: LoadBias(0x40_0000),
+            build_id: vec![7; 20],
+            segments: vec![(span(0x40_0000, 0x50_0000), 7)],
+            thread_local: Some(ThreadLocalSegment {
+                address: LinkAddr(0),
+                size: 64,
+            }),
+            unwind_table: None,
+            dynamic: None,
+            thread_local_number: Some(1),
+        }],
+        threads: vec![Thread {
+            id: 77,
+            name: "program".to_owned(),
+            stack: Some(span(0x7000_0000, 0x7001_0000)),
+            frames: vec![Frame {
+                pc: RunAddr(0x40_1000),
+                is_return: true,
+                span: span(0x7000_8000, 0x7000_9000),
+                registers: vec![Some(0x7000_8800); 16],
+                saved: vec![(RunAddr(0x7000_8ff8), 16)],
+                is_signal: false,
+            }],
+            cut: None,
+            control_block: Some(RunAddr(0x60_8000)),
+            blocks: vec![(0, span(0x60_7fc0, 0x60_8000))],
+        }],
+        start: Vec::new(),
+    }
 }

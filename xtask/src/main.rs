@@ -4,7 +4,7 @@
 //!   demo ──▶ build Pointee ──▶ jq (build a real program) ──▶ pointee run
 //!   test ──▶ packages ──▶ format, lints, documentation, tests, the runtime's needs, licences, capabilities
 //!   truth ─▶ sites of programs ──▶ compared with what reading their sources says
-//!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, instructions ──▶ tables
+//!   bench ─▶ build Pointee ──▶ jq, programs, microbench, start, fork, instructions; images ──▶ tables
 //! ```
 //!
 //! Whatever is made goes to cargo's target folder.
@@ -30,8 +30,12 @@ Usage: cargo xtask COMMAND
   test              install what the tests need, then format check, lints, documentation, tests
   bench overhead    what Pointee costs, beside a do-nothing preload library and heaptrack
                       --rounds N      runs of each program and variant [default: 7]
-                      --only PART     programs, malloc, start or instructions; may be repeated
+                      --only PART     programs, malloc, site, fork, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
+  bench images      how long it takes to make a file's metadata image, cold
+                      [FILE…]         these files instead of jq and Pointee's own
+  bench probe       how probes are placed in files of this machine, and what they cost
+                      --rounds, --pointee as above
 ";
 
 fn main() -> ExitCode {
@@ -50,8 +54,10 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
+        ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
         ["truth", rest @ ..] => truth::run(rest),
+        ["bench", "probe", options @ ..] => bench::probes::run(&bench::Options::parse(options)?),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}{}", truth::USAGE);
             Ok(())

@@ -4,6 +4,7 @@
 //! A file that is no longer the one that was loaded (replaced, deleted) is told by its build ID; the image
 //! of the one that was loaded may still be in the cache.
 
+use crate::configuration;
 use indicatif::{ProgressBar, ProgressStyle};
 use pointee_inspect::images::{AlignedBytes, ImageBytes, Images};
 use pointee_inspect::process::{ModuleInfo, ProcessData};
@@ -41,7 +42,10 @@ impl AsRef<[u8]> for Owned {
 impl ImageSource {
     /// Nothing loaded yet.
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self {
+            options: configuration::options(),
+            ..Self::default()
+        }
     }
 
     /// Files that were open while the processes ran: looked at where a path leads to another file by now.
@@ -52,9 +56,18 @@ impl ImageSource {
 
     /// The images of the modules that occur in the paths of `process`.
     pub(crate) fn for_process(&mut self, process: &ProcessData) -> Images {
+        self.for_paths_and(process, BTreeSet::new())
+    }
+
+    /// The images of the modules of `process` that occur in its paths, and of those numbered `also`.
+    pub(crate) fn for_paths_and(&mut self, process: &ProcessData, also: BTreeSet<u32>) -> Images {
         let frames = process.paths.iter().flat_map(|path| &path.frames);
         let hooked = process.hooks.iter().map(|hook| hook.module);
-        let wanted: BTreeSet<u32> = frames.map(|frame| frame.module).chain(hooked).collect();
+        let in_paths = frames.map(|frame| frame.module).chain(hooked);
+        self.for_modules(process, in_paths.chain(also).collect())
+    }
+
+    fn for_modules(&mut self, process: &ProcessData, wanted: BTreeSet<u32>) -> Images {
         let modules: Vec<(u32, &ModuleInfo)> = wanted
             .iter()
             .filter_map(|number| Some((*number, process.modules.get(*number as usize)?)))

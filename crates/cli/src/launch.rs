@@ -10,7 +10,7 @@ use crate::start_state;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
-use pointee_index::handoff::{PAD, SEPARATOR, VARIABLE, key};
+use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -28,6 +28,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) follow: bool,
     /// The runtime's own path.
     pub(crate) runtime: &'a Path,
+    /// The socket where placements are asked for, if probes are wanted instead of a record.
+    pub(crate) probes: Option<&'a Path>,
 }
 
 /// The environment `variables` with the runtime's two variables added at the end.
@@ -38,23 +40,20 @@ pub(crate) fn environment(
     let mut environment = Vec::new();
     let mut before = None;
     for (name, value) in variables {
-        if name == VARIABLE || name == PAD {
+        if name == VARIABLE {
             continue;
         }
-        if name == "LD_PRELOAD" && before.is_none() {
-            let mut both = handoff.runtime.as_os_str().to_owned();
-            both.push(":");
-            both.push(&value);
-            environment.push(assignment("LD_PRELOAD", &both));
+        environment.push(assignment(&name, &value));
+        if name == "LD_PRELOAD" {
             before = Some(value);
-        } else {
-            environment.push(assignment(&name, &value));
         }
     }
-    environment.push(match before {
-        None => assignment("LD_PRELOAD", handoff.runtime.as_os_str()),
-        Some(_) => assignment(PAD, ""),
-    });
+    let mut preload = handoff.runtime.as_os_str().to_owned();
+    if let Some(before) = before {
+        preload.push(":");
+        preload.push(before);
+    }
+    environment.push(assignment("LD_PRELOAD", preload));
     let follow = if handoff.follow { "1" } else { "0" };
     let mut fields: Vec<(&str, &OsStr)> = vec![
         (key::SOCKET, handoff.socket.as_os_str()),
@@ -65,8 +64,8 @@ pub(crate) fn environment(
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
     }
-    if let Some(before) = &before {
-        fields.push((key::PRELOAD, before));
+    if let Some(probes) = handoff.probes {
+        fields.push((key::PROBES, probes.as_os_str()));
     }
     let mut text = Vec::new();
     for (name, value) in fields {
@@ -191,6 +190,7 @@ mod tests {
             images: None,
             follow: true,
             runtime: Path::new("/r.so"),
+            probes: None,
         };
         let given = given
             .iter()
@@ -205,19 +205,10 @@ mod tests {
         let fields = "POINTEE_HANDOFF=socket=/s\x1fruntime=/r.so\x1ffollow=1\x1fgeneration=0";
         check(&[], &["LD_PRELOAD=/r.so", fields]);
         check(&[("A", "1")], &["A=1", "LD_PRELOAD=/r.so", fields]);
-        let with_before = format!("{fields}\x1fpreload=/x.so");
         check(
             &[("LD_PRELOAD", "/x.so"), ("A", "1")],
-            &[
-                "LD_PRELOAD=/r.so:/x.so",
-                "A=1",
-                "POINTEE_PAD=",
-                &with_before,
-            ],
+            &["LD_PRELOAD=/x.so", "A=1", "LD_PRELOAD=/r.so:/x.so", fields],
         );
-        check(
-            &[("POINTEE_HANDOFF", "old"), ("POINTEE_PAD", "")],
-            &["LD_PRELOAD=/r.so", fields],
-        );
+        check(&[("POINTEE_HANDOFF", "old")], &["LD_PRELOAD=/r.so", fields]);
     }
 }

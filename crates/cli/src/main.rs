@@ -5,7 +5,8 @@
 //!        │  ▲                              │ announces its index
 //!        │  └──────── session ◀────────────┘
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
-//!   commands/{histo, what, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/{histo, what, maps, explain, snapshot} ── subject: a process or a snapshot
+//!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
 //!   commands/{sites, meta} ── one file
 //! ```
 //!
@@ -14,9 +15,13 @@
 
 mod acquaintance;
 mod commands;
+mod configuration;
+mod glob;
+mod group_witness;
 mod images;
 mod launch;
 mod output;
+mod placements;
 mod program;
 mod runtime_file;
 mod saving;
@@ -27,6 +32,7 @@ mod supervise;
 mod tracked;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Status when Pointee itself failed.
@@ -41,10 +47,14 @@ const OWN_FAILURE: u8 = 125;
   pointee run -- jq . big.json          run it, then show its heap by type
   pointee histo 4711                    the heap of a process under `run`, now
   pointee what 4711 0x55d0c0ffee10      what lies at this address
+  pointee maps 4711                     what its whole address space is made of
 
 Exit status: 125 when Pointee itself fails, 126 when the program cannot be executed, 127 when it is
 not found; `run` ends otherwise with the program's status, or by the same signal.")]
 struct Command {
+    /// Read this configuration too, on top of the user's and the folder's pointee.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     subcommand: Subcommands,
 }
@@ -54,6 +64,8 @@ enum Subcommands {
     Run(commands::run::Arguments),
     Histo(commands::histo::Arguments),
     What(commands::what::Arguments),
+    Probe(commands::probe::Arguments),
+    Maps(commands::maps::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
     Explain(commands::explain::Arguments),
@@ -74,10 +86,16 @@ fn main() -> ExitCode {
             };
         }
     };
+    if let Err(error) = configuration::read(command.config.as_deref()) {
+        eprintln!("pointee: {error:#}");
+        return OWN_FAILURE.into();
+    }
     let done = match &command.subcommand {
         Subcommands::Run(arguments) => commands::run::run(arguments),
         Subcommands::Histo(arguments) => commands::histo::run(arguments),
         Subcommands::What(arguments) => commands::what::run(arguments),
+        Subcommands::Probe(arguments) => commands::probe::run(arguments),
+        Subcommands::Maps(arguments) => commands::maps::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),
         Subcommands::Explain(arguments) => commands::explain::run(arguments),

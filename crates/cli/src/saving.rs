@@ -11,6 +11,7 @@ use pointee_inspect::memory::ProcessMemory;
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::{Circumstances, State};
 use pointee_inspect::snapshot::{self, Heap, Info};
+use pointee_inspect::space::{Layout, Stop};
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -148,10 +149,16 @@ fn save(
     let index = tracked
         .index()
         .map_err(|reason| anyhow!("no snapshot of process {}: {reason}", tracked.pid))?;
-    let process = ProcessData::read(&index);
-    let images = source.for_process(&process);
+    let mut process = ProcessData::read(&index);
+    // Of a process that has ended there is no address space any more.
+    let layout = match info.state {
+        State::Running => Layout::of_process(tracked.pid, Stop::Never).unwrap_or_default(),
+        State::Ended | State::Exec => Layout::default(),
+    };
+    let modules = layout.join(&mut process);
+    let images = source.for_paths_and(&process, modules.into_iter().collect());
     write(file, |out| {
-        snapshot::write(out, info, &index, &process, &images, heap)
+        snapshot::write(out, info, &index, &process, &images, &layout, heap)
     })
 }
 

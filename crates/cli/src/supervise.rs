@@ -1,10 +1,11 @@
 //! *Who waits for the program, and what happens to signals meanwhile?*
 //!
 //! The supervisor behaves as if it were not there. The terminal sends its signals to the whole
-//! foreground group, the program included, so those are swallowed here; signals sent to the supervisor
-//! by `kill` are passed on. When the program stops, the supervisor stops by the same signal, so that
+//! foreground group, the program included, so those are swallowed here, and so is what somebody sends to the
+//! group; signals sent to the supervisor alone by `kill` are passed on. When the program stops, the supervisor stops by the same signal, so that
 //! the shell sees what it would see without it; it ends with the program's status, or by its signal.
 
+use crate::group_witness::GroupWitness;
 use crate::session::{Arrival, Session};
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -43,6 +44,7 @@ const TAKEN: [Signal; 12] = [
 pub(crate) struct Signals {
     queue: SignalFd,
     before: SigSet,
+    witness: GroupWitness,
 }
 
 impl Signals {
@@ -53,7 +55,11 @@ impl Signals {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&taken), Some(&mut before))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let queue = SignalFd::with_flags(&taken, flags).context("signalfd")?;
-        Ok(Self { queue, before })
+        Ok(Self {
+            queue,
+            before,
+            witness: GroupWitness::new(),
+        })
     }
 
     /// The mask as it was.
@@ -71,7 +77,11 @@ impl Signals {
             // ourselves is none either.
             let sent_by_somebody = info.ssi_code <= 0;
             let from_child = info.ssi_pid == child.as_raw() as u32;
-            if sent_by_somebody && !from_child && signal != Signal::SIGCHLD {
+            if signal != Signal::SIGCHLD
+                && !self.witness.has_had(signal)
+                && sent_by_somebody
+                && !from_child
+            {
                 let _ = kill(child, signal);
             }
         }

@@ -424,8 +424,10 @@ fn check_threads(threads: &str) {
         .split_whitespace()
         .map(|word| word.parse().expect("a number"))
         .collect();
-    let site = site(&reports[0], "work");
-    let found = [number(site, "allocations"), number(site, "frees")];
+    let sites = reports[0]["sites"].as_array().expect("sites");
+    let own = || sites.iter().filter(|site| site["function"] == "work");
+    let found =
+        ["allocations", "frees"].map(|field| own().map(|site| number(site, field)).sum::<u64>());
     assert_eq!(
         found[..],
         counts,
@@ -443,6 +445,34 @@ fn waves_of_threads() {
 #[test]
 fn six_hundred_threads_at_once() {
     check_threads("600");
+}
+
+/// Beyond the slots, threads share one: next to nothing may be lost there, and it is said.
+#[test]
+fn two_thousand_threads_at_once() {
+    let workshop = Workshop::new();
+    let program = workshop.c("many_threads.c");
+    let (reports, output) = report_with(&[], &[&program, "2000", "2000"]);
+    let said = text(&output.stdout);
+    let counted: Vec<u64> = said
+        .split_whitespace()
+        .map(|word| word.parse().expect("a number"))
+        .collect();
+    for (field, counted) in ["allocations", "frees"].into_iter().zip(counted) {
+        let sites = reports[0]["sites"].as_array().expect("sites");
+        let own = sites.iter().filter(|site| site["function"] == "work");
+        let found: u64 = own.map(|site| number(site, field)).sum();
+        let missing = counted.checked_sub(found).expect("none counted twice");
+        assert!(
+            missing <= counted / 10_000,
+            "{missing} of {counted} {field}"
+        );
+    }
+    let unseen = unseen(&reports[0]);
+    assert!(
+        unseen.iter().any(|reason| reason.contains("more threads")),
+        "{unseen:?}"
+    );
 }
 
 #[test]

@@ -174,6 +174,62 @@ fn a_snapshot_is_taken_after_some_seconds() {
     assert!(report["totals"]["live"].as_u64() >= Some(3));
 }
 
+const FREES_ALL: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+struct item { struct item *next; long number; char rest[84]; };
+int main(void) {
+    struct item *all = NULL;
+    for (int i = 0; i < 5000; i++) {
+        struct item *item = malloc(sizeof *item);
+        item->next = all;
+        all = item;
+    }
+    printf("%p\n", (void *)all);
+    while (all) {
+        struct item *next = all->next;
+        free(all);
+        all = next;
+    }
+}
+"#;
+
+#[test]
+fn a_snapshot_of_the_peak_tells_of_the_peak() {
+    let (folder, program) = compile(FREES_ALL, &[]);
+    let file = folder.path().join("peak.pointee");
+    let output = pointee()
+        .args(["run", "--report", "/dev/null", "--snapshot-at", "peak"])
+        .arg("--snapshot")
+        .arg(&file)
+        .arg("--")
+        .arg(&program)
+        .output()
+        .expect("runs");
+    assert!(output.status.success());
+    let text = |arguments: &[&OsStr]| {
+        let output = pointee().args(arguments).output().expect("runs");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let report = json(&["histo".as_ref(), file.as_ref()]);
+    let rows = report["types"].as_array().expect("types");
+    let item = rows.iter().find(|row| row["type"] == "struct item");
+    let item = item.expect("struct item");
+    // The peak is written down within 1 % of it.
+    assert!(item["live_at_peak"].as_u64() >= Some(4950), "{item:#}");
+    assert_eq!(item["live"], 0);
+    let told = text(&["histo".as_ref(), file.as_ref()]);
+    assert!(told.contains("Types of the heap at its highest"), "{told}");
+    // No address of then can be answered, and it is said why.
+    let address = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let told = text(&["what".as_ref(), file.as_ref(), address.as_ref()]);
+    assert!(
+        told.contains("Blocks are as at the end of the run"),
+        "{told}"
+    );
+    assert!(!told.contains("bytes, alive"), "{told}");
+}
+
 #[test]
 fn files_are_described_without_running_them() {
     let (folder, program) = compile(HOLDS, &[]);
@@ -253,6 +309,7 @@ fn every_subcommand_has_help_with_examples() {
         "run",
         "histo",
         "what",
+        "maps",
         "snapshot",
         "sites",
         "explain",

@@ -20,9 +20,17 @@ fn output_and_end_are_the_programs_own() {
         &["sh", "-c", "kill -PIPE $$"],
         &["env"],
         &["env", "-i", "sh", "-c", "env | grep -v ^_="],
-        // Zeros are left behind the environment's last string: who splits at them sees empty strings.
-        &["sh", "-c", "tr '\\0' '\\n' </proc/self/environ | grep ."],
-        &["sh", "-c", "grep -i -e ^sig -e ^shd /proc/self/status"],
+        &["env", "-0"],
+        &["cat", "/proc/self/environ"],
+        &["sh", "-c", "cat /proc/self/environ"],
+        &["env", "LD_PRELOAD=libm.so.6", "cat", "/proc/self/environ"],
+        &[
+            "sh",
+            "-c",
+            "LD_PRELOAD=libm.so.6 bash -c 'cat /proc/$$/environ; grep -c libm.so /proc/$$/maps'",
+        ],
+        &["cat", "/proc/self/cmdline", "/proc/self/comm"],
+        &["sh", "-c", "grep -e ^Sig[PBIC] -e ^Shd /proc/self/status"],
         &["sh", "-c", "ls /proc/self/fd"],
         &["sh", "-c", "exec 0<&-; ls /proc/self/fd"],
         &["sh", "-c", "ulimit -a"],
@@ -147,6 +155,64 @@ fn signals_sent_to_the_supervisor_reach_the_program() {
         assert_eq!(status.code(), Some(signal as i32));
     }
 }
+
+#[test]
+fn a_signal_arrives_once_whether_sent_to_the_supervisor_or_to_its_group() {
+    use std::io::Read;
+    use std::os::unix::process::CommandExt;
+    let (_folder, program) = compile(TELLS, &[]);
+    let mut supervisor = pointee()
+        .args(["run", "--report", "/dev/null", "--"])
+        .arg(&program)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut told = supervisor.stdout.take().expect("a pipe");
+    let mut next = || {
+        let mut byte = [0];
+        told.read_exact(&mut byte).expect("a byte");
+        byte[0]
+    };
+    assert_eq!(next(), 0, "ready");
+    let own = supervisor.id() as i32;
+    let is_idle = || {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let place = std::fs::read_to_string(format!("/proc/{own}/wchan")).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{own}/status")).unwrap_or_default();
+        place.contains("poll") && status.contains("ShdPnd:\t0000000000000000")
+    };
+    for to in [own, -own].into_iter().cycle().take(40) {
+        kill(Pid::from_raw(to), Signal::SIGTERM).expect("sent");
+        assert_eq!(next(), Signal::SIGTERM as u8, "to {to}");
+        assert!(eventually(is_idle), "the supervisor waits again");
+        // Had it come twice, the second would be first here.
+        kill(Pid::from_raw(to), Signal::SIGUSR1).expect("sent");
+        assert_eq!(next(), Signal::SIGUSR1 as u8, "to {to}");
+        assert!(eventually(is_idle), "the supervisor waits again");
+    }
+    kill(Pid::from_raw(-own), Signal::SIGKILL).expect("sent");
+    supervisor.wait().expect("ends");
+}
+
+/// Writes each signal's number.
+const TELLS: &str = r#"
+#include <signal.h>
+#include <stdlib.h>
+#include <unistd.h>
+static void on(int signal) { char byte = signal; write(1, &byte, 1); }
+int main(void) {
+    struct sigaction tell = {.sa_handler = on};
+    sigaction(SIGUSR1, &tell, 0);
+    sigaction(SIGTERM, &tell, 0);
+    volatile char *p = malloc(77);
+    p[0] = 0;
+    on(p[0]);
+    for (;;)
+        pause();
+}
+"#;
 
 #[test]
 fn a_program_that_stops_stops_the_supervisor() {

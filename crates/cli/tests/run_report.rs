@@ -26,6 +26,41 @@ int main(void) {
 }
 "#;
 
+const HOLDS_MANY: &str = r#"
+#include <stdlib.h>
+int main(void) {
+    void **held = calloc(100000, sizeof *held);
+    for (int i = 0; i < 100000; i++) held[i] = malloc(100);
+    return held[99999] == 0;
+}
+"#;
+
+#[test]
+fn what_the_record_itself_takes_is_itemised() {
+    let (_folder, program) = compile(HOLDS_MANY, &[]);
+    let (reports, _) = report(&[program.to_str().expect("a name")]);
+    let part = |name: &str| {
+        let value = &reports[0]["recording"][name];
+        value
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name} in {}", reports[0]))
+    };
+    // A block of 100 bytes takes 112 of the heap; the pointers to them are one block of 800 KB.
+    let touched = 100_000 * 112 + 800_000;
+    assert!(part("blocks") >= 100_000 * 8, "two words a block");
+    assert!(part("blocks") <= touched / 4 + (64 << 10));
+    for name in [
+        "directory",
+        "paths",
+        "counters",
+        "descriptions",
+        "trampolines",
+        "runtime",
+    ] {
+        assert!((1..8 << 20).contains(&part(name)), "{name}: {}", part(name));
+    }
+}
+
 fn row<'a>(report: &'a Value, table: &str, name: &str) -> &'a Value {
     let rows = report[table].as_array().expect("a table");
     let found = rows.iter().find(|row| row["type"] == name);

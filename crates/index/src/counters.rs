@@ -4,10 +4,12 @@
 //! threads, except the slot that threads use when all others are taken. A thread that ends leaves
 //! its counts; its slot is used again by a later thread, on top of them.
 //!
-//! Live bytes are kept per thread as a difference ([`Thread::delta`]) that is moved into
-//! [`Header::live_bytes`] in steps of a 64th of the heap, 64 KiB at most; so the peak of a
+//! Live bytes are kept per thread as a difference (the *height* of [`Thread`]) that is moved into
+//! [`Header::live_bytes`], *settled*, in steps of a 64th of the heap, 64 KiB at most; so the peak of a
 //! process with one thread is exact, with more it may be late by one step a thread. *What* was
 //! alive at the peak is captured at the first free after the heap has grown by 1 % beyond the last capture.
+//!
+//! The runtime's hooks do the usual case in assembly, on the fields of [`Thread`] and [`Counts`]; what is here does all cases.
 
 #![allow(unsafe_code)] // Counters lie in a region shared with other threads and processes, reached by raw pointer.
 
@@ -47,6 +49,12 @@ pub struct Live {
 }
 
 /// State of one thread. Written by its thread only, except `key` and `tid` when the slot is given away.
+///
+/// ```text
+///   height   live bytes since the last settling, in this thread     = highest - room
+///   highest  the most that `height` was since then, 0 at least      ≤ stop, but for the step that reaches it
+///   room     how far below it the thread is                         < limit, but for the step that reaches it
+/// ```
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Thread {
@@ -56,20 +64,20 @@ pub struct Thread {
     pub tid: AtomicU32,
     /// This slot's number.
     pub slot: AtomicU32,
-    /// Where the thread is: see `busy` of the runtime. 0 outside any hook.
-    pub busy: AtomicU64,
-    /// Live bytes not yet moved to the header. A reader adds it; above `highest`, it is the highest.
-    pub delta: AtomicI64,
-    /// Highest `delta` since the last move.
-    pub highest: AtomicI64,
-    /// `delta` above this is moved.
-    pub upper: AtomicI64,
-    /// `delta` below this is moved.
-    pub lower: AtomicI64,
-    /// A free while `delta` is above this captures the peak first.
-    pub capture_above: AtomicI64,
     /// Address of this thread's counters in the process.
     pub counters: AtomicU64,
+    /// Bytes that may be allocated before the thread's height is higher than it was since the last settling.
+    pub room: AtomicI64,
+    /// Highest height since the last settling.
+    pub highest: AtomicI64,
+    /// When `highest` is above this, something is to be done.
+    pub stop: AtomicI64,
+    /// A free that would make `room` as large is preceded or followed by something else to do; 0: by a capture of the peak.
+    pub limit: AtomicI64,
+    /// Height from which a free captures the peak.
+    pub capture_above: AtomicI64,
+    /// Height, up or down, at which the thread settles.
+    pub step: AtomicI64,
 }
 
 /// Adds without a locked instruction: only the owner writes.
@@ -142,43 +150,54 @@ impl Counters {
         let thread = self.thread(slot);
         thread.slot.store(slot, Relaxed);
         thread.tid.store(tid, Relaxed);
-        thread.busy.store(0, Relaxed);
-        thread.counters.store(self.counts(slot) as u64, Relaxed);
+        if thread.counters.swap(self.counts(slot) as u64, Relaxed) == 0 {
+            // Never used: no capture is due.
+            thread.limit.store(1, Relaxed);
+        }
         self.settle(thread);
         thread.key.store(key, Release);
         thread
     }
 
-    /// Counts a block of `bytes` from `origin` for a thread with a slot of its own. `true`: [`Self::settle`] is due.
+    /// Counts a block of `bytes` from `origin` for a thread with a slot of its own. `true`: [`Self::reach`] is due.
     #[inline(always)]
     #[must_use]
-    pub fn count_allocation(&self, thread: &Thread, origin: u32, bytes: u64) -> bool {
+    fn count_allocation(&self, thread: &Thread, origin: u32, bytes: u64) -> bool {
         let counts = self.counts_of(thread, origin);
         bump(&counts.allocations, 1, false);
         bump(&counts.bytes, bytes, false);
-        let delta = thread.delta.load(Relaxed).wrapping_add(bytes as i64);
-        thread.delta.store(delta, Relaxed);
-        delta > thread.upper.load(Relaxed)
+        let room = thread.room.load(Relaxed).wrapping_sub(bytes as i64);
+        if room >= 0 {
+            thread.room.store(room, Relaxed);
+            return false;
+        }
+        let highest = thread.highest.load(Relaxed).wrapping_sub(room);
+        thread.highest.store(highest, Relaxed);
+        thread.room.store(0, Relaxed);
+        highest > thread.stop.load(Relaxed)
     }
 
-    /// Whether the free of a block of `bytes` needs no more than [`Self::count_free`]: the heap is not
-    /// higher than before, and nothing is due after.
     #[inline(always)]
-    #[must_use]
-    pub fn is_plain_free(&self, thread: &Thread, bytes: u64) -> bool {
-        let delta = thread.delta.load(Relaxed);
-        delta <= thread.highest.load(Relaxed)
-            && delta.wrapping_sub(bytes as i64) >= thread.lower.load(Relaxed)
-    }
-
-    /// Counts the free of a block of `bytes` that came from `origin`, for a thread with a slot of its own.
-    #[inline(always)]
-    pub fn count_free(&self, thread: &Thread, origin: u32, bytes: u64) {
+    fn count_free(&self, thread: &Thread, origin: u32, bytes: u64) {
         let counts = self.counts_of(thread, origin);
         bump(&counts.frees, 1, false);
         bump(&counts.freed_bytes, bytes, false);
-        let delta = thread.delta.load(Relaxed).wrapping_sub(bytes as i64);
-        thread.delta.store(delta, Relaxed);
+        let room = thread.room.load(Relaxed).wrapping_add(bytes as i64);
+        thread.room.store(room, Relaxed);
+    }
+
+    /// What is to be done when a thread is higher than its `stop`.
+    #[cold]
+    pub fn reach(&self, thread: &Thread) {
+        let highest = thread.highest.load(Relaxed);
+        let step = thread.step.load(Relaxed);
+        if highest > thread.capture_above.load(Relaxed) {
+            thread.limit.store(0, Relaxed);
+            thread.stop.store(step, Relaxed);
+        }
+        if highest > step {
+            self.settle(thread);
+        }
     }
 
     /// The counters of `origin` in the thread's slot; an origin out of bounds, as a damaged granule
@@ -190,19 +209,11 @@ impl Counters {
         unsafe { &*(thread.counters.load(Relaxed) as *const Counts).add(origin as usize) }
     }
 
-    /// The heap is as high as it has not been since the last settling, and is about to shrink.
-    fn new_height(&self, thread: &Thread, height: i64) {
-        thread.highest.store(height, Relaxed);
-        if height > thread.capture_above.load(Relaxed) {
-            self.capture(thread);
-        }
-    }
-
     /// Counts a block of `bytes` from `origin`.
     pub fn allocated(&self, thread: &Thread, origin: u32, bytes: u64) {
         if !is_shared(thread) {
             if self.count_allocation(thread, origin, bytes) {
-                self.settle(thread);
+                self.reach(thread);
             }
             return;
         }
@@ -220,12 +231,11 @@ impl Counters {
     /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
     pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
         if !is_shared(thread) {
-            let height = thread.delta.load(Relaxed);
-            if height > thread.highest.load(Relaxed) {
-                self.new_height(thread, height);
+            if thread.limit.load(Relaxed) == 0 {
+                self.capture(thread);
             }
             self.count_free(thread, origin, bytes);
-            if thread.delta.load(Relaxed) < thread.lower.load(Relaxed) {
+            if thread.room.load(Relaxed) >= thread.step.load(Relaxed) {
                 self.settle(thread);
             }
             return;
@@ -240,28 +250,35 @@ impl Counters {
     #[cold]
     pub fn settle(&self, thread: &Thread) {
         let header = self.header();
-        let delta = thread.delta.swap(0, Relaxed);
-        let highest = thread.highest.swap(0, Relaxed).max(delta).max(0);
-        let before = header.live_bytes.fetch_add(delta, Relaxed);
+        let highest = thread.highest.swap(0, Relaxed);
+        let height = highest.wrapping_sub(thread.room.swap(0, Relaxed));
+        let before = header.live_bytes.fetch_add(height, Relaxed);
         let peak = before.saturating_add(highest).max(0) as u64;
         let peak = peak.max(header.peak_bytes.fetch_max(peak, Relaxed));
-        let live = before.saturating_add(delta);
+        let live = before.saturating_add(height);
         let step = (live / 64).clamp(1024, 64 << 10);
-        thread.upper.store(step, Relaxed);
-        thread.lower.store(-step, Relaxed);
         let captured = header
             .peak_captured
             .load(Relaxed)
             .max(peak.saturating_sub(peak / 100));
         let next = (captured + captured / 100).max(1) as i64;
-        thread
-            .capture_above
-            .store(next.saturating_sub(live), Relaxed);
+        let capture_above = next.saturating_sub(live);
+        let is_capture_due = thread.limit.load(Relaxed) == 0;
+        thread.step.store(step, Relaxed);
+        thread.capture_above.store(capture_above, Relaxed);
+        if is_capture_due {
+            thread.stop.store(step, Relaxed);
+        } else {
+            thread.stop.store(step.min(capture_above), Relaxed);
+            thread.limit.store(step, Relaxed);
+        }
     }
 
     /// Writes down what is alive now, origin by origin. Skipped while another thread does it.
     #[cold]
     fn capture(&self, thread: &Thread) {
+        // No longer due, whoever does it.
+        thread.limit.store(1, Relaxed);
         self.settle(thread);
         let header = self.header();
         let sequence = header.peak_sequence.load(Relaxed);
@@ -340,8 +357,7 @@ impl Counters {
         for slot in FIRST_OWN..threads {
             let thread = self.thread(slot);
             thread.key.store(0, Relaxed);
-            thread.busy.store(0, Relaxed);
-            thread.delta.store(0, Relaxed);
+            thread.room.store(0, Relaxed);
             thread.highest.store(0, Relaxed);
         }
         header.live_bytes.store(live as i64, Relaxed);

@@ -1,15 +1,16 @@
 //! *What do the command and the runtime say to each other when a process starts?*
 //!
-//! The command starts a program with two more variables in its environment:
+//! The command starts a program with two more variables at the end of its environment:
 //!
 //! ```text
-//!   LD_PRELOAD=<runtime>[:<what was there>]
+//!   LD_PRELOAD=<runtime>[:<what it was set to>]
 //!   POINTEE_HANDOFF=<field>\x1f<field>…      field: key=value
 //! ```
 //!
-//! The runtime takes both out again before the program's first instruction. Two are always *added*
-//! (a [`PAD`] variable makes up the number where `LD_PRELOAD` was there already), so that the gap they leave on the
-//! stack between the environment and the auxiliary vector is exactly one auxiliary entry, which becomes `AT_IGNORE`.
+//! An `LD_PRELOAD` that was there stays where and as it is: glibc's dynamic linker takes the last one. The runtime takes
+//! both out again before the program's first instruction. Being two, they leave a gap on the
+//! stack between the environment and the auxiliary vector that is exactly one auxiliary entry, which becomes `AT_IGNORE`;
+//! being the last, they can be cut off what `/proc/PID/environ` shows.
 //!
 //! A started or forked process that has a region for others to read sends it to the session's socket: one
 //! datagram, a [`Hello`], the region's file descriptor and, from a process that was started and not forked, a
@@ -17,8 +18,6 @@
 
 /// Name of the variable.
 pub const VARIABLE: &str = "POINTEE_HANDOFF";
-/// Name of the variable that makes up the number.
-pub const PAD: &str = "POINTEE_PAD";
 /// Separates fields.
 pub const SEPARATOR: u8 = 0x1f;
 
@@ -32,10 +31,52 @@ pub mod key {
     pub const GENERATION: &str = "generation";
     /// `0`: children are not recorded and programs they become neither.
     pub const FOLLOW: &str = "follow";
-    /// What `LD_PRELOAD` held before; absent if it was not set.
-    pub const PRELOAD: &str = "preload";
+    /// Path of the socket that placements are asked for at. Then probes are put in, and allocations not recorded.
+    pub const PROBES: &str = "probes";
     /// Path of the runtime itself, to be preloaded again at exec.
     pub const RUNTIME: &str = "runtime";
+}
+
+/// First field of [`Request`].
+pub const REQUEST_MAGIC: u64 = u64::from_le_bytes(*b"PTEEASKS");
+/// The whole of an [`Answer`].
+pub const ANSWER_MAGIC: u64 = u64::from_le_bytes(*b"PTEEPLAN");
+
+/// What a process sends to ask for a placement: this, the object's path as the process knows it (to the packet's
+/// end), and the open file.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Request {
+    /// [`REQUEST_MAGIC`].
+    pub magic: u64,
+    /// Process id in the sender's namespace.
+    pub pid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Request {
+    /// Bytes in front of the path.
+    pub const LEN: usize = size_of::<Self>();
+
+    /// As bytes, in field order, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.magic.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.pid.to_le_bytes());
+        bytes
+    }
+}
+
+/// What comes back, with two files: the placement, and the memory of its counters. Nothing comes back, and the
+/// connection is closed, where there is nothing to place.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer;
+
+impl Answer {
+    /// Bytes of one.
+    pub const LEN: usize = 8;
 }
 
 /// First field of [`Hello`].

@@ -15,7 +15,7 @@
 //!   ├ covers        chunk → object that covers its first byte   table
 //!   ├ origins       (parent, return address) → origin           origins
 //!   ├ peak          origin → live at the highest moment         counters
-//!   ├ threads       per thread: busy mark, running totals       counters
+//!   ├ threads       per thread: running totals                counters
 //!   ├ counters      per thread: origin → allocations, frees     counters
 //!   └ tables        granule words, mapped when first written    table, words
 //! ```

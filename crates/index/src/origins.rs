@@ -44,7 +44,7 @@ pub struct Node {
     pub rule: AtomicU64,
     /// The module record it lies in; `u32::MAX` for none.
     pub module: AtomicU32,
-    /// Frames from the hooked entry to this one, 1 for the first.
+    /// How much of the walk's length is used up: a frame each, 1 for the first; more where little is to be expected further out.
     pub depth: AtomicU32,
 }
 
@@ -69,14 +69,16 @@ impl Node {
 pub struct Rule(u64);
 
 /// A frame larger than this is taken for a wrong rule.
-const FRAME_MAX: u64 = 1 << 20;
+pub const FRAME_MAX: u64 = 1 << 20;
 
 impl Rule {
     /// The walk ends here.
     pub const LEAF: Self = Self(0);
     const GOES_ON: u64 = 1;
-    const FROM_RBP: u64 = 2;
-    const SAVES_RBP: u64 = 4;
+    /// Bit of a rule that measures from `rbp`.
+    pub const FROM_RBP: u64 = 2;
+    /// Bit of a rule that says where `rbp` was saved.
+    pub const SAVES_RBP: u64 = 4;
 
     /// A rule; `saved` is where `rbp` lies, relative to the CFA, 0 if the frame leaves it alone.
     /// [`Self::LEAF`] if no sound frame has these numbers.
@@ -156,10 +158,17 @@ pub struct Origins {
     header: *const Header,
 }
 
+/// The hash of a node's key, of which the upper bits count: (return address ^ parent << shift) * factor. Fibonacci hashing
+/// (Knuth, The Art of Computer Programming 3, §6.4).
 #[inline(always)]
 const fn hash(parent: u32, return_address: u64) -> u64 {
-    (return_address ^ (parent as u64) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (return_address ^ (parent as u64) << PARENT_SHIFT).wrapping_mul(HASH)
 }
+
+/// See the hash of a node's key.
+pub const PARENT_SHIFT: u32 = 40;
+/// 2^64 divided by the golden ratio.
+pub const HASH: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Origins {
     /// The tree of the region at `base`.

@@ -159,6 +159,12 @@ impl<M: Memory> Index<M> {
         &self.memory
     }
 
+    /// Address of the region in the process that writes it.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
     /// Where everything lies.
     #[must_use]
     pub fn layout(&self) -> &Layout {
@@ -323,9 +329,9 @@ impl<M: Memory> Index<M> {
             return None;
         }
         let at = self.layout.threads + u64::from(slot) * size_of::<Thread>() as u64;
-        let delta = read_u64(&self.memory, at + offset_of!(Thread, delta) as u64)?;
+        let room = read_u64(&self.memory, at + offset_of!(Thread, room) as u64)?;
         let highest = read_u64(&self.memory, at + offset_of!(Thread, highest) as u64)?;
-        Some((delta as i64, highest as i64))
+        Some((highest.wrapping_sub(room) as i64, highest as i64))
     }
 
     /// Calls `each` with (origin, [allocations, bytes, frees, freed bytes]) for every origin that slot `slot` counted.

@@ -28,7 +28,7 @@ pub const fn directory_index(address: u64) -> usize {
 }
 
 /// Cuts the directory index of a chunk's even plane.
-const EVEN: usize = (CHUNKS as usize - 1) << 1;
+pub const EVEN: usize = (CHUNKS as usize - 1) << 1;
 
 /// Granule of `address` in its chunk.
 #[inline(always)]
@@ -99,76 +99,6 @@ impl Writer {
             .wrapping_add(granule(address) as usize)
     }
 
-    /// The word of a block on a granule of the even plane; null if it lies elsewhere or its chunk has no table.
-    #[inline(always)]
-    fn even_word(&self, address: u64) -> *const AtomicU32 {
-        if address & 15 != 0 {
-            return core::ptr::null();
-        }
-        // SAFETY: an even entry of the directory.
-        let table = unsafe {
-            &*self
-                .directory
-                .add((address >> (CHUNK_SHIFT - 1)) as usize & EVEN)
-        }
-        .load(Relaxed);
-        if table == 0 {
-            return core::ptr::null();
-        }
-        (table + granule(address) * 4) as *const AtomicU32
-    }
-
-    /// [`Self::insert`] for the usual case: a block below [`LARGE`] on a granule that is free, in a chunk that has its
-    /// table. `false` if it is not that; nothing was done then.
-    #[inline(always)]
-    #[must_use]
-    pub fn try_insert(&self, address: u64, size: u64, origin: u32) -> bool {
-        let word = self.even_word(address);
-        if word.is_null() || size >= LARGE {
-            return false;
-        }
-        let words = words::encode(size, origin);
-        // SAFETY: as in `insert`.
-        unsafe {
-            if words::is_start((*word).load(Relaxed)) {
-                return false;
-            }
-            words::publish(|at| &*word.add(at), words);
-        }
-        true
-    }
-
-    /// [`Self::erase`] for the usual case, if a block of its size `may` be erased. `None` if it is not that; nothing
-    /// was done then.
-    #[inline(always)]
-    #[must_use]
-    pub fn try_erase(&self, address: u64, may: impl FnOnce(u64) -> bool) -> Option<Recorded> {
-        let word = self.even_word(address);
-        if word.is_null() {
-            return None;
-        }
-        // SAFETY: as in `insert`.
-        unsafe {
-            let first = (*word).load(Relaxed);
-            if !words::is_start(first) {
-                return None;
-            }
-            let size = if words::is_usual(first) {
-                u64::from((*word.add(1)).load(Relaxed))
-            } else {
-                words::single_size(first)?
-            };
-            if !may(size) {
-                return None;
-            }
-            words::retract(&*word);
-            Some(Recorded {
-                size,
-                origin: words::origin(first),
-            })
-        }
-    }
-
     /// Records a block. Gives back what was recorded at that very address, if anything (a block freed out of our sight).
     /// `false` in the second place: there is no room, or the address is not a multiple of 8.
     #[inline(always)]
@@ -191,6 +121,16 @@ impl Writer {
             }
             (replaced, true)
         }
+    }
+
+    /// The words of the even plane for addresses from `from` up to `to`, or up to the end of `from`'s chunk: where they lie and how
+    /// many bytes they are. `None` while the chunk has no table.
+    #[must_use]
+    pub fn words_of(&self, from: u64, to: u64) -> Option<(*mut u8, usize)> {
+        let first = self.word(from & !15);
+        let end = to.min(((from >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT);
+        let len = end.saturating_sub(from) >> GRANULE_SHIFT << 2;
+        (!first.is_null()).then(|| (first.cast::<u8>().cast_mut(), len as usize))
     }
 
     /// Entry of the directory that table `number` belongs to.

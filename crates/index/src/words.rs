@@ -31,9 +31,14 @@ pub const GRANULE: u64 = 1 << GRANULE_SHIFT;
 
 /// Marks the first word of a block.
 pub const START: u32 = 1 << 31;
-const SINGLE: u32 = 1 << 30;
-const LARGE_MARK: u32 = 1 << 29;
-const SINGLE_SIZE_SHIFT: u32 = 24;
+/// Marks a first word that holds the size too.
+pub const SINGLE: u32 = 1 << 30;
+/// Marks the first word of a block whose size takes two words.
+pub const LARGE_MARK: u32 = 1 << 29;
+/// Where the size lies in a word marked [`SINGLE`].
+pub const SINGLE_SIZE_SHIFT: u32 = 24;
+/// Cuts that size.
+pub const SINGLE_SIZE_MASK: u32 = 0x1f;
 /// Origins are numbered below this.
 pub const ORIGIN_LIMIT: u32 = 1 << 24;
 const LOW_SIZE: u64 = (1 << 31) - 1;
@@ -83,24 +88,6 @@ pub const fn is_start(word: u32) -> bool {
     word & START != 0
 }
 
-/// Whether the block of `first` takes two words, no more and no less.
-#[inline(always)]
-#[must_use]
-pub const fn is_usual(first: u32) -> bool {
-    first & (SINGLE | LARGE_MARK) == 0
-}
-
-/// The size in a first word, if it holds all of it.
-#[inline(always)]
-#[must_use]
-pub const fn single_size(first: u32) -> Option<u64> {
-    if first & SINGLE != 0 {
-        Some((first >> SINGLE_SIZE_SHIFT & 0x1f) as u64)
-    } else {
-        None
-    }
-}
-
 /// The origin in a first word.
 #[inline(always)]
 #[must_use]
@@ -112,7 +99,7 @@ pub const fn origin(first: u32) -> u32 {
 #[inline(always)]
 pub fn size(first: u32, mut next: impl FnMut(u64) -> u32) -> u64 {
     if first & SINGLE != 0 {
-        return u64::from(first >> SINGLE_SIZE_SHIFT & 0x1f);
+        return u64::from(first >> SINGLE_SIZE_SHIFT & SINGLE_SIZE_MASK);
     }
     let low = u64::from(next(1)) & LOW_SIZE;
     if first & LARGE_MARK == 0 {

@@ -399,6 +399,7 @@ fn word(role: Role) -> &'static str {
         Role::LinkMap => "link map",
         Role::Prctl => "prctl",
         Role::Syscall => "syscall",
+        Role::Brk => "brk",
     }
 }
 
@@ -420,6 +421,7 @@ fn purpose(role: Role) -> &'static str {
         Role::Exec => "starts another program, which the runtime is to be loaded into",
         Role::Exit => "ends the process: the status is noted",
         Role::LinkMap => "is called when libraries are loaded or unloaded",
+        Role::Brk => "the heap grows: the index is made present for it",
         Role::Prctl | Role::Syscall => "may set a system call filter, after which we make no calls",
         Role::Other => "is watched",
     }

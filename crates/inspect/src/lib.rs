@@ -8,19 +8,21 @@
 //!                                                               │ + images
 //!   snapshot ◀── one file with all of it          resolve: path of return addresses → site, type
 //!                                                               │
-//!                              report (histogram, sites) ◀──────┴──────▶ lookup (one address)
-//!                              │    text                                 │  describe, value
+//!                              report (histogram, sites) ◀──────┴──────▶ lookup (one address), census (all)
+//!                              │    text                                 │  space, describe, value
 //! ```
 //!
 //! Invariants
 //! - Whatever comes from a target or a file is untrusted: bounds-checked, cut to what is there,
 //!   never a panic, memory in proportion to what was really written.
-//! - Nothing here runs in the target, stops it or writes to it.
-//! - No analysis of ELF or DWARF happens here: images come in ready-made ([`images::Images`]).
+//! - Nothing here runs in the target or writes to it, and nothing stops it unless asked to ([`space::Stop`]).
+//! - No analysis of debug info happens here: images come in ready-made ([`images::Images`]). Unwind rules are
+//!   read where the process has them, in its memory.
 
+pub mod census;
 pub mod describe;
 pub mod explain;
-
+pub mod footprint;
 pub mod images;
 pub mod lookup;
 pub mod memory;
@@ -30,5 +32,6 @@ pub mod report;
 pub mod resolve;
 pub mod running;
 pub mod snapshot;
+pub mod space;
 pub mod text;
 pub mod value;

@@ -1,33 +1,36 @@
 //! *What lies at this address?*
 //!
 //! ```text
-//!   address ─▶ block (base, size, offset) ─▶ origin ─▶ site ─▶ type ─▶ field at the offset ─▶ value
-//!           └▶ else: static variable or function of a loaded file
+//!   address ─▶ leaf ─▶ name, base, size, offset ─▶ type ─▶ field at the offset ─▶ value
+//!               │       a block: origin ─▶ site
+//!               └▶ chain: what it lies in, up to the mapping
 //! ```
 
+mod chain;
+
 use crate::describe::{Shape, field_at, size_of_type, type_name};
-use crate::memory::Region;
 use crate::report::PlaceRow;
-use crate::resolve::{Resolver, Site, function_at};
+use crate::resolve::{Position, Resolver, Site, function_at, position_at};
+use crate::space::{Kind, Leaf, Space, What};
 use crate::value::{self, Contents};
-use pointee_index::Index;
+pub use chain::Link;
 use pointee_index::read::Block;
 use pointee_model::addr::{Alleged, LinkAddr, RunAddr};
 use pointee_model::evidence::Role;
-use pointee_model::image::{Image, NO_TYPE};
+use pointee_model::image::{Image, NO_TYPE, TypeIndex};
 use serde::Serialize;
 
 /// The answer for one address.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Answer {
     /// In hexadecimal.
     pub address: String,
-    /// `heap`, `static`, `code`, `module`, or `null` when it lies in nothing that is known.
+    /// A word of [`Kind`], or `null` where nothing is mapped.
     pub kind: Option<&'static str>,
-    /// First byte of the block, variable or function.
+    /// First byte of the block, variable, function, …
     pub base: Option<String>,
-    /// Bytes requested.
+    /// Bytes: of a block, those requested.
     pub size: Option<u64>,
     /// How far into it the address lies.
     pub offset: Option<u64>,
@@ -40,11 +43,32 @@ pub struct Answer {
     pub value: Option<String>,
     /// The value of the whole.
     pub whole: Option<String>,
-    /// Name of the variable or function.
+    /// Name of the variable, function, section, argument.
     pub name: Option<String>,
     /// File that the variable, function or site lies in.
     pub module: Option<String>,
     pub site: Option<SiteAnswer>,
+    /// For code and what lies in frames: the place in the source.
+    pub code: Option<PlaceRow>,
+    /// The calls that were inlined there, innermost first.
+    pub inlined: Vec<PlaceRow>,
+    pub thread: Option<ThreadRow>,
+    /// Number of the frame, 0 for the innermost.
+    pub frame: Option<usize>,
+    /// Variables of the frame that have no address: `i in rbx`.
+    pub in_registers: Vec<String>,
+    /// What it lies in, from the inside outwards; the mapping is last.
+    pub chain: Vec<Link>,
+    /// What could not be told, and why.
+    pub note: Option<String>,
+}
+
+/// A thread.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct ThreadRow {
+    pub id: u32,
+    pub name: String,
 }
 
 /// Where a block was allocated.
@@ -64,113 +88,299 @@ pub struct SiteAnswer {
     pub allocator: String,
     /// The hooked function that was called.
     pub entry: String,
+    /// The function that the site calls, by its linker name: the hooked one, or a wrapper.
+    pub callee: Option<String>,
+    /// The function that takes the block back; `null` if nobody said. Filled in by who knows the configuration.
+    pub freed_by: Option<String>,
 }
 
 /// Answers for `address`.
 #[must_use]
-pub fn what(
-    index: &Index<Region>,
-    resolver: &Resolver<'_>,
-    contents: Option<&dyn Contents>,
-    address: Alleged,
-) -> Answer {
-    match index.block_at(address.0) {
-        Some(block) => in_block(resolver, contents, address, &block),
-        None => in_module(resolver, contents, address),
-    }
-}
-
-fn nothing(address: Alleged) -> Answer {
-    Answer {
-        address: format!("{:#x}", address.0),
-        kind: None,
-        base: None,
-        size: None,
-        offset: None,
-        r#type: None,
-        field: None,
-        field_type: None,
-        value: None,
-        whole: None,
-        name: None,
-        module: None,
-        site: None,
-    }
-}
-
-fn in_block(
-    resolver: &Resolver<'_>,
-    contents: Option<&dyn Contents>,
-    address: Alleged,
-    block: &Block,
-) -> Answer {
-    let offset = address.0 - block.base;
+pub fn what(space: &Space<'_>, address: Alleged) -> Answer {
+    let at = RunAddr(address.0);
     let mut answer = Answer {
-        kind: Some("heap"),
-        base: Some(format!("{:#x}", block.base)),
-        size: Some(block.size),
-        offset: Some(offset),
-        ..nothing(address)
+        address: format!("{at}"),
+        ..Answer::default()
     };
-    let process = resolver.process();
-    let path = process
-        .path_of(block.origin)
-        .and_then(|at| process.paths.get(at));
-    let Some(path) = path else { return answer };
-    let site = resolver.resolve(path);
-    if let Some((shape, image)) = site
-        .shape
-        .and_then(|shape| Some((shape, resolver.image(shape.module)?)))
-    {
-        typed(
-            &mut answer,
-            image,
-            &shape,
-            block.size,
-            offset,
-            contents,
-            Alleged(block.base),
-        );
-    }
-    let module = site
-        .module
-        .and_then(|number| process.modules.get(number as usize));
-    answer.module = module.map(|module| module.path.clone());
-    answer.site = Some(site_answer(resolver, site));
+    let Some(leaf) = space.leaf_at(at) else {
+        return answer;
+    };
+    answer.kind = Some(leaf.kind.word());
+    answer.place(leaf.span.start, leaf.span.end, at);
+    answer.fill(space, &leaf, at);
+    answer.chain = chain::above(space, &leaf, at);
     answer
 }
 
-/// Fills in type, field and values.
-fn typed(
-    answer: &mut Answer,
+impl Answer {
+    fn place(&mut self, start: RunAddr, end: RunAddr, at: RunAddr) {
+        self.base = Some(start.to_string());
+        self.size = end.offset_from(start);
+        self.offset = at.offset_from(start);
+    }
+
+    fn fill(&mut self, space: &Space<'_>, leaf: &Leaf<'_>, at: RunAddr) {
+        let layout = space.layout();
+        match leaf.what {
+            What::Block(block) => self.block(space, &block),
+            What::Chunk => {
+                let text =
+                    "not recorded: known by the allocator's header only, with its usable size";
+                self.note = Some(text.to_owned());
+            }
+            What::Variable { object, record } => {
+                self.in_object(space, object);
+                if let Some(image) = space.image(object) {
+                    self.name = Some(image.string(record.name).to_owned());
+                    self.variable(space, object, record.r#type, leaf.span.start);
+                }
+            }
+            What::Function { object } => {
+                self.in_object(space, object);
+                let link = layout.objects[object].bias.to_link(at);
+                if let Some(image) = space.image(object) {
+                    self.name = function_at(image, link);
+                    self.position(&position_at(image, link));
+                }
+            }
+            What::Literal { object } => {
+                self.in_object(space, object);
+                let size = self.size.unwrap_or(0);
+                self.r#type = Some(format!("char[{size}]"));
+                self.text(space, leaf, at);
+            }
+            What::Section { object, section } => self.section(space, object, section, at),
+            What::ThreadLocal {
+                thread,
+                object,
+                record,
+            } => {
+                self.of_thread(space, thread);
+                self.in_object(space, object);
+                if let (Some(record), Some(image)) = (record, space.image(object)) {
+                    self.name = Some(image.string(record.name).to_owned());
+                    self.variable(space, object, record.r#type, leaf.span.start);
+                }
+            }
+            What::ControlBlock { thread } => {
+                self.of_thread(space, thread);
+                self.name = Some("struct pthread".to_owned());
+            }
+            What::Local {
+                thread,
+                frame,
+                object,
+                record,
+            } => {
+                self.in_frame(space, thread, frame);
+                if let Some(image) = space.image(object) {
+                    self.name = Some(image.string(record.name).to_owned());
+                    self.variable(space, object, record.r#type, leaf.span.start);
+                }
+            }
+            What::Saved {
+                thread,
+                frame,
+                register,
+            } => {
+                self.in_frame(space, thread, frame);
+                self.name = Some(match register {
+                    16 => "return address".to_owned(),
+                    other => format!("saved {}", register_name(other)),
+                });
+            }
+            What::Frame { thread, frame } => self.in_frame(space, thread, frame),
+            What::Stack { thread } => {
+                self.of_thread(space, thread);
+                if let Some(cut) = layout
+                    .threads
+                    .get(thread)
+                    .and_then(|thread| thread.cut.as_ref())
+                {
+                    self.note = Some(format!("frames of this thread are not all known: {cut}"));
+                }
+            }
+            What::Start { piece } => {
+                let piece = &layout.start[piece];
+                self.name = Some(piece.name.clone());
+                let is_text = matches!(
+                    piece.kind,
+                    crate::space::StartKind::Argument | crate::space::StartKind::Environment
+                );
+                if is_text {
+                    self.r#type = Some(format!("char[{}]", self.size.unwrap_or(0)));
+                    self.text(space, leaf, at);
+                }
+            }
+            What::Mapping => self.mapping(space, leaf.kind, at),
+        }
+    }
+
+    fn block(&mut self, space: &Space<'_>, block: &Block) {
+        self.size = Some(block.size);
+        let resolver = space.resolver();
+        let process = resolver.process();
+        let path = process
+            .path_of(block.origin)
+            .and_then(|at| process.paths.get(at));
+        let Some(path) = path else { return };
+        let site = resolver.resolve(path);
+        if let Some(shape) = site.shape
+            && let Some(image) = resolver.image(shape.module)
+        {
+            self.typed(space, image, &shape, block.size, Alleged(block.base));
+        }
+        let module = site
+            .module
+            .and_then(|number| process.modules.get(number as usize));
+        self.module = module.map(|module| module.path.clone());
+        self.site = Some(site_answer(resolver, site));
+    }
+
+    fn in_object(&mut self, space: &Space<'_>, object: usize) {
+        self.module = space
+            .layout()
+            .objects
+            .get(object)
+            .map(|object| object.path.clone());
+    }
+
+    /// A named variable of type `index` that starts at `start`.
+    fn variable(&mut self, space: &Space<'_>, object: usize, index: TypeIndex, start: RunAddr) {
+        if index == NO_TYPE {
+            return;
+        }
+        let (Some(image), Some(module)) = (space.image(object), space.module(object)) else {
+            return;
+        };
+        let shape = Shape {
+            module,
+            role: Role::Whole,
+            r#type: index,
+            tail: NO_TYPE,
+        };
+        let size = self.size.unwrap_or(0);
+        self.typed(space, image, &shape, size, Alleged(start.0));
+    }
+
+    fn section(&mut self, space: &Space<'_>, object: usize, number: usize, at: RunAddr) {
+        self.in_object(space, object);
+        let Some(section) = space
+            .image(object)
+            .and_then(|image| image.sections.get(number))
+        else {
+            return;
+        };
+        let bias = space.layout().objects[object].bias;
+        let start = bias.to_run(LinkAddr(section.address));
+        self.place(start, start.plus(section.size), at);
+        self.name = space
+            .image(object)
+            .map(|image| image.string(section.name).to_owned());
+    }
+
+    fn of_thread(&mut self, space: &Space<'_>, number: usize) {
+        self.thread = space.layout().threads.get(number).map(|thread| ThreadRow {
+            id: thread.id,
+            name: thread.name.clone(),
+        });
+    }
+
+    fn in_frame(&mut self, space: &Space<'_>, thread: usize, number: usize) {
+        self.of_thread(space, thread);
+        self.frame = Some(number);
+        let layout = space.layout();
+        let frames = layout.threads.get(thread).map(|thread| &thread.frames);
+        let Some(frame) = frames.and_then(|frames| frames.get(number)) else {
+            return;
+        };
+        let executing = frame.executing();
+        if let Some((object, record)) = layout.object_at(executing) {
+            self.in_object(space, object);
+            if let Some(image) = space.image(object) {
+                self.position(&position_at(image, record.bias.to_link(executing)));
+            }
+        }
+        self.in_registers = registers_of(space, frame);
+    }
+
+    fn position(&mut self, position: &Position) {
+        self.code = Some(PlaceRow::from(&position.place));
+        self.inlined = position.inlined.iter().map(PlaceRow::from).collect();
+    }
+
+    fn text(&mut self, space: &Space<'_>, leaf: &Leaf<'_>, at: RunAddr) {
+        let Some(contents) = space.contents() else {
+            return;
+        };
+        let quoted = |start: RunAddr| {
+            let len = leaf.span.end.offset_from(start).unwrap_or(0);
+            value::text(Alleged(start.0), len, contents)
+        };
+        self.whole = quoted(leaf.span.start);
+        self.value = quoted(at);
+    }
+
+    fn mapping(&mut self, space: &Space<'_>, kind: Kind, at: RunAddr) {
+        let layout = space.layout();
+        let Some((_, mapping)) = layout.mapping_at(at) else {
+            return;
+        };
+        let inside_arena = matches!(
+            kind,
+            Kind::Header | Kind::Free | Kind::Cached | Kind::Allocator | Kind::Slack
+        );
+        if !inside_arena {
+            self.place(mapping.start, mapping.end, at);
+        }
+        self.name = Some(mapping.path.clone()).filter(|path| !path.is_empty() && !inside_arena);
+        if kind == Kind::Vdso
+            && let Some((_, object)) = layout.object_at(at)
+        {
+            self.name = crate::space::vdso_function(object, at, space.contents());
+        }
+    }
+
+    /// Fills in type, field and values.
+    fn typed(
+        &mut self,
+        space: &Space<'_>,
+        image: &Image<'_>,
+        shape: &Shape,
+        size: u64,
+        base: Alleged,
+    ) {
+        let offset = self.offset.unwrap_or(0);
+        let name = type_name(image, shape.r#type);
+        self.r#type = Some(shape.name(image));
+        let field = field_at(image, shape, size, offset);
+        let mut path = format!("{name}{}", field.path);
+        if field.inside != 0 {
+            path.push_str(&format!(" + {}", field.inside));
+        }
+        self.field = Some(path);
+        self.field_type = Some(type_name(image, field.r#type));
+        let Some(contents) = space.contents() else {
+            return;
+        };
+        let at = Alleged(base.0.wrapping_add(offset).wrapping_sub(field.inside));
+        self.value = Some(value::print(image, field.r#type, at, contents));
+        self.whole = Some(whole(image, shape, size, base, contents));
+    }
+}
+
+fn whole(
     image: &Image<'_>,
     shape: &Shape,
     size: u64,
-    offset: u64,
-    contents: Option<&dyn Contents>,
     base: Alleged,
-) {
-    let name = type_name(image, shape.r#type);
-    answer.r#type = Some(shape.name(image));
-    let field = field_at(image, shape, size, offset);
-    let mut path = format!("{name}{}", field.path);
-    if field.inside != 0 {
-        path.push_str(&format!(" + {}", field.inside));
-    }
-    answer.field = Some(path);
-    answer.field_type = Some(type_name(image, field.r#type));
-    let Some(contents) = contents else { return };
-    let at = Alleged(base.0.wrapping_add(offset).wrapping_sub(field.inside));
-    answer.value = Some(value::print(image, field.r#type, at, contents));
+    contents: &dyn Contents,
+) -> String {
     let unit = size_of_type(image, shape.r#type).filter(|unit| *unit > 0);
-    answer.whole = match (shape.role, unit) {
-        (Role::Element | Role::Characters, Some(unit)) => Some(value::print_array(
-            image,
-            shape.r#type,
-            size / unit,
-            base,
-            contents,
-        )),
+    match (shape.role, unit) {
+        (Role::Element | Role::Characters, Some(unit)) => {
+            value::print_array(image, shape.r#type, size / unit, base, contents)
+        }
         (Role::Header, Some(unit)) if shape.tail != NO_TYPE => {
             let header = value::print(image, shape.r#type, base, contents);
             let element = size_of_type(image, shape.tail)
@@ -178,10 +388,48 @@ fn typed(
                 .unwrap_or(1);
             let count = size.saturating_sub(unit) / element;
             let tail = value::print_array(image, shape.tail, count, base.plus(unit), contents);
-            Some(format!("{header} + {tail}"))
+            format!("{header} + {tail}")
         }
-        _ => Some(value::print(image, shape.r#type, base, contents)),
+        _ => value::print(image, shape.r#type, base, contents),
+    }
+}
+
+/// `name in register`, for the variables of a frame that lie in one.
+fn registers_of(space: &Space<'_>, frame: &crate::space::Frame) -> Vec<String> {
+    let in_register = |(object, record, register): (usize, _, u16)| {
+        let record: &pointee_model::image::LocalRecord = record;
+        let name = space.image(object)?.string(record.name);
+        let known = frame
+            .registers
+            .get(usize::from(register))
+            .copied()
+            .flatten();
+        let register = register_name(register);
+        Some(match known {
+            Some(value) => format!("{name} in {register} = {value:#x}"),
+            None => format!("{name} in {register}"),
+        })
     };
+    let mut names: Vec<String> = space
+        .locals_in_registers(frame)
+        .into_iter()
+        .filter_map(in_register)
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The name of a DWARF register of x86-64.
+fn register_name(number: u16) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
+        "r13", "r14", "r15", "rip",
+    ];
+    NAMES
+        .get(usize::from(number))
+        .copied()
+        .unwrap_or("a vector register")
 }
 
 fn site_answer(resolver: &Resolver<'_>, site: Site) -> SiteAnswer {
@@ -197,60 +445,7 @@ fn site_answer(resolver: &Resolver<'_>, site: Site) -> SiteAnswer {
         wrappers: site.wrappers,
         allocator: site.allocator,
         entry: site.entry,
+        callee: site.callee,
+        freed_by: None,
     }
-}
-
-fn in_module(resolver: &Resolver<'_>, contents: Option<&dyn Contents>, address: Alleged) -> Answer {
-    let mut answer = nothing(address);
-    let Some((number, module)) = resolver.process().module_at(RunAddr(address.0)) else {
-        return answer;
-    };
-    answer.module = Some(module.path.clone());
-    answer.kind = Some("module");
-    let link = module.bias.to_link(RunAddr(address.0));
-    let Some(image) = resolver.image(number) else {
-        return answer;
-    };
-    if let Some(function) = image.function_at(link) {
-        answer.kind = Some("code");
-        answer.name = function_at(image, link);
-        answer.offset = Some(link.0 - function.start);
-        answer.size = Some(function.end.saturating_sub(function.start));
-        answer.base = Some(module.bias.to_run(LinkAddr(function.start)).to_string());
-        return answer;
-    }
-    let after = image
-        .variables
-        .partition_point(|variable| variable.address <= link.0);
-    let variable = after.checked_sub(1).and_then(|at| image.variables.get(at));
-    let holds = |size: u64| move |start: u64| link.0 - start < size.max(1);
-    if let Some(variable) = variable
-        .filter(|variable| variable.flags & 1 == 0 && holds(variable.size)(variable.address))
-    {
-        let offset = link.0 - variable.address;
-        let base = module.bias.to_run(LinkAddr(variable.address));
-        let shape = Shape {
-            module: number,
-            role: Role::Whole,
-            r#type: variable.r#type,
-            tail: NO_TYPE,
-        };
-        answer.kind = Some("static");
-        answer.base = Some(base.to_string());
-        answer.size = Some(variable.size);
-        answer.offset = Some(offset);
-        answer.name = Some(image.string(variable.name).to_owned());
-        if variable.r#type != NO_TYPE {
-            typed(
-                &mut answer,
-                image,
-                &shape,
-                variable.size,
-                offset,
-                contents,
-                Alleged(base.0),
-            );
-        }
-    }
-    answer
 }

@@ -4,6 +4,7 @@
 //! exact sums over thread slots; what a forked child inherited is kept apart. Blocks are not copied:
 //! they are asked of the index when needed.
 
+use crate::footprint::Footprint;
 use crate::memory::Region;
 use pointee_index::counters::{Counts, INHERITED, Live};
 use pointee_index::layout::{Header, PAGE, exit_kind, unseen};
@@ -11,6 +12,7 @@ use pointee_index::origins::ROOTS;
 use pointee_index::records::{Role, module_flags};
 use pointee_index::{Index, Memory, read::OriginNode};
 use pointee_model::addr::{LinkAddr, LoadBias, RunAddr};
+use pointee_model::entries::is_language_library;
 use std::collections::{BTreeMap, HashMap};
 use std::mem::offset_of;
 use std::ops::Range;
@@ -51,14 +53,7 @@ impl ModuleInfo {
     pub fn is_library_of_language(&self) -> bool {
         const FLAGS: u32 =
             module_flags::LIBC | module_flags::DYNAMIC_LINKER | module_flags::RUNTIME;
-        const NAMES: [&str; 5] = [
-            "libstdc++.so",
-            "libc++.so",
-            "libc++abi.so",
-            "libgcc_s.so",
-            "libpthread.so",
-        ];
-        self.flags & FLAGS != 0 || NAMES.iter().any(|name| self.name().starts_with(name))
+        self.flags & FLAGS != 0 || is_language_library(self.name().as_bytes())
     }
 }
 
@@ -200,20 +195,42 @@ pub struct ProcessData {
     pub total: Tally,
     /// Highest number of live bytes.
     pub peak_bytes: u64,
+    /// What the record itself takes.
+    pub footprint: Footprint,
     /// Number of the path of each origin that counted something.
     path_of: HashMap<u32, usize>,
 }
 
 impl ProcessData {
+    /// A process that has no index.
+    #[must_use]
+    pub fn unrecorded(pid: u32) -> Self {
+        Self {
+            program: String::new(),
+            pid,
+            parent: 0,
+            ending: Ending::Unsaid,
+            unseen: Vec::new(),
+            modules: Vec::new(),
+            hooks: Vec::new(),
+            paths: Vec::new(),
+            total: Tally::default(),
+            peak_bytes: 0,
+            footprint: Footprint::default(),
+            path_of: HashMap::new(),
+        }
+    }
+
     /// Reads the index.
     #[must_use]
     pub fn read(index: &Index<Region>) -> Self {
         let modules: Vec<_> = (0..index.modules())
             .filter_map(|number| module(index, number))
             .collect();
-        let hooks = (0..index.hooks())
+        let hooks: Vec<_> = (0..index.hooks())
             .filter_map(|number| hook(index, number))
             .collect();
+        let footprint = Footprint::of(index, &modules, &hooks);
         let tallies = tallies(index);
         let nodes = nodes(index);
 
@@ -256,6 +273,7 @@ impl ProcessData {
             paths,
             total,
             peak_bytes,
+            footprint,
             path_of,
         }
     }

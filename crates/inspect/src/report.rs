@@ -4,6 +4,7 @@
 //! change these. What is not known is `null`, never left out.
 
 use crate::describe::{Shape, ShapeIdentity};
+use crate::footprint::Footprint;
 use crate::process::{Ending, ModuleInfo, Tally};
 use crate::resolve::{Place, Resolver, Site};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub struct ProcessReport {
     /// What is missing from this report, in words.
     pub unseen: Vec<String>,
     pub totals: Totals,
+    /// Memory that the record itself took, in bytes.
+    pub recording: Footprint,
     /// Most live bytes first.
     pub types: Vec<TypeRow>,
     /// Most live bytes first.
@@ -199,6 +202,7 @@ impl ProcessReport {
                 counts: process.total.into(),
                 peak_bytes: process.peak_bytes,
             },
+            recording: process.footprint,
             types: by_type(resolver, &resolved),
             sites: by_site(resolver, &resolved),
         }
@@ -217,6 +221,7 @@ impl ProcessReport {
             exit: circumstances.exit,
             unseen: circumstances.unseen,
             totals: Totals::default(),
+            recording: Footprint::default(),
             types: Vec::new(),
             sites: Vec::new(),
         }

@@ -10,13 +10,16 @@
 //! ```
 //!
 //! Where no frame is classified, the site is the innermost frame outside the language's own
-//! libraries, and its type is not known.
+//! libraries, and its type is not known. Beyond such a frame in code without debug info [`FRAMES_BEYOND_UNKNOWN`] frames are
+//! looked at; recording relies on it.
 
 use crate::describe::{Shape, type_name};
 use crate::images::Images;
 use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
+use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
+use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
 use std::collections::{HashMap, HashSet};
@@ -63,6 +66,8 @@ pub struct Site {
     pub allocator: String,
     /// The hooked function that was called.
     pub entry: String,
+    /// The function that the site calls, by its linker name: the hooked one, or a wrapper.
+    pub callee: Option<String>,
 }
 
 /// Resolves the paths of one process.
@@ -119,7 +124,12 @@ impl<'a> Resolver<'a> {
         let (allocator, entry) = self.allocator(path.root);
         let mut wrappers = Vec::new();
         let mut outside = None;
+        let mut frames_left = u32::MAX;
         for frame in &path.frames {
+            if frames_left == 0 {
+                break;
+            }
+            frames_left -= 1;
             let record = self
                 .image(frame.module)
                 .and_then(|image| image.site_returning_to(frame.return_address));
@@ -139,6 +149,12 @@ impl<'a> Resolver<'a> {
                     outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
                     if record.is_some() {
                         break;
+                    }
+                    if self
+                        .image(frame.module)
+                        .is_some_and(|image| image.lines.is_empty())
+                    {
+                        frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN);
                     }
                 }
             }
@@ -167,6 +183,7 @@ impl<'a> Resolver<'a> {
                 wrappers,
                 allocator,
                 entry,
+                callee: None,
             },
         }
     }
@@ -215,6 +232,9 @@ impl<'a> Resolver<'a> {
             wrappers,
             allocator,
             entry,
+            callee: witnessed
+                .map(|(record, image)| image.string(record.callee).to_owned())
+                .filter(|callee| !callee.is_empty()),
         }
     }
 
@@ -239,7 +259,9 @@ impl<'a> Resolver<'a> {
         };
         let family = match hook.role {
             HookRole::New | HookRole::Delete => "operator new",
-            _ => "malloc",
+            _ if role_of(&hook.name).is_some() => "malloc",
+            // Declared by the user's configuration.
+            _ => &hook.name,
         };
         let module = self.process.modules.get(hook.module as usize);
         let module = module.map_or("?", ModuleInfo::name);

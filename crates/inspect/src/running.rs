@@ -14,6 +14,7 @@ use object::{Object, ObjectSymbol};
 use pointee_index::Index;
 use pointee_index::layout::MAGIC;
 use pointee_model::addr::RunAddr;
+use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -50,7 +51,7 @@ pub enum FindError {
 }
 
 /// One line of `/proc/PID/maps`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// First byte.
     pub start: RunAddr,

@@ -6,7 +6,8 @@
 //!   …   INFO          JSON: process, end, which images belong to which module
 //!       REGION        the written pages of the index             (pages)
 //!       IMAGE…        metadata images, in the order INFO names them, 8-byte aligned
-//!       CONTENTS      the program's heap, if asked for           (pages)
+//!       LAYOUT        JSON: mappings, loaded files, threads with their frames; not of a process that is gone
+//!       CONTENTS      the program's memory, if asked for         (pages)
 //! ```
 //!
 //! A snapshot is a file that anyone can write: everything is checked when it is opened, and what
@@ -17,7 +18,8 @@ use crate::memory::{ProcessMemory, Region};
 use crate::pages::{PageWriter, SavedPages};
 use crate::process::ProcessData;
 use crate::report::{Exit, State};
-use crate::running;
+use crate::running::{self, Mapping};
+use crate::space::{Layout, Object, Span};
 use pointee_index::{Index, Memory};
 use pointee_model::addr::{Alleged, RunAddr};
 use serde::{Deserialize, Serialize};
@@ -30,7 +32,7 @@ use std::sync::Arc;
 /// First bytes of a snapshot.
 pub const MAGIC: [u8; 8] = *b"PTEESNP\0";
 /// Grows with every change of the layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const HEAD: usize = 16;
 const RECORD: usize = 24;
@@ -41,6 +43,7 @@ mod kind {
     pub(super) const REGION: u32 = 2;
     pub(super) const IMAGE: u32 = 3;
     pub(super) const CONTENTS: u32 = 4;
+    pub(super) const LAYOUT: u32 = 5;
 }
 
 /// What the index does not say.
@@ -97,9 +100,11 @@ pub struct Snapshot {
     pub info: Info,
     /// Its index.
     pub index: Index<Region>,
-    /// Its images, by module.
+    /// Its images, by module; modules are numbered with those of the layout.
     pub images: Images,
-    /// Its heap, if that was saved.
+    /// Its address space; nothing in it if that was not saved.
+    pub layout: Layout,
+    /// Its memory, if that was saved.
     pub contents: Option<SavedPages>,
 }
 
@@ -114,7 +119,7 @@ pub enum Heap<'a> {
     Of(&'a ProcessMemory),
 }
 
-/// Writes a snapshot.
+/// Writes a snapshot. `process` has the modules of `layout` ([`Layout::join`]).
 ///
 /// # Errors
 /// When `out` cannot be written.
@@ -124,6 +129,7 @@ pub fn write(
     index: &Index<Region>,
     process: &ProcessData,
     images: &Images,
+    layout: &Layout,
     heap: &Heap<'_>,
 ) -> io::Result<()> {
     let mut saved: Vec<&ImageBytes> = Vec::new();
@@ -147,12 +153,17 @@ pub fn write(
             info.no_contents = Some("the process had ended, and its heap with it".to_owned());
             None
         }
-        Heap::Of(memory) => Some(heap_pages(index, memory)),
+        Heap::Of(memory) => Some(contents_pages(index, layout, memory)),
     };
     let info = serde_json::to_vec(&info)?;
+    let space = match layout.mappings.is_empty() {
+        true => None,
+        false => Some(serde_json::to_vec(layout)?),
+    };
     let region = region_pages(index);
     let mut sections: Vec<(u32, &[u8])> = vec![(kind::INFO, &info), (kind::REGION, &region)];
     sections.extend(saved.iter().map(|bytes| (kind::IMAGE, (***bytes).as_ref())));
+    sections.extend(space.as_deref().map(|bytes| (kind::LAYOUT, bytes)));
     sections.extend(contents.as_deref().map(|bytes| (kind::CONTENTS, bytes)));
 
     let mut head = MAGIC.to_vec();
@@ -188,10 +199,50 @@ fn region_pages(index: &Index<Region>) -> Vec<u8> {
     writer.finish()
 }
 
-/// The pages that live blocks lie on. A damaged index may claim blocks of any size, over each other:
+/// Largest mapping of a file that is saved for the literals and tables in it.
+const LARGEST_READ_ONLY: u64 = 8 << 20;
+
+/// What a question about any address may want to read, but for blocks: variables, stacks, literals.
+fn claimed_by(layout: &Layout) -> impl Iterator<Item = Range<u64>> {
+    let of_object = |mapping: &Mapping| {
+        let inside = |object: &Object| object.span.holds(mapping.start);
+        layout.objects.iter().any(inside)
+    };
+    let wanted = move |mapping: &&Mapping| {
+        let len = mapping.end.0 - mapping.start.0;
+        let read_only = mapping.permissions.starts_with("r--") && len <= LARGEST_READ_ONLY;
+        let on_start = mapping.path.starts_with('[');
+        let writable = mapping.permissions.starts_with("rw-p");
+        (read_only && of_object(mapping)) || (writable && (of_object(mapping) || on_start))
+    };
+    let in_files = layout.mappings.iter().filter(wanted);
+    let stacks = layout.threads.iter().filter_map(|thread| {
+        let stack = thread.stack?;
+        let from = thread
+            .frames
+            .first()
+            .map_or(stack.start, |frame| frame.span.start);
+        Some(from.0 / PAGE * PAGE..stack.end.0)
+    });
+    let areas = layout.threads.iter().flat_map(|thread| {
+        let blocks = thread.blocks.iter().map(|(_, span)| *span);
+        let control = thread.control_block.map(|start| Span {
+            start,
+            end: start.plus(PAGE),
+        });
+        blocks.chain(control)
+    });
+    let areas = areas.map(|span| span.start.0 / PAGE * PAGE..span.end.0.next_multiple_of(PAGE));
+    in_files
+        .map(|mapping| mapping.start.0..mapping.end.0)
+        .chain(stacks)
+        .chain(areas)
+}
+
+/// The pages that live blocks lie on, and what the layout names. A damaged index may claim blocks of any size, over each other:
 /// of what it claims, that which is mapped is saved, and once.
-fn heap_pages(index: &Index<Region>, memory: &ProcessMemory) -> Vec<u8> {
-    let mut claimed: Vec<Range<u64>> = Vec::new();
+fn contents_pages(index: &Index<Region>, layout: &Layout, memory: &ProcessMemory) -> Vec<u8> {
+    let mut claimed: Vec<Range<u64>> = claimed_by(layout).collect();
     index.each_block(|block| {
         let start = block.base / PAGE * PAGE;
         let end = block.base.saturating_add(block.size.max(1)).min(1 << 47);
@@ -275,10 +326,22 @@ impl Snapshot {
         let images: Vec<ImageBytes> = of_kind(kind::IMAGE)
             .map(|range| Arc::new(AlignedBytes::copy_of(&file[range])) as ImageBytes)
             .collect();
+        let layout = match of_kind(kind::LAYOUT).next() {
+            None => Layout::default(),
+            Some(range) => {
+                let at = range.start;
+                let layout: Option<Layout> = serde_json::from_slice(&file[range]).ok();
+                let sound = layout.filter(Layout::is_sound);
+                sound.ok_or(SnapshotError::Damaged {
+                    at,
+                    what: "the address space, as JSON",
+                })?
+            }
+        };
         let by_module = info
             .images
             .iter()
-            .take(index.modules() as usize)
+            .take(index.modules() as usize + layout.objects.len())
             .map(|place| images.get((*place)? as usize).cloned());
         let images = Images::new(by_module.collect());
         let contents = match of_kind(kind::CONTENTS).next() {
@@ -296,6 +359,7 @@ impl Snapshot {
             info,
             index,
             images,
+            layout,
             contents,
         })
     }

@@ -110,7 +110,24 @@ pub fn render(report: &ProcessReport, style: Style) -> String {
         moment,
         style,
     );
+    recording(&mut out, report, style);
     out
+}
+
+/// What the record itself took, by what for.
+fn recording(out: &mut String, report: &ProcessReport, style: Style) {
+    let parts = report.recording.parts();
+    let all = parts.iter().map(|(_, size)| size).sum();
+    let named = parts
+        .iter()
+        .filter(|(_, size)| *size != 0)
+        .map(|(name, size)| format!("{name} {}", bytes(*size)));
+    let text = format!(
+        "Recording it took {}: {}",
+        bytes(all),
+        named.collect::<Vec<_>>().join(", ")
+    );
+    let _ = writeln!(out, "\n{}", style.faint(&text));
 }
 
 /// A histogram over something other than types and sites.

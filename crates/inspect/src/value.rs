@@ -62,6 +62,24 @@ pub fn print_array(
     printer.out
 }
 
+/// The text of `len` bytes at `address`, up to its first NUL, quoted; `None` if it cannot be read.
+#[must_use]
+pub fn text(address: Alleged, len: u64, contents: &dyn Contents) -> Option<String> {
+    let shown = usize::try_from(len).unwrap_or(CHARACTERS).min(CHARACTERS);
+    let mut bytes = vec![0; shown];
+    if !contents.read(address, &mut bytes) {
+        return None;
+    }
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let text = String::from_utf8_lossy(&bytes[..end.unwrap_or(shown)]);
+    let more = if end.is_none() && len > shown as u64 {
+        "…"
+    } else {
+        ""
+    };
+    Some(format!("{text:?}{more}"))
+}
+
 struct Printer<'a, 'i> {
     image: &'a Image<'i>,
     contents: &'a dyn Contents,

@@ -15,6 +15,7 @@ use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::{Circumstances, Exit, ProcessReport, State};
 use pointee_inspect::resolve::Resolver;
 use pointee_inspect::snapshot::{self, Heap, Info, Snapshot};
+use pointee_inspect::space;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
@@ -146,6 +147,7 @@ fn saved(index: &Index<Region>) -> Vec<u8> {
         index,
         &process,
         &Images::default(),
+        &space::Layout::default(),
         &Heap::Gone,
     )
     .expect("writes");

@@ -14,6 +14,10 @@ pub struct Facts {
     pub functions: Vec<Function>,
     /// Variables with a fixed address, in order of address; thread-local ones after the others.
     pub globals: Vec<Global>,
+    /// What only symbol tables name: data in order of (thread-local, address), without types.
+    pub data_symbols: Vec<Global>,
+    /// Sections that are loaded, in order of address.
+    pub sections: Vec<LoadedSection>,
     /// Line rows in order of address.
     pub lines: Vec<Line>,
     /// Paths of source files; `file` fields point here.
@@ -172,6 +176,17 @@ pub struct Global {
     pub r#type: Option<TypeIndex>,
     /// The address is an offset in the thread-local block.
     pub thread_local: bool,
+}
+
+/// A section that is loaded.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct LoadedSection {
+    pub address: u64,
+    pub size: u64,
+    pub name: String,
+    /// Bits of `section_flags`.
+    pub flags: u32,
 }
 
 /// A row of the line table; holds up to the next.

@@ -3,13 +3,15 @@
 //! Records are filled in the order that the image format asks for, strings are interned once, and
 //! the sections are laid out one after the other, each 8-byte aligned.
 
-use crate::facts::{Facts, Function};
+use crate::config::{Config, Rule};
+use crate::facts::{Facts, FrameBase, Function, LoadedSection, Place};
 use crate::sites::Sites;
 use pointee_model::entries::role_of;
 use pointee_model::image::{
     EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header, InlineRecord,
-    LineRecord, MAGIC, MemberRecord, NO_TYPE, Section, SiteRecord, StrRef, TypeKind, TypeRecord,
-    VariableRecord, function_flags, header_flags, section_kind,
+    LineRecord, LocalPlace, LocalRecord, MAGIC, MemberRecord, NO_TYPE, Section, SectionRecord,
+    SiteRecord, StrRef, TypeKind, TypeRecord, VariableRecord, function_flags, header_flags,
+    section_kind, variable_flags,
 };
 use std::collections::{HashMap, HashSet};
 use zerocopy::{Immutable, IntoBytes};
@@ -25,7 +27,7 @@ pub struct Provenance {
 
 /// Writes an image.
 #[must_use]
-pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
+pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provenance) -> Vec<u8> {
     let mut strings = Strings::new();
     let files: Vec<StrRef> = facts
         .files
@@ -36,6 +38,8 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
     let functions = functions(facts, sites, &mut strings);
     let inlines = inlines(facts, &mut strings);
     let variables = variables(facts, &mut strings);
+    let sections = loaded_sections(facts, &mut strings);
+    let locals = locals(facts, &mut strings);
     let lines: Vec<LineRecord> = facts
         .lines
         .iter()
@@ -46,7 +50,7 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
         })
         .collect();
     let (records, evidence) = site_records(sites, &mut strings);
-    let entries = entries(facts, &mut strings);
+    let entries = entries(facts, config, &mut strings);
 
     let mut layout = Layout::default();
     layout.add(section_kind::TYPES, &types.records);
@@ -59,6 +63,8 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
     layout.add(section_kind::EVIDENCE, &evidence);
     layout.add(section_kind::VARIABLES, &variables);
     layout.add(section_kind::ENTRIES, &entries);
+    layout.add(section_kind::SECTIONS, &sections);
+    layout.add(section_kind::LOCALS, &locals);
     layout.add(section_kind::FILES, &files);
     layout.add(section_kind::STRINGS, &strings.bytes);
     let mut flags = 0;
@@ -71,21 +77,26 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
     layout.finish(provenance, flags)
 }
 
-/// The allocation functions that go by a known name, exported or not, wherever that name was found.
-fn entries(facts: &Facts, strings: &mut Strings) -> Vec<EntryRecord> {
+/// The allocation functions that go by a known name or that the configuration names, exported or not, wherever that
+/// name was found. The configuration was cut to this file before.
+fn entries(facts: &Facts, config: &Config, strings: &mut Strings) -> Vec<EntryRecord> {
     let known = facts.functions.iter().filter_map(|function| {
-        let (name, _) = role_of(&function.linkage_name)?;
-        Some((function, name))
+        let name = function.linkage_name.as_str();
+        let said = config.rules.iter().rev().find(|rule| rule.names(name));
+        match said.and_then(Rule::hooked_as) {
+            Some(role) => Some((function, name, role as u32)),
+            None => Some((function, role_of(name)?.0, 0)),
+        }
     });
     known
-        .map(|(function, name)| EntryRecord {
+        .map(|(function, name, role)| EntryRecord {
             address: function.entry,
             size: function
                 .ranges
                 .first()
                 .map_or(0, |(start, end)| end.saturating_sub(*start)),
             name: strings.intern(name),
-            reserved: 0,
+            role,
         })
         .collect()
 }
@@ -281,21 +292,123 @@ fn inlines(facts: &Facts, strings: &mut Strings) -> Vec<InlineRecord> {
     pieces
 }
 
+/// Static variables, then thread-local ones; what debug info describes hides the symbols inside it.
 fn variables(facts: &Facts, strings: &mut Strings) -> Vec<VariableRecord> {
-    let mut variables: Vec<VariableRecord> = facts
-        .globals
+    let described = facts.globals.iter().map(|global| (global, 0));
+    let named = facts
+        .data_symbols
         .iter()
-        .map(|global| VariableRecord {
-            address: global.address,
-            size: global.size,
-            name: strings.intern(&global.name),
-            r#type: global.r#type.unwrap_or(NO_TYPE),
-            flags: u32::from(global.thread_local),
-            reserved: 0,
+        .map(|global| (global, variable_flags::FROM_SYMBOL));
+    let mut variables: Vec<VariableRecord> = described
+        .chain(named)
+        .map(|(global, mut flags)| {
+            if global.thread_local {
+                flags |= variable_flags::THREAD_LOCAL;
+            }
+            VariableRecord {
+                address: global.address,
+                size: global.size,
+                name: strings.intern(&global.name),
+                r#type: global.r#type.unwrap_or(NO_TYPE),
+                flags,
+                reserved: 0,
+            }
         })
         .collect();
-    variables.sort_by_key(|variable| variable.address);
+    let thread_local = |variable: &VariableRecord| variable.flags & variable_flags::THREAD_LOCAL;
+    let from_symbol = |variable: &VariableRecord| variable.flags & variable_flags::FROM_SYMBOL;
+    // Of two at one address the one that debug info gives a size comes first.
+    variables.sort_by_key(|variable| {
+        let unsized_last = variable.size == 0;
+        (
+            thread_local(variable),
+            variable.address,
+            unsized_last,
+            from_symbol(variable),
+        )
+    });
+    variables.dedup_by_key(|variable| (thread_local(variable), variable.address));
+    // A symbol inside of a variable (an alias of a member, a section's start) tells less than the variable.
+    let mut covered = (0, 0);
+    variables.retain(|variable| {
+        let (thread, end) = covered;
+        let inside = thread == thread_local(variable) && variable.address < end;
+        if inside && from_symbol(variable) != 0 {
+            return false;
+        }
+        covered = (
+            thread_local(variable),
+            variable.address.saturating_add(variable.size),
+        );
+        true
+    });
     variables
+}
+
+fn loaded_sections(facts: &Facts, strings: &mut Strings) -> Vec<SectionRecord> {
+    let record = |section: &LoadedSection| SectionRecord {
+        address: section.address,
+        size: section.size,
+        name: strings.intern(&section.name),
+        flags: section.flags,
+    };
+    facts.sections.iter().map(record).collect()
+}
+
+/// Where locals lie, cut to the function's pieces: readers search from the start of the piece they are in.
+fn locals(facts: &Facts, strings: &mut Strings) -> Vec<LocalRecord> {
+    let mut locals = Vec::new();
+    for function in &facts.functions {
+        for variable in &function.variables {
+            let name = strings.intern(&variable.name);
+            if name == 0 {
+                continue;
+            }
+            let inline = variable
+                .inline
+                .and_then(|inline| function.inlines.get(inline as usize))
+                .map_or(0, |inline| strings.intern(&inline.name));
+            let record = |start: u64, end: u64, (place, register, offset)| LocalRecord {
+                start,
+                end,
+                offset,
+                name,
+                r#type: variable.r#type.unwrap_or(NO_TYPE),
+                inline,
+                register,
+                place: place as u8,
+                flags: u8::from(variable.parameter.is_some()),
+            };
+            for (start, end, place) in &variable.places {
+                let Some(place) = local_place(*place, function.frame_base) else {
+                    continue;
+                };
+                let pieces = function.ranges.iter().take(MOST_PIECES);
+                for (first, last) in pieces.filter(|(first, last)| first < end && start < last) {
+                    locals.push(record(*start.max(first), *end.min(last), place));
+                }
+            }
+        }
+    }
+    locals.sort_by_key(|local| local.start);
+    locals
+}
+
+/// Pieces of one function that its locals are looked for in: real ones have two or three.
+const MOST_PIECES: usize = 8;
+
+fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> {
+    Some(match (place, base) {
+        (Place::Register(register), _) => (LocalPlace::Register, register, 0),
+        (Place::Memory(register, offset), _) => (LocalPlace::Memory, register, offset),
+        (Place::Value(register, offset), _) => (LocalPlace::Value, register, offset),
+        (Place::Frame(offset), FrameBase::Cfa) => (LocalPlace::Frame, 0, offset),
+        (Place::Frame(offset), FrameBase::Register(register)) => {
+            (LocalPlace::Memory, register, offset)
+        }
+        // At a fixed address it is no local; what the frame base is, is not known.
+        (Place::Frame(_), FrameBase::Unknown) | (Place::Address(_), _) => return None,
+    })
 }
 
 /// Sections collected so far, without the header that goes before them.

@@ -27,13 +27,14 @@ pub enum Role {
     LinkMap = 16,
     Prctl = 17,
     Syscall = 18,
+    Brk = 19,
 }
 
 impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 19] = [
+        const ALL: [Role; 20] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -53,6 +54,7 @@ impl Role {
             Role::LinkMap,
             Role::Prctl,
             Role::Syscall,
+            Role::Brk,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -123,15 +125,35 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 6] = [
+/// Functions of libc where one process's recording ends and another's begins, or where the heap grows. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 7] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
     ("_exit", Role::Exit),
     ("prctl", Role::Prctl),
     ("syscall", Role::Syscall),
+    ("brk", Role::Brk),
 ];
+
+/// Whether a file of this name holds code of the language, through which the program's own asks for memory.
+#[must_use]
+pub fn is_language_library(file_name: &[u8]) -> bool {
+    const NAMES: [&str; 5] = [
+        "libstdc++.so",
+        "libc++.so",
+        "libc++abi.so",
+        "libgcc_s.so",
+        "libpthread.so",
+    ];
+    NAMES
+        .iter()
+        .any(|name| file_name.starts_with(name.as_bytes()))
+}
+
+/// Frames that are looked at beyond the innermost one of code without debug info whose call is not known to allocate. One
+/// may be a wrapper that was not recognised; what lies further out says nothing about the block.
+pub const FRAMES_BEYOND_UNKNOWN: u32 = 1;
 
 /// The role of a name, among the families.
 #[must_use]

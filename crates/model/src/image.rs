@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 8;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -91,6 +91,8 @@ pub mod section_kind {
     pub const VARIABLES: u32 = 10;
     pub const FILES: u32 = 11;
     pub const ENTRIES: u32 = 12;
+    pub const SECTIONS: u32 = 13;
+    pub const LOCALS: u32 = 14;
 }
 
 /// What a [`TypeRecord`] is.
@@ -351,7 +353,8 @@ pub struct EvidenceRecord {
     pub reserved: [u8; 6],
 }
 
-/// One variable with a fixed address (global, static, function-local static), in order of address.
+/// One variable with a fixed address (global, static, function-local static): those of all threads in order of address, then
+/// the thread-local ones in order of offset. Two never overlap but where one starts inside the other.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct VariableRecord {
@@ -363,10 +366,97 @@ pub struct VariableRecord {
     pub name: StrRef,
     /// Its type.
     pub r#type: TypeIndex,
-    /// 1: thread-local.
+    /// Bits of [`variable_flags`].
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
+}
+
+/// Bits of [`VariableRecord::flags`].
+pub mod variable_flags {
+    /// One in each thread: the address is an offset in the thread-local block.
+    pub const THREAD_LOCAL: u32 = 1;
+    /// From a symbol table, not from debug info: no type.
+    pub const FROM_SYMBOL: u32 = 2;
+}
+
+/// One section that is loaded, in order of address.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SectionRecord {
+    /// First byte.
+    pub address: u64,
+    /// Bytes in memory.
+    pub size: u64,
+    /// `.data`, `.rodata`, …
+    pub name: StrRef,
+    /// Bits of [`section_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`SectionRecord::flags`].
+#[allow(missing_docs)]
+pub mod section_flags {
+    pub const WRITABLE: u32 = 1;
+    pub const CODE: u32 = 2;
+    /// Takes no bytes of the file: `.bss`.
+    pub const ZEROED: u32 = 4;
+    /// The initial contents of thread-local blocks.
+    pub const THREAD_LOCAL: u32 = 8;
+}
+
+/// Where one local variable or parameter lies over one piece of code, in order of `start`. A variable that moves has several.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LocalRecord {
+    /// First byte of the code over which it lies there; never before the start of the function's piece.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Counted from the register, or from the canonical frame address.
+    pub offset: i64,
+    /// Its name.
+    pub name: StrRef,
+    /// Its type.
+    pub r#type: TypeIndex,
+    /// Name of the inlined function it belongs to; 0 for the function's own.
+    pub inline: StrRef,
+    /// DWARF number of the register, for all places but [`LocalPlace::Frame`].
+    pub register: u16,
+    /// [`LocalPlace`].
+    pub place: u8,
+    /// 1: a parameter.
+    pub flags: u8,
+}
+
+/// Where a [`LocalRecord`] says its variable is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum LocalPlace {
+    /// Not known.
+    Unknown = 0,
+    /// In the register itself: it has no address.
+    Register = 1,
+    /// In memory, at register + offset.
+    Memory = 2,
+    /// In memory, at the canonical frame address + offset.
+    Frame = 3,
+    /// Nowhere: its value is register + offset.
+    Value = 4,
+}
+
+impl LocalPlace {
+    /// Reads the stored byte.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Register,
+            2 => Self::Memory,
+            3 => Self::Frame,
+            4 => Self::Value,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 /// One entry point to hook, where the dynamic symbols alone do not show it.
@@ -379,8 +469,8 @@ pub struct EntryRecord {
     pub size: u64,
     /// Its name (`malloc`, `je_malloc` …).
     pub name: StrRef,
-    /// Zero.
-    pub reserved: u32,
+    /// The [`Role`](crate::entries::Role) that the configuration gives it; 0: the one that its name has.
+    pub role: u32,
 }
 
 /// Why bytes are not an image.
@@ -434,6 +524,10 @@ pub struct Image<'a> {
     pub variables: &'a [VariableRecord],
     /// Entry points of allocators.
     pub entries: &'a [EntryRecord],
+    /// Loaded sections.
+    pub sections: &'a [SectionRecord],
+    /// Places of local variables.
+    pub locals: &'a [LocalRecord],
     files: &'a [StrRef],
 }
 
@@ -470,6 +564,8 @@ impl<'a> Image<'a> {
             evidence: section(bytes, sections, section_kind::EVIDENCE)?,
             variables: section(bytes, sections, section_kind::VARIABLES)?,
             entries: section(bytes, sections, section_kind::ENTRIES)?,
+            sections: section(bytes, sections, section_kind::SECTIONS)?,
+            locals: section(bytes, sections, section_kind::LOCALS)?,
             files: section(bytes, sections, section_kind::FILES)?,
         })
     }
@@ -499,6 +595,8 @@ impl<'a> Image<'a> {
             evidence: &[],
             variables: &[],
             entries: &[],
+            sections: &[],
+            locals: &[],
             files: &[],
         }
     }
@@ -568,6 +666,35 @@ impl<'a> Image<'a> {
             .partition_point(|function| function.start <= address.0);
         let function = self.functions.get(after.checked_sub(1)?)?;
         (address.0 < function.end).then_some(function)
+    }
+
+    /// Variables at fixed addresses, in order of address.
+    #[must_use]
+    pub fn statics(&self) -> &'a [VariableRecord] {
+        &self.variables[..self.first_thread_local()]
+    }
+
+    /// Thread-local variables, in order of offset in the block.
+    #[must_use]
+    pub fn thread_locals(&self) -> &'a [VariableRecord] {
+        &self.variables[self.first_thread_local()..]
+    }
+
+    fn first_thread_local(&self) -> usize {
+        self.variables
+            .partition_point(|variable| variable.flags & variable_flags::THREAD_LOCAL == 0)
+    }
+
+    /// The places of local variables that hold at code `address`, in no order.
+    pub fn locals_at(&self, address: LinkAddr) -> impl Iterator<Item = &'a LocalRecord> + use<'a> {
+        let start = self
+            .function_at(address)
+            .map_or(address.0, |function| function.start);
+        let first = self.locals.partition_point(|local| local.start < start);
+        self.locals[first..]
+            .iter()
+            .take_while(move |local| local.start <= address.0)
+            .filter(move |local| address.0 < local.end)
     }
 
     /// The line row that holds `address`.

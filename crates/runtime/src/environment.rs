@@ -3,14 +3,15 @@
 //! The stack of a fresh process holds `argc, argv…, 0, envp…, 0, auxv…, (0, 0)`. Our two variables are
 //! cut out of `envp`; the sixteen bytes this leaves before the auxiliary vector become an entry
 //! `AT_IGNORE`, so that whoever walks from `envp` to the vector arrives, and nothing that points at
-//! either is left dangling. The strings themselves are blanked, for `/proc/self/environ`.
+//! either is left dangling. The strings themselves are blanked, and cut off `/proc/self/environ`.
 //!
 //! See [`pointee_index::handoff`] for the variables.
 
 #![allow(unsafe_code)] // Edits the stack's environment block in place.
 
+use crate::environ_end;
 use core::ffi::CStr;
-use pointee_index::handoff::{PAD, SEPARATOR, VARIABLE, key};
+use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 
 /// Longest hand-off we take.
 const MAX: usize = 4096;
@@ -98,66 +99,47 @@ impl HandOff {
     }
 }
 
-/// The value of `variable` if `entry` sets it.
-fn value_of<'a>(entry: &'a [u8], variable: &str) -> Option<&'a [u8]> {
-    entry.strip_prefix(variable.as_bytes())?.strip_prefix(b"=")
-}
-
 /// Reads the hand-off from the environment and takes every trace of it out.
 ///
 /// # Safety
 /// `envp` is the NULL-terminated environment on the stack, and the auxiliary vector follows it. No other thread runs.
 pub(crate) unsafe fn take(envp: *mut *mut u8) -> HandOff {
-    let mut handoff = HandOff::none();
     // SAFETY: the caller promises a NULL-terminated array of C strings.
     let entry = |at: usize| unsafe {
         let string = *envp.add(at);
         (!string.is_null()).then(|| CStr::from_ptr(string.cast()).to_bytes())
     };
-    let mut at = 0;
-    while let Some(text) = entry(at) {
-        if let Some(value) = value_of(text, VARIABLE) {
-            handoff = HandOff::from_bytes(value);
-        }
-        at += 1;
+    let value_of = |at: usize, variable: &str| -> Option<&[u8]> {
+        let value = entry(at)?.strip_prefix(variable.as_bytes())?;
+        value.strip_prefix(b"=")
+    };
+    let mut count = 0;
+    while entry(count).is_some() {
+        count += 1;
     }
-    if handoff.text().is_empty() {
+    // The two that were added are the last two; whoever passes on an older hand-off gave it other places.
+    let Some(last) = count.checked_sub(2) else {
+        return HandOff::none();
+    };
+    let handoff = value_of(last + 1, VARIABLE).map_or(HandOff::none(), HandOff::from_bytes);
+    let runtime = handoff.path(key::RUNTIME);
+    let is_preload =
+        value_of(last, "LD_PRELOAD").is_some_and(|value| value.starts_with(runtime.as_bytes()));
+    if runtime.is_empty() || !is_preload {
         return handoff;
     }
-    let (mut from, mut to) = (0, 0);
-    while let Some(text) = entry(from) {
-        let preload = value_of(text, "LD_PRELOAD");
-        let before = handoff.field(key::PRELOAD);
-        let ours = value_of(text, VARIABLE).is_some() || value_of(text, PAD).is_some();
-        // SAFETY: `to <= from`, both inside the array; strings of the stack are writable.
-        unsafe {
-            if ours || (preload.is_some() && before.is_none()) {
-                (*envp.add(from)).write_bytes(0, text.len());
-            } else {
-                if let (Some(now), Some(before)) = (preload, before) {
-                    // `<runtime>:<before>` becomes `<before>`: the string gets shorter in place.
-                    let string = (*envp.add(from)).add("LD_PRELOAD=".len());
-                    let keep = before.len().min(now.len());
-                    core::ptr::copy(before.as_ptr(), string, keep);
-                    string.add(keep).write_bytes(0, now.len() - keep);
-                }
-                *envp.add(to) = *envp.add(from);
-                to += 1;
-            }
-        }
-        from += 1;
-    }
-    let gap = from - to;
-    // SAFETY: the array had `from` entries and a NULL.
+    // SAFETY: both are in the array; strings of the stack are writable; nobody walks the array meanwhile.
     unsafe {
-        for at in to..from {
-            *envp.add(at) = core::ptr::null_mut();
+        let strings = [*envp.add(last), *envp.add(last + 1)];
+        for (at, string) in strings.into_iter().enumerate() {
+            let len = entry(last + at).map_or(0, <[u8]>::len);
+            string.write_bytes(0, len);
         }
-        if gap == 2 {
-            const AT_IGNORE: usize = 1;
-            *envp.add(to + 1) = core::ptr::without_provenance_mut(AT_IGNORE);
-            *envp.add(to + 2) = core::ptr::null_mut();
-        }
+        const AT_IGNORE: usize = 1;
+        *envp.add(last) = core::ptr::null_mut();
+        *envp.add(last + 1) = core::ptr::without_provenance_mut(AT_IGNORE);
+        *envp.add(last + 2) = core::ptr::null_mut();
+        environ_end::cut_at(strings[0] as u64);
     }
     handoff
 }

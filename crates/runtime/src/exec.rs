@@ -13,7 +13,7 @@ use crate::region::{generation, is_disabled, region};
 use crate::sys;
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::Relaxed;
-use pointee_index::handoff::{PAD, SEPARATOR, VARIABLE, key};
+use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 use pointee_index::layout::exit_kind;
 
 /// More variables than this are passed on as they are: there is no room for a copy.
@@ -105,7 +105,7 @@ unsafe fn exec_with(
     let path = unsafe { CStr::from_ptr(path as *const i8) };
     let mut variables = [0usize; VARIABLES + 3];
     let mut count = 0;
-    let mut preload: Option<(usize, &[u8])> = None;
+    let mut preload: Option<&[u8]> = None;
     if environment != 0 {
         loop {
             // SAFETY: up to the terminating NULL.
@@ -122,10 +122,8 @@ unsafe fn exec_with(
                 // Somebody starts a session of its own.
                 return original(environment);
             }
-            if preload.is_none()
-                && let Some(value) = text.strip_prefix(b"LD_PRELOAD=")
-            {
-                preload = Some((count, value));
+            if let Some(value) = text.strip_prefix(b"LD_PRELOAD=") {
+                preload = Some(value);
             }
             variables[count] = entry;
             count += 1;
@@ -137,6 +135,10 @@ unsafe fn exec_with(
     let mut library = Text::<2048>::new();
     library.push(b"LD_PRELOAD=");
     library.push(runtime.as_bytes());
+    if let Some(before) = preload {
+        library.push(b":");
+        library.push(before);
+    }
     let mut handed = Text::<4096>::new();
     handed.push(VARIABLE.as_bytes());
     handed.push(b"=");
@@ -151,21 +153,7 @@ unsafe fn exec_with(
     handed.push(key::GENERATION.as_bytes());
     handed.push(b"=");
     handed.push_number(if own { generation() + 1 } else { 1 });
-    let mut pad = Text::<32>::new();
-    pad.push(PAD.as_bytes());
-    pad.push(b"=");
-    if let Some((at, value)) = preload {
-        library.push(b":");
-        library.push(value);
-        handed.push(&[SEPARATOR]);
-        handed.push(key::PRELOAD.as_bytes());
-        handed.push(b"=");
-        handed.push(value);
-        variables[at] = library.bytes.as_ptr() as usize;
-        variables[count] = pad.bytes.as_ptr() as usize;
-    } else {
-        variables[count] = library.bytes.as_ptr() as usize;
-    }
+    variables[count] = library.bytes.as_ptr() as usize;
     variables[count + 1] = handed.bytes.as_ptr() as usize;
     variables[count + 2] = 0;
     if !library.fits || !handed.fits {

@@ -1,16 +1,11 @@
 //! *What runs instead of malloc?*
 //!
-//! A launch pad leads to a relay, which puts what a hook needs beside the program's own arguments into the
-//! registers of the next three ([`Hook`]) and goes to the hook of the entry's role; the hook then returns straight to the caller.
+//! A launch pad leads to a relay, which puts the address of the entry's record into `r11` and goes to the hook of the entry's role;
+//! the hook then returns straight to the caller. Hooks in Rust are entered by a stub that puts what they need beside the program's
+//! own arguments into the registers of the next three ([`Hook`]).
 //!
-//! ```text
-//!   busy   0            outside
-//!          1            writing the index: a fork waits for it
-//!          stack ptr    inside the original: what it calls is its own business, not recorded
-//! ```
-//!
-//! A stack pointer in `busy` that lies below the present one was left by a `longjmp` or an
-//! exception, and counts as 0.
+//! Where a thread is, its gate says ([`crate::threads`]). The usual case of most hooks is written in assembly
+//! ([`crate::fast`]); what is here does all cases.
 //!
 //! Order: a free erases before the original frees; an allocation inserts after the original
 //! returned; so no other thread can be handed the same block in between.
@@ -18,12 +13,15 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
 use crate::region::{Region, region};
-use crate::{exec, process, threads, walk};
+use crate::threads::{State, WRITING};
+use crate::{exec, fast, heap, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, compiler_fence};
 use pointee_index::counters::Thread;
+use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
 use pointee_model::entries::Role;
 
@@ -32,6 +30,9 @@ use pointee_model::entries::Role;
 pub(crate) struct Planted {
     original: u64,
     entry: u64,
+    hook: Hook,
+    /// The root of the walk, as it goes into the hash.
+    root_key: u64,
     root: u32,
     role: Role,
     /// The launch pad: what is there when it is planted, what was there before.
@@ -45,6 +46,11 @@ pub(crate) struct Pad {
     pub(crate) planted: [u8; 5],
     pub(crate) original: [u8; 5],
 }
+
+/// Where the fields lie that code in assembly reads.
+pub(crate) const ORIGINAL: usize = offset_of!(Planted, original);
+pub(crate) const ROOT_KEY: usize = offset_of!(Planted, root_key);
+pub(crate) const ROOT: usize = offset_of!(Planted, root);
 
 const ROOM: usize = 2048;
 
@@ -61,6 +67,8 @@ static TABLE: Table = Table {
             Planted {
                 original: 0,
                 entry: 0,
+                hook: on_free,
+                root_key: 0,
                 root: 0,
                 role: Role::Other,
                 pad: Pad {
@@ -93,6 +101,8 @@ impl Planted {
             to.write(Self {
                 original,
                 entry,
+                hook: hook(role),
+                root_key: u64::from(root) << PARENT_SHIFT,
                 root,
                 role,
                 pad,
@@ -176,17 +186,21 @@ unsafe extern "C" fn syscall_stub() {
     );
 }
 
-/// Where the relay of an entry goes.
-pub(crate) enum Destination {
-    /// To a hook, with everything in the registers of its arguments.
-    Hook(u64),
-    /// To a stub that finds the record in `r11` and every other register as the caller left it.
-    Stub(u64),
+/// The way from a relay to a hook in Rust: the record says to which.
+#[unsafe(naked)]
+unsafe extern "C" fn enter_hook() {
+    naked_asm!(
+        "mov rcx, rsp",
+        "mov r8, rbp",
+        "mov r9, r11",
+        "jmp [r11 + {hook}]",
+        hook = const offset_of!(Planted, hook),
+    );
 }
 
-/// Where the relay of an entry with this role goes.
-pub(crate) fn destination(role: Role) -> Destination {
-    let hook: Hook = match role {
+/// The hook in Rust of a role.
+fn hook(role: Role) -> Hook {
+    match role {
         Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => on_malloc,
         Role::Calloc => on_calloc,
         Role::Realloc => on_realloc,
@@ -197,60 +211,61 @@ pub(crate) fn destination(role: Role) -> Destination {
         Role::Fork => on_fork,
         Role::Exec => on_exec,
         Role::Exit => on_exit,
-        Role::LinkMap | Role::Other => on_link_map,
-        Role::Prctl => return Destination::Stub(prctl_stub as *const () as u64),
-        Role::Syscall => return Destination::Stub(syscall_stub as *const () as u64),
-    };
-    Destination::Hook(hook as *const () as u64)
+        Role::Brk => on_brk,
+        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall => on_link_map,
+    }
 }
 
-const WRITING: u64 = 1;
+/// Where the relay of an entry with this role goes, with the record in `r11` and every other register as the caller left it.
+pub(crate) fn destination(role: Role) -> u64 {
+    let code: unsafe extern "C" fn() = match role {
+        Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => fast::malloc,
+        Role::Calloc => fast::calloc,
+        Role::Memalign | Role::AlignedAlloc => fast::memalign,
+        Role::Free | Role::Delete => fast::free,
+        Role::Prctl => prctl_stub,
+        Role::Syscall => syscall_stub,
+        _ => enter_hook,
+    };
+    code as *const () as u64
+}
 
-/// Marks the thread as inside the original called from the frame at `slot`. `None` if it already is, further out.
+/// This thread, if it is outside at the call whose return address lies at `slot`.
 #[inline(always)]
-fn enter(slot: *const u64) -> Option<&'static Thread> {
-    let thread = threads::current()?;
-    (thread.busy.load(Relaxed) <= slot as u64).then_some(thread)
+fn enter(slot: *const u64) -> Option<&'static State> {
+    let state = threads::current()?;
+    state.is_outside(slot).then_some(state)
 }
 
 /// Runs `original` with the thread marked as inside it.
 #[inline(always)]
-fn inside(thread: &Thread, slot: *const u64, original: impl FnOnce() -> usize) -> usize {
-    thread.busy.store(slot as u64, Relaxed);
+fn inside(state: &State, slot: *const u64, original: impl FnOnce() -> usize) -> usize {
+    state.gate.store(slot as u64, Relaxed);
     compiler_fence(Acquire);
     let result = original();
     compiler_fence(Release);
     result
 }
 
-/// Opens the part in which this thread writes the index. Paired with a `busy` store of 0.
+/// Opens the part in which this thread writes the index.
 #[inline(always)]
-fn begin_writing(thread: &Thread) {
-    thread.busy.store(WRITING, Relaxed);
+fn begin_writing(state: &State) {
+    state.gate.store(WRITING, Relaxed);
     compiler_fence(Acquire);
     if process::is_gate_closed() {
-        process::wait_at_gate(thread);
+        process::wait_at_gate(state);
     }
 }
 
 #[inline(always)]
-fn end_writing(thread: &Thread) {
+fn end_writing(state: &State) {
     compiler_fence(Release);
-    thread.busy.store(0, Relaxed);
+    state.leave();
 }
 
 /// Records a new block.
 #[inline(always)]
-unsafe fn record(
-    region: &Region,
-    thread: &Thread,
-    planted: &Planted,
-    caller: Caller,
-    block: usize,
-    size: usize,
-) {
-    // SAFETY: `slot` is the stack pointer at the hooked entry.
-    let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+fn record(region: &Region, thread: &Thread, origin: u32, block: usize, size: usize) {
     let (replaced, recorded) = region.writer.insert(block as u64, size as u64, origin);
     if let Some(replaced) = replaced {
         lost(region, thread, replaced);
@@ -277,84 +292,32 @@ unsafe fn allocate(
 ) -> usize {
     // SAFETY: the arguments are the caller's.
     let original = || unsafe { planted.call(args[0], args[1], args[2]) };
-    let Some(thread) = enter(caller.slot) else {
+    let Some(state) = enter(caller.slot) else {
         return original();
     };
-    let block = inside(thread, caller.slot, original);
-    let region = region();
-    begin_writing(thread);
+    let block = inside(state, caller.slot, original);
+    begin_writing(state);
     if block != 0 {
-        // SAFETY: as in `record`.
-        unsafe { record(region, thread, planted, caller, block, size) };
+        // SAFETY: `slot` is the stack pointer at the hooked entry.
+        let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+        record(region(), state.thread(), origin, block, size);
     }
-    end_writing(thread);
+    end_writing(state);
     block
 }
 
-// The two fast paths call nothing that comes back, but for the original malloc: what is out of the
-// usual is left to a function that they end in, so that they save no registers for it.
-
-unsafe extern "C" fn on_malloc(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    let Some(thread) = threads::idle() else {
-        // SAFETY: the program's own call.
-        return unsafe { malloc_otherwise(a, b, c, slot, rbp, planted) };
-    };
-    // The walk comes first, so that its chain of loads is under way while the original runs.
-    // SAFETY: `slot` is the stack pointer at the hooked entry.
-    let origin = unsafe { walk::known_origin(planted.root, slot, rbp) }.unwrap_or(0);
-    // SAFETY: the program's own call.
-    let block = inside(thread, slot, || unsafe { planted.call(a, b, c) });
-    thread.busy.store(WRITING, Relaxed);
-    compiler_fence(Acquire);
-    let region = region();
-    if origin != 0
-        && !process::is_gate_closed()
-        && region.writer.try_insert(block as u64, a as u64, origin)
-    {
-        let due = region.counters.count_allocation(thread, origin, a as u64);
-        end_writing(thread);
-        return if due { settle(block, thread) } else { block };
-    }
-    // SAFETY: as above.
-    unsafe { finish(block, a, slot, rbp, planted, thread) }
-}
-
-#[cold]
-extern "C" fn settle(block: usize, thread: &Thread) -> usize {
-    region().counters.settle(thread);
-    block
-}
-
-/// The rest of an allocation that is no usual one.
-#[cold]
-unsafe extern "C" fn finish(
-    block: usize,
-    size: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-    thread: &'static Thread,
-) -> usize {
-    let region = region();
-    begin_writing(thread);
+/// Records what an original returned, if anything, for a hook that found the origin and kept it in `state`; returns it.
+pub(crate) extern "C" fn finish(block: usize, state: &State) -> usize {
+    begin_writing(state);
     if block != 0 {
-        // SAFETY: as in `record`.
-        unsafe { record(region, thread, planted, Caller { slot, rbp }, block, size) };
+        let (origin, size) = (state.origin.load(Relaxed), state.size.load(Relaxed));
+        record(region(), state.thread(), origin, block, size as usize);
     }
-    end_writing(thread);
+    end_writing(state);
     block
 }
 
-/// An allocation in a thread that is inside a hook, shares its slot, or has none yet.
-#[cold]
-unsafe extern "C" fn malloc_otherwise(
+pub(crate) unsafe extern "C" fn on_malloc(
     a: usize,
     b: usize,
     c: usize,
@@ -366,7 +329,7 @@ unsafe extern "C" fn malloc_otherwise(
     unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a) }
 }
 
-unsafe extern "C" fn on_calloc(
+pub(crate) unsafe extern "C" fn on_calloc(
     a: usize,
     b: usize,
     c: usize,
@@ -379,7 +342,7 @@ unsafe extern "C" fn on_calloc(
     unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a.wrapping_mul(b)) }
 }
 
-unsafe extern "C" fn on_memalign(
+pub(crate) unsafe extern "C" fn on_memalign(
     a: usize,
     b: usize,
     c: usize,
@@ -401,26 +364,26 @@ unsafe extern "C" fn on_posix_memalign(
 ) -> usize {
     // SAFETY: the arguments are the caller's.
     let original = || unsafe { planted.call(a, b, c) };
-    let Some(thread) = enter(slot) else {
+    let Some(state) = enter(slot) else {
         return original();
     };
-    let error = inside(thread, slot, original);
-    let region = region();
-    begin_writing(thread);
+    let error = inside(state, slot, original);
+    begin_writing(state);
     if error as i32 == 0 {
         // SAFETY: on success the original has stored the block's address at `a`.
         unsafe {
             let block = *(a as *const usize);
             if block != 0 {
-                record(region, thread, planted, Caller { slot, rbp }, block, c);
+                let origin = walk::origin(planted.root, slot, rbp);
+                record(region(), state.thread(), origin, block, c);
             }
         }
     }
-    end_writing(thread);
+    end_writing(state);
     error
 }
 
-unsafe extern "C" fn on_free(
+pub(crate) unsafe extern "C" fn on_free(
     a: usize,
     b: usize,
     c: usize,
@@ -428,45 +391,16 @@ unsafe extern "C" fn on_free(
     _: u64,
     planted: &'static Planted,
 ) -> usize {
-    let Some(thread) = threads::idle() else {
-        // SAFETY: the program's own call.
-        return unsafe { free_otherwise(a, b, c, slot, planted) };
-    };
-    let region = region();
-    thread.busy.store(WRITING, Relaxed);
-    compiler_fence(Acquire);
-    if !process::is_gate_closed() {
-        let plain = |size| region.counters.is_plain_free(thread, size);
-        if let Some(block) = region.writer.try_erase(a as u64, plain) {
-            region.counters.count_free(thread, block.origin, block.size);
-            end_writing(thread);
-            // SAFETY: the program's own call.
-            return unsafe { planted.call(a, b, c) };
-        }
-    }
-    end_writing(thread);
-    // SAFETY: the program's own call.
-    unsafe { free_otherwise(a, b, c, slot, planted) }
-}
-
-/// A free in a thread that is inside a hook, shares its slot, or has none yet; or of a block that is no usual one.
-#[cold]
-unsafe extern "C" fn free_otherwise(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    planted: &'static Planted,
-) -> usize {
     if a != 0
-        && let Some(thread) = enter(slot)
+        && let Some(state) = enter(slot)
     {
         let region = region();
-        begin_writing(thread);
+        begin_writing(state);
         if let Some(block) = region.writer.erase(a as u64) {
+            let thread = state.thread();
             region.counters.freed(thread, block.origin, block.size);
         }
-        end_writing(thread);
+        end_writing(state);
     }
     // SAFETY: the program's own call.
     unsafe { planted.call(a, b, c) }
@@ -482,15 +416,15 @@ unsafe fn reallocate(
 ) -> usize {
     // SAFETY: the arguments are the caller's.
     let original = || unsafe { planted.call(args[0], args[1], args[2]) };
-    let Some(thread) = enter(caller.slot) else {
+    let Some(state) = enter(caller.slot) else {
         return original();
     };
-    let region = region();
-    begin_writing(thread);
+    let (region, thread) = (region(), state.thread());
+    begin_writing(state);
     let old = region.writer.erase(args[0] as u64);
     compiler_fence(Release);
-    let block = inside(thread, caller.slot, original);
-    begin_writing(thread);
+    let block = inside(state, caller.slot, original);
+    begin_writing(state);
     let failed = block == 0 && size != 0;
     if let Some(old) = old {
         if failed {
@@ -500,10 +434,11 @@ unsafe fn reallocate(
         }
     }
     if block != 0 {
-        // SAFETY: as in `record`.
-        unsafe { record(region, thread, planted, caller, block, size) };
+        // SAFETY: `slot` is the stack pointer at the hooked entry.
+        let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+        record(region, thread, origin, block, size);
     }
-    end_writing(thread);
+    end_writing(state);
     block
 }
 
@@ -573,6 +508,22 @@ unsafe extern "C" fn on_exit(
     process::note_exit(a as u32 & 0xff);
     // SAFETY: the program's own call.
     unsafe { planted.call(a, b, c) }
+}
+
+unsafe extern "C" fn on_brk(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    let error = unsafe { planted.call(a, b, c) };
+    if error as i32 == 0 {
+        heap::grown(a as u64);
+    }
+    error
 }
 
 unsafe extern "C" fn on_link_map(

@@ -5,13 +5,17 @@
 //!
 //! ```text
 //!   start      reads the hand-off, sets up the region, plants the hooks
+//!     environment  the hand-off, and how the program does not see it (environ_end: nor does /proc)
 //!     modules    the link map: which objects are loaded, and when that changes
 //!     locate     the allocation functions of an object: dynamic symbols, symbol table
 //!     plant      pads and trampolines: writes what `pointee-patch` has planned
 //!   hooks      what runs instead of malloc, free and kin
+//!     fast       their usual case, in assembly
 //!     threads    which counters are this thread's
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
+//!     heap       the index ahead of a growing heap
+//!   probes     instead of all that: placements that the command has planned
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -21,13 +25,17 @@
 #![no_std]
 
 mod cfi;
+mod environ_end;
 mod environment;
 mod exec;
+mod fast;
 mod freestanding;
+mod heap;
 mod hooks;
 mod locate;
 mod modules;
 mod plant;
+mod probes;
 mod process;
 mod region;
 mod start;

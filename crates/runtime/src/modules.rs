@@ -18,6 +18,7 @@ use pointee_index::handoff::key;
 use pointee_index::layout::unseen;
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
+use pointee_model::entries::is_language_library;
 use pointee_model::image::{Image, site_flags};
 
 /// The public head of glibc's and musl's `struct link_map`.
@@ -151,13 +152,13 @@ impl Module {
         (self.unwind.0 != 0).then_some(self.unwind)
     }
 
-    /// Calls `each` with name, address and length of every allocation function that the image knows.
-    pub(crate) fn each_entry(&self, mut each: impl FnMut(&str, u64, u64)) {
+    /// Calls `each` with name, address, length and declared role (0: none) of every allocation function that the image knows.
+    pub(crate) fn each_entry(&self, mut each: impl FnMut(&'static str, u64, u64, u32)) {
         let Some(image) = &self.image else { return };
         for entry in image.entries {
             let address = entry.address.wrapping_add(self.bias);
             if (self.text.0..self.text.1).contains(&address) {
-                each(image.string(entry.name), address, entry.size);
+                each(image.string(entry.name), address, entry.size, entry.role);
             }
         }
     }
@@ -166,15 +167,40 @@ impl Module {
         (self.start..self.end).contains(&address)
     }
 
-    /// Whether the call that returns to `return_address` is a site of its own, not one made for a caller.
-    pub(crate) fn is_classified(&self, return_address: u64) -> bool {
+    /// What the image says of the call that returns to `return_address`.
+    pub(crate) fn call(&self, return_address: u64) -> Call {
         let Some(image) = &self.image else {
-            return false;
+            return Call::Unknown;
         };
-        image
-            .site_returning_to(LinkAddr(return_address.wrapping_sub(self.bias)))
-            .is_some_and(|site| site.flags & site_flags::WRAPPER == 0)
+        let address = LinkAddr(return_address.wrapping_sub(self.bias));
+        match image.site_returning_to(address) {
+            Some(site) if site.flags & site_flags::WRAPPER == 0 => Call::Site,
+            Some(_) => Call::InWrapper,
+            None if image.lines.is_empty() && !is_language_library(self.file_name()) => {
+                Call::Unnoted
+            }
+            None => Call::Unknown,
+        }
     }
+
+    fn file_name(&self) -> &[u8] {
+        let path = self.path.as_bytes();
+        let start = path.iter().rposition(|byte| *byte == b'/');
+        &path[start.map_or(0, |slash| slash + 1)..]
+    }
+}
+
+/// What a call is to a walk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// A site of its own: the walk ends.
+    Site,
+    /// Made for a caller.
+    InWrapper,
+    /// Not among the allocating calls of code without debug info: readers look little further.
+    Unnoted,
+    /// There is no image, or it does not tell.
+    Unknown,
 }
 
 /// What the kernel told the process about its main program.

@@ -9,17 +9,18 @@
 
 #![allow(unsafe_code)] // Writes code.
 
-use crate::hooks::{self, Destination, Pad, Planted};
+use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
 use crate::region::{add_string, region};
 use crate::sys::{self, map};
+use core::ptr;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use pointee_index::layout::unseen;
 use pointee_index::origins::ROOTS;
 use pointee_index::records::{Hook, Placement, Role};
 use pointee_model::addr::RunAddr;
-use pointee_patch::arch::x86_64::emit::{EmitError, Emitter, RELAY_MAX, relay};
+use pointee_patch::arch::x86_64::emit::{RELAY_MAX, relay};
 use pointee_patch::{Entry, Refusal, TRAMPOLINE_MAX, plan_entry};
 
 /// Room for trampolines in one place.
@@ -117,7 +118,7 @@ impl Planter {
     fn plant_again(&self, before: &hooks::Planted) -> bool {
         let pad = before.pad();
         // SAFETY: the entry lies in a loaded module's code.
-        let now = unsafe { core::ptr::read_unaligned(pad.at as *const [u8; 5]) };
+        let now = unsafe { ptr::read_unaligned(pad.at as *const [u8; 5]) };
         now == pad.planted || (now == pad.original && self.write(pad.at, &pad.planted))
     }
 
@@ -163,11 +164,10 @@ impl Planter {
             bytes,
         )
         .ok_or(Refusal::RelayOutOfReach)?;
-        let mut relay = [0; RELAY];
-        let relay_len = write_relay(&mut relay, relay_at, planted, function.role)
-            .map_err(|_| Refusal::RelayOutOfReach)?;
+        let record = ptr::from_ref(planted) as u64;
+        let relay = relay(relay_at, record, RunAddr(hooks::destination(function.role)));
         let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
-            && self.write(relay_at.0, &relay[..relay_len])
+            && self.write(relay_at.0, relay.as_slice())
             && self.write(pad.at.0, &pad.bytes);
         if !written {
             return Err(Refusal::NotRelocatable);
@@ -196,32 +196,6 @@ impl Planter {
     }
 }
 
-/// Writes the way from a launch pad to the hook or stub of `role`, to run at `at`; gives its length.
-fn write_relay(
-    to: &mut [u8; RELAY],
-    at: RunAddr,
-    planted: &'static Planted,
-    role: Role,
-) -> Result<usize, EmitError> {
-    let record = core::ptr::from_ref(planted) as u64;
-    match hooks::destination(role) {
-        Destination::Hook(hook) => {
-            let mut emitter = Emitter::new(to, at);
-            emitter.bytes(&[0x48, 0x89, 0xe1])?; // mov rcx, rsp: where the return address lies
-            emitter.bytes(&[0x49, 0x89, 0xe8])?; // mov r8, rbp
-            emitter.bytes(&[0x49, 0xb9])?; // mov r9, the entry's record
-            emitter.bytes(&record.to_le_bytes())?;
-            emitter.jump(RunAddr(hook))?;
-            Ok(emitter.len())
-        }
-        Destination::Stub(stub) => {
-            let code = relay(at, record, RunAddr(stub));
-            to[..code.len()].copy_from_slice(&code);
-            Ok(code.len())
-        }
-    }
-}
-
 const fn is_allocating(role: Role) -> bool {
     !matches!(
         role,
@@ -233,6 +207,7 @@ const fn is_allocating(role: Role) -> bool {
             | Role::LinkMap
             | Role::Prctl
             | Role::Syscall
+            | Role::Brk
             | Role::Other
     )
 }

@@ -5,7 +5,7 @@
 //!                          gate; the child maps the copy where the parent's region was
 //!   fork, region private   close the gate, fork (the kernel copies), open the gate
 //!   vfork, posix_spawn     nothing: the child runs in the parent's memory
-//!   clone without us       the thread hash is wiped by the kernel; the child does not record
+//!   clone without us       the threads' states are wiped by the kernel; the child does not record
 //!   _exit                  the status is noted for whoever reads the region later
 //! ```
 //!
@@ -18,7 +18,7 @@
 use crate::hooks::is_filtered;
 use crate::region::{Region, announce, disable, is_disabled, new_file, region};
 use crate::sys::{self, map};
-use crate::threads;
+use crate::threads::{self, State, WRITING};
 use core::hint::spin_loop;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -35,7 +35,7 @@ pub(crate) fn set_up() {
 }
 
 /// While nonzero, no thread writes to the index: a fork is copying it.
-static GATE: AtomicU32 = AtomicU32::new(0);
+pub(crate) static GATE: AtomicU32 = AtomicU32::new(0);
 
 /// Whether a fork is copying the index.
 #[inline(always)]
@@ -45,30 +45,28 @@ pub(crate) fn is_gate_closed() -> bool {
 
 /// Waits outside the index until no fork is copying it.
 #[cold]
-pub(crate) fn wait_at_gate(thread: &Thread) {
+pub(crate) fn wait_at_gate(state: &State) {
     loop {
         let closed = GATE.load(SeqCst);
         if closed == 0 {
             return;
         }
-        thread.busy.store(0, SeqCst);
+        state.gate.store(0, SeqCst);
         sys::futex_wait(&GATE, closed);
-        thread.busy.store(1, SeqCst);
+        state.gate.store(WRITING, SeqCst);
     }
 }
 
-fn close_gate(region: &Region) {
+fn close_gate() {
     const PRIVATE_EXPEDITED: usize = 1 << 3;
     /// A thread that is killed while it writes never leaves; after this many looks its block is taken as it is.
     const PATIENCE: u32 = 1 << 16;
-    let header = region.header();
     GATE.fetch_add(1, SeqCst);
-    // Other threads set `busy` and look at the gate without a fence between: this is the fence.
+    // Other threads set their own gates and look at this one without a fence between: this is the fence.
     sys::membarrier(PRIVATE_EXPEDITED, 0, 0);
-    for slot in 0..header.threads.load(Relaxed).min(region.geometry.threads) {
-        let thread = region.counters.thread(slot);
+    for state in threads::states() {
         for look in 0..PATIENCE {
-            if thread.busy.load(SeqCst) != 1 {
+            if state.gate.load(SeqCst) != WRITING {
                 break;
             }
             // A thread that lost its processor in between needs one to finish.
@@ -100,7 +98,7 @@ pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
             .fetch_or(unseen::FORK_UNRECORDED, Relaxed);
         return original();
     }
-    close_gate(region);
+    close_gate();
     let follows = region.handoff.field(key::FOLLOW) != Some(b"0");
     let copy = if region.shared && follows {
         copy_region(region)

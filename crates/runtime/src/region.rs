@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // Sets up and replaces the region's mapping, and holds the pointers into it.
 
 use crate::environment::{HandOff, PathBuffer};
+use crate::fast;
 use crate::sys::{self, map};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -179,6 +180,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
         (*beacon).len = layout.len;
         (*beacon).magic = MAGIC;
     }
+    fast::set_up(region());
     let header = region().header();
     header.base.store(base as u64, Relaxed);
     header.version.store(VERSION, Relaxed);

@@ -9,7 +9,7 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{hooks, locate, process, threads};
+use crate::{hooks, locate, probes, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::unseen;
@@ -122,6 +122,10 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
         return;
     }
+    if probes::are_wanted() {
+        probes::start();
+        return;
+    }
     let Some(planter) = Planter::new() else {
         header.unseen.fetch_or(unseen::HOOK_REFUSED, Relaxed);
         return;
@@ -160,6 +164,12 @@ pub(crate) fn link_map_changed() {
     // SAFETY: called by the thread that holds the linker's lock.
     unsafe {
         if !modules::is_consistent(debug) {
+            return;
+        }
+        if probes::are_wanted() {
+            if probes::can_be_added() {
+                modules::refresh(debug, None, probes::add);
+            }
             return;
         }
         let mut planter = None;

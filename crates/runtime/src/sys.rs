@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // System calls are made by hand.
 
 use core::arch::asm;
+use core::cell::UnsafeCell;
 
 macro_rules! numbers {
     ($($name:ident = $number:literal),+ $(,)?) => { $(const $name: usize = $number;)+ };
@@ -13,9 +14,9 @@ macro_rules! numbers {
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
-    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MUNMAP = 11, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
-    MADVISE = 28, GETPID = 39, SOCKET = 41, SENDMSG = 46, FTRUNCATE = 77, READLINK = 89,
-    GETPPID = 110, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
+    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
+    MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, FTRUNCATE = 77, READLINK = 89,
+    GETPPID = 110, PRCTL = 157, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     TGKILL = 234, OPENAT = 257,
     FACCESSAT = 269, PRLIMIT64 = 302, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
@@ -58,6 +59,8 @@ macro_rules! safe_calls {
 safe_calls! {
     /// Closes a descriptor we opened.
     close(fd) = CLOSE;
+    /// Where the heap's end is, given 0.
+    brk(end) = BRK;
     /// Process id.
     getpid() = GETPID;
     /// Parent's process id.
@@ -129,6 +132,15 @@ pub(crate) unsafe fn munmap(at: *mut u8, len: usize) {
     unsafe { call(MUNMAP, [at as usize, len, 0, 0, 0, 0]) };
 }
 
+/// Changes the protection of pages.
+///
+/// # Safety
+/// `[at, at + len)` is a mapping of ours, and nobody relies on what is taken away.
+pub(crate) unsafe fn mprotect(at: *mut u8, len: usize, protection: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { call(MPROTECT, [at as usize, len, protection, 0, 0, 0]) == 0 }
+}
+
 /// `madvise`; a no-op where the kernel does not know `advice`.
 ///
 /// # Safety
@@ -152,6 +164,42 @@ pub(crate) fn mincore(at: *const u8, map: &mut [u8]) -> bool {
                 0,
                 0,
             ],
+        ) == 0
+    }
+}
+
+/// `struct prctl_mm_map` (linux/prctl.h).
+#[repr(C)]
+#[allow(missing_docs)]
+pub(crate) struct MemoryMap {
+    pub(crate) start_code: u64,
+    pub(crate) end_code: u64,
+    pub(crate) start_data: u64,
+    pub(crate) end_data: u64,
+    pub(crate) start_brk: u64,
+    pub(crate) brk: u64,
+    pub(crate) start_stack: u64,
+    pub(crate) arg_start: u64,
+    pub(crate) arg_end: u64,
+    pub(crate) env_start: u64,
+    pub(crate) env_end: u64,
+    /// With a length of 0 the kernel keeps the vector it has.
+    pub(crate) auxv: u64,
+    pub(crate) auxv_len: u32,
+    /// -1 keeps the executable.
+    pub(crate) executable: i32,
+}
+
+/// Tells the kernel where the parts of the process lie: what `/proc` shows, and where `brk` goes on.
+pub(crate) fn set_memory_map(memory_map: &MemoryMap) -> bool {
+    const PR_SET_MM: usize = 35;
+    const PR_SET_MM_MAP: usize = 14;
+    let (address, len) = (core::ptr::from_ref(memory_map), size_of::<MemoryMap>());
+    // SAFETY: reads the structure; no mapping changes.
+    unsafe {
+        call(
+            PRCTL,
+            [PR_SET_MM, PR_SET_MM_MAP, address as usize, len, 0, 0],
         ) == 0
     }
 }
@@ -300,6 +348,132 @@ pub(crate) unsafe fn sendmsg(fd: usize, message: *const u8) -> isize {
     const MSG_NOSIGNAL: usize = 0x4000;
     // SAFETY: the caller's promise.
     unsafe { call(SENDMSG, [fd, message as usize, MSG_NOSIGNAL, 0, 0, 0]) }
+}
+
+/// A `struct msghdr` (bits/socket.h).
+#[repr(C)]
+struct Message {
+    name: usize,
+    name_len: u32,
+    parts: *const [usize; 2],
+    parts_len: usize,
+    control: *const Control,
+    control_len: usize,
+    flags: u32,
+}
+
+/// A `struct cmsghdr` with at most two descriptors.
+#[repr(C)]
+struct Control {
+    len: usize,
+    level: u32,
+    kind: u32,
+    fds: [i32; 2],
+}
+
+const SOL_SOCKET: u32 = 1;
+const SCM_RIGHTS: u32 = 1;
+
+/// A connection to the sequenced-packet socket at `path`.
+pub(crate) fn connect_packets(path: &[u8]) -> Option<usize> {
+    const AF_UNIX: u16 = 1;
+    const SOCK_SEQPACKET: usize = 5;
+    const SOCK_CLOEXEC: usize = 0o2_000_000;
+    #[repr(C)]
+    struct Address {
+        family: u16,
+        path: [u8; 108],
+    }
+    let mut address = Address {
+        family: AF_UNIX,
+        path: [0; 108],
+    };
+    address.path[..107]
+        .get_mut(..path.len())?
+        .copy_from_slice(path);
+    let fd = usize::try_from(socket(AF_UNIX as usize, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)).ok()?;
+    // SAFETY: reads a local.
+    let connected = unsafe {
+        call(
+            CONNECT,
+            [
+                fd,
+                (&raw const address) as usize,
+                size_of::<Address>(),
+                0,
+                0,
+                0,
+            ],
+        )
+    };
+    if connected < 0 {
+        close(fd);
+        return None;
+    }
+    Some(fd)
+}
+
+/// Sends `parts` as one packet, with the open file `file`.
+pub(crate) fn send_with_file(fd: usize, parts: [&[u8]; 2], file: usize) -> bool {
+    let parts = parts.map(|part| [part.as_ptr() as usize, part.len()]);
+    let control = Control {
+        len: 20,
+        level: SOL_SOCKET,
+        kind: SCM_RIGHTS,
+        fds: [file as i32, 0],
+    };
+    let message = Message {
+        name: 0,
+        name_len: 0,
+        parts: parts.as_ptr(),
+        parts_len: parts.len(),
+        control: &raw const control,
+        control_len: size_of::<Control>(),
+        flags: 0,
+    };
+    // SAFETY: all pointers in the message are to locals that are alive.
+    unsafe { sendmsg(fd, (&raw const message).cast()) > 0 }
+}
+
+/// Receives a packet of exactly `bytes.len()` bytes, and the two files that come with it.
+pub(crate) fn receive_with_files(fd: usize, bytes: &mut [u8]) -> Option<[usize; 2]> {
+    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+    const EINTR: isize = -4;
+    let parts = [bytes.as_mut_ptr() as usize, bytes.len()];
+    let control = UnsafeCell::new(Control {
+        len: 0,
+        level: 0,
+        kind: 0,
+        fds: [-1; 2],
+    });
+    let mut message = Message {
+        name: 0,
+        name_len: 0,
+        parts: &raw const parts,
+        parts_len: 1,
+        control: control.get(),
+        control_len: size_of::<Control>(),
+        flags: 0,
+    };
+    let received = loop {
+        // SAFETY: all pointers in the message are to locals that are alive.
+        let received = unsafe {
+            call(
+                RECVMSG,
+                [fd, (&raw mut message) as usize, MSG_CMSG_CLOEXEC, 0, 0, 0],
+            )
+        };
+        if received != EINTR {
+            break received;
+        }
+    };
+    let control = control.into_inner();
+    let both = control.len == 24 && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
+    if received != bytes.len() as isize || !both {
+        return None;
+    }
+    let [first, second] = control.fds.map(|fd| usize::try_from(fd).ok());
+    Some([first?, second?])
 }
 
 /// Size of an open file; 0 if unknown.

@@ -1,43 +1,133 @@
-//! *Which counters are this thread's?*
+//! *Which counters are this thread's, and where is it?*
 //!
 //! The runtime has no thread-local storage: nobody would allot it to a library mapped without a dynamic
-//! linker. A thread's state hangs off its control block instead, in eight bytes that
+//! linker. A thread's [`State`] hangs off its control block instead, in eight bytes that
 //! glibc keeps free: `__glibc_unused2` of `tcbhead_t` has been there for compatibility, unused, since glibc 2.23
 //! (sysdeps/x86_64/nptl/tls.h). A new thread finds zero there, or, in a stack that glibc took from its cache,
-//! what the thread before it left: a slot whose owner is gone and whose counts stay.
+//! what the thread before it left: a state whose owner is gone, with another gate.
 //!
-//! A child that was forked by a raw system call has its parent's region mapped and must not write it: the
-//! [`GUARD`] lies in memory that the kernel empties in a forked child (`MADV_WIPEONFORK`).
+//! ```text
+//!   gate   the thread pointer   outside
+//!          1                    writing the index: a fork waits for it
+//!          a stack pointer      inside the original: what it calls is its own business, not recorded
+//!          0                    nobody's
+//! ```
+//!
+//! So one comparison tells that the state is this thread's and that it is outside: the usual case. A stack pointer in `gate`
+//! that lies below the present one was left by a `longjmp` or an exception, and means outside too.
+//!
+//! A child that was forked by a raw system call has its parent's region mapped and must not write it: states lie in
+//! memory that the kernel empties in a forked child (`MADV_WIPEONFORK`), and so does the guard.
 
 #![allow(unsafe_code)] // Reads and writes the thread control block.
 
 use crate::hooks::is_filtered;
-use crate::region::{disable, is_disabled, region};
+use crate::region::{Region, disable, is_disabled, region};
 use crate::sys;
 use core::arch::asm;
-use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed};
+use core::ops::Range;
+use core::ptr;
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use pointee_index::counters::{FIRST_OWN, SHARED, Thread};
 use pointee_index::layout::unseen;
 
 /// Where in the control block the state's address is kept.
-const PLACE: usize = 0x270;
+pub(crate) const PLACE: usize = 0x270;
 /// Where glibc keeps the kernel's thread id (`struct pthread`, field `tid`).
 const TID: usize = 0x2d0;
 
-#[repr(C, align(4096))]
-struct Page([AtomicU64; 512]);
+/// A gate's value while its thread writes the index.
+pub(crate) const WRITING: u64 = 1;
 
-/// First word 1 while this process may write the region.
-static GUARD: Page = Page([const { AtomicU64::new(0) }; 512]);
+/// Where a thread is, and what its hooks need at once. Written by its thread only.
+#[repr(C, align(64))]
+pub(crate) struct State {
+    /// See the file's head.
+    pub(crate) gate: AtomicU64,
+    /// The gate outside: the thread pointer; 0 where the counters are shared, so that the fast path is not taken.
+    idle: AtomicU64,
+    /// The owner's thread pointer.
+    key: AtomicU64,
+    /// The owner's kernel id.
+    tid: AtomicU32,
+    /// What the fast path keeps over the call of the original: the origin and the requested size.
+    pub(crate) origin: AtomicU32,
+    pub(crate) size: AtomicU64,
+    /// Where it stores what is not to be stored.
+    pub(crate) aside: AtomicU32,
+    /// What the index keeps of this thread.
+    pub(crate) thread: AtomicPtr<Thread>,
+    /// The thread's counters, by origin.
+    pub(crate) counters: AtomicU64,
+}
+
+/// Live threads that are told from each other. Those beyond the region's slots share one there.
+const STATES: u32 = 1 << 14;
+
+#[repr(C, align(4096))]
+struct States {
+    all: [State; STATES as usize],
+    /// 1 while this process may write the region.
+    guard: AtomicU32,
+    /// States in use, the [`FIRST_OWN`] reserved ones included.
+    used: AtomicU32,
+}
+
+static ALL: States = States {
+    all: [const {
+        State {
+            gate: AtomicU64::new(0),
+            idle: AtomicU64::new(0),
+            key: AtomicU64::new(0),
+            tid: AtomicU32::new(0),
+            origin: AtomicU32::new(0),
+            size: AtomicU64::new(0),
+            aside: AtomicU32::new(0),
+            thread: AtomicPtr::new(ptr::null_mut()),
+            counters: AtomicU64::new(0),
+        }
+    }; STATES as usize],
+    guard: AtomicU32::new(0),
+    used: AtomicU32::new(0),
+};
 
 /// Arms the guard, or arms it again in a forked child.
 pub(crate) fn set_up() {
     const MADV_WIPEONFORK: usize = 18;
-    let page = (&raw const GUARD).cast::<u8>().cast_mut();
-    // SAFETY: a page of our own zero-initialised data, which nothing else lies in.
-    unsafe { sys::madvise(page, 4096, MADV_WIPEONFORK) };
-    GUARD.0[0].store(1, Relaxed);
+    let pages = (&raw const ALL).cast::<u8>().cast_mut();
+    // SAFETY: pages of our own zero-initialised data, which nothing else lies in.
+    unsafe { sys::madvise(pages, size_of::<States>(), MADV_WIPEONFORK) };
+    ALL.guard.store(1, Relaxed);
+    ALL.used.store(FIRST_OWN, Relaxed);
+}
+
+/// All states that threads have or had.
+pub(crate) fn states() -> impl Iterator<Item = &'static State> {
+    let used = ALL.used.load(Acquire).min(STATES);
+    ALL.all[..used as usize].iter()
+}
+
+impl State {
+    /// What the index keeps of this thread.
+    #[inline(always)]
+    pub(crate) fn thread(&self) -> &'static Thread {
+        // SAFETY: `give` stored it before anyone was handed the state; threads are never unmapped.
+        unsafe { &*self.thread.load(Relaxed) }
+    }
+
+    /// Says that the thread is outside.
+    #[inline(always)]
+    pub(crate) fn leave(&self) {
+        self.gate.store(self.idle.load(Relaxed), Relaxed);
+    }
+
+    /// Whether the thread, whose hooked call has its return address at `slot`, is outside.
+    #[inline(always)]
+    pub(crate) fn is_outside(&self, slot: *const u64) -> bool {
+        let gate = self.gate.load(Relaxed);
+        gate == self.idle.load(Relaxed) || gate <= slot as u64
+    }
 }
 
 #[inline(always)]
@@ -50,10 +140,10 @@ fn control_block<const OFFSET: usize>() -> u64 {
     word
 }
 
-fn remember(thread: &Thread) {
+fn remember(state: &State) {
     // SAFETY: the place is unused by glibc.
     unsafe {
-        asm!("mov fs:[{}], {}", const PLACE, in(reg) core::ptr::from_ref(thread), options(nostack, preserves_flags));
+        asm!("mov fs:[{}], {}", const PLACE, in(reg) ptr::from_ref(state), options(nostack, preserves_flags));
     }
 }
 
@@ -65,72 +155,91 @@ pub(crate) fn forget() {
     }
 }
 
-/// This thread's state if it is outside any hook and has a slot of its own: the usual case.
-#[inline(always)]
-pub(crate) fn idle() -> Option<&'static Thread> {
-    let thread = control_block::<PLACE>() as *const Thread;
-    // SAFETY: null, or put there by `remember`; states are never unmapped.
-    let thread = unsafe { thread.as_ref()? };
-    // A slot that was given to another thread while this stack lay in glibc's cache has another key.
-    let is_mine = thread.key.load(Relaxed) == control_block::<0>();
-    (is_mine && thread.busy.load(Relaxed) == 0 && GUARD.0[0].load(Relaxed) != 0).then_some(thread)
-}
-
 /// This thread's state; `None` while nothing is to be recorded.
-pub(crate) fn current() -> Option<&'static Thread> {
+pub(crate) fn current() -> Option<&'static State> {
     if is_disabled() {
         return None;
     }
-    if GUARD.0[0].load(Relaxed) == 0 {
+    if ALL.guard.load(Relaxed) == 0 {
         // Forked behind our back: the region is the parent's.
         disable();
         return None;
     }
-    let known = control_block::<PLACE>() as *const Thread;
-    // SAFETY: as in `idle`.
-    if let Some(thread) = unsafe { known.as_ref() }
-        && thread.key.load(Relaxed) == control_block::<0>()
+    let known = control_block::<PLACE>() as *const State;
+    let key = control_block::<0>();
+    // SAFETY: null, or put there by `remember`; states are never unmapped.
+    if let Some(state) = unsafe { known.as_ref() }
+        && state.key.load(Relaxed) == key
     {
-        return Some(thread);
+        return Some(state);
     }
-    let thread = slot_for(control_block::<0>(), control_block::<TID>() as u32);
-    if thread.slot.load(Relaxed) != SHARED {
-        remember(thread);
-    }
-    Some(thread)
+    let state = state_for(key, control_block::<TID>() as u32)?;
+    remember(state);
+    Some(state)
 }
 
-/// A slot for the thread with this thread pointer: its own of before, a new one, a dead thread's, or the shared one.
+/// A state for the thread with this thread pointer: its own of before, a new one, or a dead thread's; with counters
+/// of its own as long as there are any. `None`: there are more threads than states, and this one is not recorded.
 #[cold]
-fn slot_for(fs: u64, tid: u32) -> &'static Thread {
-    let region = region();
-    let header = region.header();
-    let counters = &region.counters;
-    let used = header.threads.load(Relaxed).min(region.geometry.threads);
-    for slot in FIRST_OWN..used {
-        if counters.thread(slot).key.load(Relaxed) == fs {
-            return counters.give(slot, fs, tid);
-        }
+fn state_for(key: u64, tid: u32) -> Option<&'static State> {
+    let used = ALL.used.load(Acquire).min(STATES);
+    let own = region().geometry.threads.min(STATES);
+    let before = (FIRST_OWN..used).find(|at| ALL.all[*at as usize].key.load(Relaxed) == key);
+    let with_counters = before
+        .or_else(|| unused(own))
+        .or_else(|| abandoned(FIRST_OWN..own, key));
+    let at = with_counters.or_else(|| {
+        let unseen = &region().header().unseen;
+        unseen.fetch_or(unseen::THREADS_SHARED, Relaxed);
+        unused(STATES).or_else(|| abandoned(own..STATES, key))
+    })?;
+    Some(give(at, key, tid))
+}
+
+/// The next state that no thread has had, below `end`.
+fn unused(end: u32) -> Option<u32> {
+    ALL.used
+        .fetch_update(AcqRel, Acquire, |used| (used < end).then_some(used + 1))
+        .ok()
+}
+
+/// A state whose thread is no more, claimed for the thread with thread pointer `key`.
+fn abandoned(mut among: Range<u32>, key: u64) -> Option<u32> {
+    if is_filtered() {
+        // To ask after a thread is a system call.
+        return None;
     }
-    let slot = header.threads.fetch_add(1, Relaxed);
-    if slot < region.geometry.threads {
-        return counters.give(slot, fs, tid);
-    }
-    header.threads.fetch_sub(1, Relaxed);
-    for slot in FIRST_OWN..region.geometry.threads {
-        let thread = counters.thread(slot);
-        let key = thread.key.load(Relaxed);
-        let owner = thread.tid.load(Relaxed);
-        if !is_filtered()
-            && !sys::is_thread(owner)
-            && thread
+    among.find(|at| {
+        let state = &ALL.all[*at as usize];
+        let owner = state.key.load(Relaxed);
+        !sys::is_thread(state.tid.load(Relaxed))
+            && state
                 .key
-                .compare_exchange(key, fs, AcqRel, Relaxed)
+                .compare_exchange(owner, key, AcqRel, Relaxed)
                 .is_ok()
-        {
-            return counters.give(slot, fs, tid);
-        }
-    }
-    header.unseen.fetch_or(unseen::THREADS_SHARED, Relaxed);
-    counters.thread(SHARED)
+    })
+}
+
+/// Makes state `at` that of the thread with this thread pointer and kernel id.
+fn give(at: u32, key: u64, tid: u32) -> &'static State {
+    let Region {
+        counters, geometry, ..
+    } = region();
+    let state = &ALL.all[at as usize];
+    let is_own = at < geometry.threads;
+    let thread = if is_own {
+        region().header().threads.fetch_max(at + 1, Relaxed);
+        counters.give(at, key, tid)
+    } else {
+        counters.thread(SHARED)
+    };
+    state.tid.store(tid, Relaxed);
+    state
+        .thread
+        .store(ptr::from_ref(thread).cast_mut(), Relaxed);
+    state.counters.store(thread.counters.load(Relaxed), Relaxed);
+    state.idle.store(if is_own { key } else { 0 }, Relaxed);
+    state.key.store(key, Relaxed);
+    state.leave();
+    state
 }

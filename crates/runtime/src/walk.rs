@@ -3,14 +3,17 @@
 //! The walk starts at the return address of the hooked call and goes up to [`DEPTH`] frames, one
 //! lookup in the origin tree a frame. A node's rule was made once, when the node was first
 //! met ([`crate::cfi`]): it is a leaf where the metadata image knows the site for a classified one, where
-//! there is no unwind information, or where the rule is more than a register and an offset.
+//! there is no unwind information, where the rule is more than a register and an offset, or soon after
+//! a call that the image of code without debug info does not know.
 
 #![allow(unsafe_code)] // Reads the program's stack.
 
+use crate::cfi;
+use crate::modules::{self, Call};
 use crate::region::region;
-use crate::{cfi, modules};
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::origins::{Node, Rule};
+use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
 /// frames up; C++ without inlining needs more.
@@ -81,12 +84,17 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         return None;
     }
     let origins = &region().origins;
-    let depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
+    let mut depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
         return origins.add(parent, return_address, Rule::LEAF, u32::MAX, depth);
     };
-    let rule = if depth == DEPTH || module.is_classified(return_address) {
+    let call = module.call(return_address);
+    if call == Call::Unnoted {
+        // Counts for as many frames as leave those that readers look at.
+        depth = depth.max(DEPTH - FRAMES_BEYOND_UNKNOWN);
+    }
+    let rule = if depth == DEPTH || call == Call::Site {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)

@@ -8,10 +8,14 @@
 //!
 //! Nothing is kept from one call to the next, and no figure is written down anywhere in the code.
 
+mod fork;
+pub(crate) mod images;
 mod instructions;
 mod malloc;
 mod measure;
+pub(crate) mod probes;
 mod programs;
+mod site;
 mod start;
 mod table;
 mod variant;
@@ -32,7 +36,14 @@ pub(crate) struct Options {
     pointee: Option<PathBuf>,
 }
 
-const PARTS: &[&str] = &["instructions", "start", "malloc", "programs"];
+const PARTS: &[&str] = &[
+    "instructions",
+    "start",
+    "fork",
+    "site",
+    "malloc",
+    "programs",
+];
 
 impl Options {
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
@@ -104,6 +115,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match *part {
             "instructions" => instructions::measure(&bench)?,
             "start" => start::measure(&bench)?,
+            "fork" => fork::measure(&bench)?,
+            "site" => site::measure(&bench)?,
             "malloc" => malloc::measure(&bench)?,
             _ => programs::measure(&bench)?,
         }

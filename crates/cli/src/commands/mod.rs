@@ -1,8 +1,11 @@
 //! *What can be asked for?* — one file a subcommand.
 
 pub(crate) mod explain;
+mod explain_file;
 pub(crate) mod histo;
+pub(crate) mod maps;
 pub(crate) mod meta;
+pub(crate) mod probe;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
 pub(crate) mod sites;

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end, after SECONDS, or told as at the heap's highest point.
+    /// When: at its end, after SECONDS, or told as at its highest point (blocks as at the end).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",
@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     supervise::end_as(end)
 }
 
-fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
+pub(crate) fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
     let (text, status) = match why {
         NotRunnable::NotFound => ("No such file or directory", 127),
         NotRunnable::NotExecutable => ("Permission denied", 126),
@@ -173,6 +173,7 @@ fn environment(
         images: Some(&images),
         follow: !arguments.no_follow,
         runtime: &runtime,
+        probes: None,
     };
     (launch::environment(std::env::vars_os(), &handoff), None)
 }

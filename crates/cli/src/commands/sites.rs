@@ -1,6 +1,7 @@
 //! `pointee sites`: *which instructions of this file allocate, and what?*
 
 use super::sites_explain;
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::report::PlaceRow;
@@ -58,12 +59,14 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let configured = configuration::options();
     let options = cache::Options {
         sites: sites::Options {
             sources: !arguments.no_sources,
             source_roots: arguments.source_root.clone(),
+            ..configured.sites
         },
-        ..cache::Options::default()
+        ..configured
     };
     if let Some(site) = &arguments.explain {
         return sites_explain::explain(&arguments.file, site, &options);

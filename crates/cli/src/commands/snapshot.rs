@@ -1,9 +1,11 @@
 //! `pointee snapshot`: *how is it now?*, to be asked later.
 
 use crate::saving;
-use crate::subject::Subject;
-use anyhow::Result;
+use crate::subject::{Subject, Wanted};
+use anyhow::{Result, bail};
+use pointee_inspect::running::FindError;
 use pointee_inspect::snapshot::{self, Heap};
+use pointee_inspect::space::Stop;
 use std::path::PathBuf;
 
 /// Save what is known of a running process to a file
@@ -22,13 +24,23 @@ pub(crate) struct Arguments {
     /// The file to write.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Save the contents of the heap too.
+    /// Save the contents of heap, stacks and variables too.
     #[arg(long)]
     memory: bool,
+    /// Stop each thread for a moment, so that the frames of those that run are saved too.
+    #[arg(long)]
+    stop: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let subject = Subject::open(&arguments.subject)?;
+    let stop = match arguments.stop {
+        true => Stop::Briefly,
+        false => Stop::Never,
+    };
+    let subject = Subject::survey(&arguments.subject, stop, Wanted::All)?;
+    let Some(index) = &subject.index else {
+        bail!(FindError::NotRecorded(subject.circumstances.pid));
+    };
     let heap = match (&subject.memory, arguments.memory) {
         (_, false) => Heap::Unwanted,
         (Some(memory), true) => Heap::Of(memory),
@@ -38,9 +50,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         snapshot::write(
             out,
             subject.info(),
-            &subject.index,
+            index,
             &subject.process,
             &subject.images,
+            &subject.layout,
             &heap,
         )
     })

@@ -1,7 +1,7 @@
 /* For ever: allocates, reallocates and frees blocks of all sizes, small ones above all, and logs each call itself: for allocators that are linked in. */
 #include "call_log.h"
 
-enum { HELD = 5000 };
+enum { HELD = 2000 };
 
 #define SITE __attribute__((noinline)) static
 
@@ -47,7 +47,7 @@ int main(void)
             usleep(50);
         random = random * 6364136223846793005u + 1442695040888963407u;
         unsigned at = (random >> 33) % HELD, kind = (random >> 20) % 100;
-        size_t size = kind < 60 ? kind % 24 + 1 : kind < 95 ? (random >> 40) % 1000 : (random >> 40) % 200000;
+        size_t size = kind < 60 ? kind % 24 + 1 : kind < 99 ? (random >> 40) % 1000 : (random >> 40) % 100000;
         if (held[at] && kind % 4 == 0) {
             held[at] = by_realloc(held[at], size + 1);
         } else {

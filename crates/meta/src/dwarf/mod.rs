@@ -11,6 +11,7 @@
 //! bytes say; what is not understood is left out and named in `Facts::diagnostics`. The result does
 //! not depend on the number of threads.
 
+mod data;
 mod die;
 mod functions;
 mod identity;
@@ -50,6 +51,8 @@ pub fn read_facts(elf: &Elf, debug: &DebugFiles) -> Facts {
     let others = [Some(elf), debug.debug.as_ref(), debug.symbols_only.as_ref()];
     add_symbols(&mut facts, others.into_iter().flatten(), &code);
     crate::sites::declare_named(&mut facts);
+    facts.data_symbols = data::symbols(others.into_iter().flatten(), &facts.globals);
+    facts.sections = data::sections(elf);
     facts.diagnostics.truncate(MAX_DIAGNOSTICS);
     facts
 }

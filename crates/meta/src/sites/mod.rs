@@ -36,6 +36,7 @@ mod wrappers;
 pub use model::Size;
 pub use verdict::Request;
 
+use crate::config::Declared;
 use crate::elf::Elf;
 use crate::facts::{Facts, Function};
 use calls::{Key, Program};
@@ -58,6 +59,8 @@ pub struct Options {
     pub sources: bool,
     /// Folders in which the paths that debug info states are looked for too.
     pub source_roots: Vec<PathBuf>,
+    /// Allocation functions that the configuration names, the last of several for one name holding.
+    pub declared: Vec<Declared>,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
         Self {
             sources: true,
             source_roots: Vec::new(),
+            declared: Vec::new(),
         }
     }
 }
@@ -146,7 +150,7 @@ pub struct Wrapper {
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     let types = Types::new(facts);
     let program = Program::new(elf, facts);
-    let found = wrappers::fixpoint(&program, &types, facts);
+    let found = wrappers::fixpoint(&program, &types, facts, &options.declared);
     let sources = source::Sources::new(facts, options);
     let context = Context {
         program: &program,

@@ -167,6 +167,102 @@ pub fn relocate(
     Ok(relocated)
 }
 
+/// Where the copy of one instruction holds what depends on places, counted from the copy's first
+/// byte. Whoever moves the copy afterwards corrects these.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Fields {
+    /// Four bytes: the distance from their end (and the immediate behind them) to the operand, or to
+    /// the target of a direct branch or call.
+    pub relative: Option<u8>,
+    /// Eight bytes: the address that a displaced call returns to.
+    pub absolute: Option<u8>,
+}
+
+/// Writes at `emitter` what the single `instruction` does, whose bytes are `bytes`, and which lies
+/// at `at`. `destination` is where its copy is to go if it is a direct branch or call, `home` where
+/// it is to return to if it is a call.
+///
+/// All targets have to be near ([`Emitter::is_near`]): the forms, and so the length, are then the
+/// same wherever they lie.
+///
+/// # Errors
+///
+/// [`RelocateError`]; what was written is then of no use.
+pub fn relocate_one(
+    instruction: &Instruction,
+    bytes: &[u8],
+    at: RunAddr,
+    destination: RunAddr,
+    home: RunAddr,
+    emitter: &mut Emitter<'_>,
+) -> Result<Fields, RelocateError> {
+    let direct = instruction.flow.relative().is_some();
+    if direct && instruction.prefixes.short_operand() {
+        return Err(RelocateError::NotRelocatable);
+    }
+    if direct && !emitter.is_near(destination) {
+        return Err(RelocateError::OperandOutOfReach);
+    }
+    let field = |at: u8| Fields {
+        relative: Some(at),
+        absolute: None,
+    };
+    match instruction.flow {
+        Flow::Jump(_) => {
+            emitter.jump(destination)?;
+            Ok(field(1))
+        }
+        Flow::ConditionalJump(_) => {
+            emitter.jump_if(instruction.opcode, destination)?;
+            Ok(field(2))
+        }
+        Flow::Loop(r) => {
+            copy_loop(&bytes[..usize::from(r.at)], destination, emitter)?;
+            Ok(field(r.at + 4))
+        }
+        Flow::Call(_) => {
+            copy_call(destination, home, emitter)?;
+            Ok(Fields {
+                relative: Some(7),
+                absolute: Some(11),
+            })
+        }
+        Flow::IndirectCall => {
+            copy_indirect_call(instruction, bytes, at, home, emitter)?;
+            Ok(Fields {
+                relative: instruction.rip_relative.map(|at| at + 6),
+                absolute: Some(6 + instruction.len),
+            })
+        }
+        Flow::TransactionBegin(_) => Err(RelocateError::NotRelocatable),
+        Flow::Trap if instruction.is(Map::Primary, 0xcc) => Err(RelocateError::Breakpoint),
+        Flow::Next | Flow::IndirectJump | Flow::Return | Flow::Trap | Flow::Syscall => {
+            copy_rebased(instruction, bytes, at, emitter)?;
+            Ok(Fields {
+                relative: instruction.rip_relative,
+                absolute: None,
+            })
+        }
+    }
+}
+
+/// `call r/m` as `jmp r/m`, for a copy that is itself called: the return address is on the stack.
+/// Gives where its displacement lies, if that is relative.
+///
+/// # Errors
+///
+/// [`RelocateError`].
+pub fn call_as_jump(
+    instruction: &Instruction,
+    bytes: &[u8],
+    at: RunAddr,
+    emitter: &mut Emitter<'_>,
+) -> Result<Option<u8>, RelocateError> {
+    let (jump, len) = jump_instead(instruction, bytes)?;
+    copy_rebased(instruction, &jump[..len], at, emitter)?;
+    Ok(instruction.rip_relative)
+}
+
 /// The place that the instructions come from, and where those within it have gone.
 struct Home<'l> {
     from: RunAddr,
@@ -217,9 +313,7 @@ impl Home<'_> {
             }
             Flow::Loop(r) => {
                 let target = self.destination(target(r.distance))?;
-                emitter.bytes(&bytes[..usize::from(r.at)])?;
-                emitter.bytes(&[2, 0xeb, emitter.jump_len(target) as u8])?;
-                emitter.jump(target)?;
+                copy_loop(&bytes[..usize::from(r.at)], target, emitter)?;
             }
             Flow::Call(r) => {
                 let target = target(r.distance);
@@ -258,6 +352,13 @@ impl Home<'_> {
     }
 }
 
+/// `loop`, `jrcxz` and kin, whose bytes before the distance are `head`.
+fn copy_loop(head: &[u8], target: RunAddr, emitter: &mut Emitter<'_>) -> Result<(), RelocateError> {
+    emitter.bytes(head)?;
+    emitter.bytes(&[2, 0xeb, emitter.jump_len(target) as u8])?;
+    Ok(emitter.jump(target)?)
+}
+
 /// `call target` as a push of `home` and `jmp target`.
 fn copy_call(
     target: RunAddr,
@@ -290,7 +391,7 @@ fn copy_rebased(
     Ok(emitter.bytes(tail)?)
 }
 
-/// `call r/m` as a push of `home` and `jmp r/m`: opcode extension 4 in place of 2.
+/// `call r/m` as a push of `home` and `jmp r/m`.
 fn copy_indirect_call(
     instruction: &Instruction,
     bytes: &[u8],
@@ -298,6 +399,17 @@ fn copy_indirect_call(
     home: RunAddr,
     emitter: &mut Emitter<'_>,
 ) -> Result<(), RelocateError> {
+    let (jump, len) = jump_instead(instruction, bytes)?;
+    emitter.push_from(len)?;
+    copy_rebased(instruction, &jump[..len], at, emitter)?;
+    Ok(emitter.bytes(&home.0.to_le_bytes())?)
+}
+
+/// The `call r/m` with opcode extension 4 in place of 2, and its length.
+fn jump_instead(
+    instruction: &Instruction,
+    bytes: &[u8],
+) -> Result<([u8; super::MAX_INSTRUCTION_LEN], usize), RelocateError> {
     let modrm = instruction.modrm.unwrap_or(ModRm(0));
     if modrm.reg() != 2 || instruction.prefixes.short_operand() {
         return Err(RelocateError::NotRelocatable);
@@ -312,12 +424,9 @@ fn copy_indirect_call(
         return Err(RelocateError::CallThroughStack);
     }
     let mut jump = [0; super::MAX_INSTRUCTION_LEN];
-    let jump = &mut jump[..bytes.len()];
-    jump.copy_from_slice(bytes);
+    jump[..bytes.len()].copy_from_slice(bytes);
     if let Some(byte) = jump.get_mut(usize::from(instruction.opcode_at) + 1) {
         *byte = (modrm.0 & !0x38) | 4 << 3;
     }
-    emitter.push_from(jump.len())?;
-    copy_rebased(instruction, jump, at, emitter)?;
-    Ok(emitter.bytes(&home.0.to_le_bytes())?)
+    Ok((jump, bytes.len()))
 }

@@ -1,0 +1,316 @@
+//! `pointee probe`: *how often does this program come to each of these instructions?*
+
+use crate::commands::run::not_runnable;
+use crate::launch::{self, HandOff, Inheritance};
+use crate::output::{Format, ROWS, json, print};
+use crate::placements::{Planned, Planner, Wish};
+use crate::program;
+use crate::program::NotRunnable;
+use crate::session::Session;
+use crate::supervise::{self, Signals};
+use crate::{runtime_file, tracked};
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use pointee_inspect::text::grouped;
+use pointee_meta::elf::Elf;
+use pointee_probe::{At, Options, Plan};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Count how often a program executes chosen instructions
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  pointee probe -- gzip -k file                        every function's calls, in every object
+  pointee probe --at instruction --module gzip -- gzip -k file
+  pointee probe --at call --module 'libc.so*' --function 'mem*' -- ls
+  pointee probe --at instruction --dry-run /usr/bin/perl
+
+The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
+threads too, and include what the program's forked children do until they execute another program,
+which is not counted. Functions are named by symbols; in stripped files by their addresses. Not
+counted as functions: linkage stubs, cold parts of functions, signal-return stubs.")]
+pub(crate) struct Arguments {
+    /// Which instructions are counted.
+    #[arg(long, value_enum, default_value_t = Which::Entry, value_name = "WHICH")]
+    at: Which,
+    /// Only objects whose path or file name matches (may be repeated).
+    #[arg(long, value_name = "GLOB")]
+    module: Vec<String>,
+    /// Only functions whose name matches (may be repeated).
+    #[arg(long, value_name = "GLOB")]
+    function: Vec<String>,
+    /// Write text or JSON.
+    #[arg(long, value_enum, default_value_t, value_name = "FORM")]
+    format: Format,
+    /// Where the report goes: a file, or `-` for standard output [default: standard error].
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Leave out what only a trap (int3) could serve: so it is always, no traps are used.
+    #[arg(long)]
+    no_traps: bool,
+    /// Show how the points of FILE would be placed; nothing is run.
+    #[arg(long, value_name = "FILE", conflicts_with = "command")]
+    dry_run: Option<PathBuf>,
+    /// The program and its arguments.
+    #[arg(
+        required_unless_present = "dry_run",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    command: Vec<OsString>,
+}
+
+/// What `--at` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    /// The first instruction of each function.
+    Entry,
+    /// Calls.
+    Call,
+    /// Jumps of all kinds.
+    Jump,
+    /// System calls.
+    Syscall,
+    /// Every instruction.
+    Instruction,
+}
+
+impl From<Which> for At {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::Entry => Self::Entry,
+            Which::Call => Self::Call,
+            Which::Jump => Self::Jump,
+            Which::Syscall => Self::Syscall,
+            Which::Instruction => Self::Instruction,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    modules: Vec<ModuleRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct ModuleRow {
+    module: String,
+    points: u64,
+    placed: u64,
+    tactics: BTreeMap<&'static str, u64>,
+    refused: Vec<RefusedRow>,
+    hits: Vec<HitRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct RefusedRow {
+    function: String,
+    offset: u32,
+    why: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct HitRow {
+    function: String,
+    offset: u32,
+    count: u64,
+}
+
+impl ModuleRow {
+    fn new(module: String, plan: &Plan, counts: &[u64]) -> Self {
+        let label = |function: u32| plan.functions[function as usize].label();
+        let mut refused = Vec::new();
+        let mut hits = Vec::new();
+        for point in &plan.points {
+            match point.placed {
+                Err(why) => refused.push(RefusedRow {
+                    function: label(point.function),
+                    offset: point.offset,
+                    why: why.reason(),
+                }),
+                Ok((_, counter)) => {
+                    let count = counts.get(counter as usize).copied().unwrap_or(0);
+                    if count > 0 {
+                        hits.push(HitRow {
+                            function: label(point.function),
+                            offset: point.offset,
+                            count,
+                        });
+                    }
+                }
+            }
+        }
+        let tactics = plan.tactics();
+        Self {
+            module,
+            points: plan.points.len() as u64,
+            placed: tactics.values().sum(),
+            tactics: tactics
+                .into_iter()
+                .map(|(tactic, count)| (tactic.name(), count))
+                .collect(),
+            refused,
+            hits,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let wish = Wish {
+        options: Options {
+            at: arguments.at.into(),
+        },
+        modules: arguments.module.clone(),
+        functions: arguments.function.clone(),
+    };
+    match &arguments.dry_run {
+        Some(file) => {
+            let path = file.to_string_lossy().into_owned();
+            let elf = Elf::open(file).with_context(|| path.clone())?;
+            let plan = wish.plan(&elf, &path).with_context(|| path.clone())?;
+            let modules = vec![ModuleRow::new(path, &plan, &[])];
+            print(&rendered(arguments, &Report { modules })?)
+        }
+        None => run_program(arguments, wish),
+    }
+}
+
+fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
+    let name = &arguments.command[0];
+    let program = match program::find(name) {
+        Ok(program) => program,
+        Err(why) => not_runnable(name, why),
+    };
+    if let Some(reason) = &program.unseen {
+        bail!("{}: probes cannot be put in: {reason}", name.display());
+    }
+    let session = Session::open()?;
+    let runtime = runtime_file::anywhere(session.folder())?;
+    let socket = session.folder().join("placements");
+    let planner = Arc::new(Planner::open(&socket, wish)?);
+    let mut signals = Signals::take()?;
+    let files = tracked::raise_file_limit()?;
+    let inheritance = Inheritance {
+        mask: *signals.mask_before(),
+        files,
+    };
+    let handoff = HandOff {
+        socket: &session.socket_path(),
+        images: None,
+        follow: false,
+        runtime: &runtime,
+        probes: Some(&socket),
+    };
+    let environment = launch::environment(std::env::vars_os(), &handoff);
+    let started = launch::start(
+        &program.path,
+        &arguments.command,
+        &environment,
+        &inheritance,
+    );
+    let child = match started {
+        Ok(child) => child,
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
+            drop(session);
+            not_runnable(name, NotRunnable::NotFound)
+        }
+        Err(error) => {
+            drop(session);
+            eprintln!("pointee: {}: {}", name.display(), error.desc());
+            std::process::exit(126)
+        }
+    };
+    planner.serve();
+    let end = supervise::supervise(child, &mut signals, &session, None, |_| {}, || {})?;
+    drop(signals);
+    drop(session);
+    let rows = planner.planned().into_iter().map(|planned| row(&planned));
+    // Objects in which nothing was to be counted were only watched.
+    let modules = rows.filter(|row| row.points > 0).collect();
+    if let Err(error) = write(arguments, &Report { modules }) {
+        // The program's status counts for more than its report.
+        eprintln!("pointee: the report could not be written: {error:#}");
+    }
+    supervise::end_as(end)
+}
+
+fn row(planned: &Planned) -> ModuleRow {
+    ModuleRow::new(planned.path.clone(), &planned.plan, &planned.counts())
+}
+
+fn write(arguments: &Arguments, report: &Report) -> Result<()> {
+    let text = rendered(arguments, report)?;
+    match &arguments.report {
+        None => eprint!("{text}"),
+        Some(path) if path.as_os_str() == "-" => print(&text)?,
+        Some(path) => std::fs::write(path, text)
+            .with_context(|| format!("cannot write {}", path.display()))?,
+    }
+    Ok(())
+}
+
+fn rendered(arguments: &Arguments, report: &Report) -> Result<String> {
+    Ok(match arguments.format {
+        Format::Json => json(report)?,
+        Format::Text => text(report),
+    })
+}
+
+/// For people: each module's tactics, what was refused, and the most frequent points of all.
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for module in &report.modules {
+        let tactics: Vec<String> = module
+            .tactics
+            .iter()
+            .map(|(name, count)| format!("{} {name}", grouped(*count)))
+            .collect();
+        let _ = writeln!(
+            text,
+            "{}: {} of {} points placed: {}",
+            module.module,
+            grouped(module.placed),
+            grouped(module.points),
+            tactics.join(", ")
+        );
+        for refused in module.refused.iter().take(ROWS) {
+            let _ = writeln!(
+                text,
+                "    refused {}+{:#x}: {}",
+                refused.function, refused.offset, refused.why
+            );
+        }
+        if module.refused.len() > ROWS {
+            let _ = writeln!(
+                text,
+                "    and {} more",
+                grouped((module.refused.len() - ROWS) as u64)
+            );
+        }
+    }
+    let mut hits: Vec<(&HitRow, &str)> = report
+        .modules
+        .iter()
+        .flat_map(|module| module.hits.iter().map(|hit| (hit, module.module.as_str())))
+        .collect();
+    hits.sort_by_key(|(hit, _)| std::cmp::Reverse(hit.count));
+    if !hits.is_empty() {
+        let _ = writeln!(text, "\n{:>16}  where", "count");
+    }
+    for (hit, module) in hits.iter().take(ROWS) {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        let _ = writeln!(
+            text,
+            "{:>16}  {}+{:#x} ({name})",
+            grouped(hit.count),
+            hit.function,
+            hit.offset
+        );
+    }
+    text
+}

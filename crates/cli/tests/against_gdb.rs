@@ -1,0 +1,111 @@
+//! *Does the debugger say the same?* — of random addresses in the code and data of a running interpreter.
+
+mod harness;
+
+use harness::pointee;
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+const ADDRESSES: usize = 1000;
+
+/// `symbol + offset` of `info symbol`; `None` where gdb knows none.
+fn gdb(pid: u32, addresses: &[u64]) -> Vec<Option<u64>> {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let script = folder.path().join("script");
+    let commands: String = addresses
+        .iter()
+        .map(|address| format!("info symbol {address:#x}\n"))
+        .collect();
+    std::fs::write(&script, commands).expect("writes");
+    let output = Command::new("gdb")
+        .args(["-nx", "-batch", "-p", &pid.to_string(), "-x"])
+        .arg(&script)
+        .stdin(Stdio::null())
+        .env_remove("DEBUGINFOD_URLS")
+        .output()
+        .expect("gdb runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let is_answer =
+        |line: &&str| line.contains(" in section ") || line.starts_with("No symbol matches");
+    let offset = |line: &str| {
+        let name = line.split(" in section ").next()?;
+        match name.rsplit_once(" + ") {
+            Some((_, offset)) => offset.parse().ok(),
+            None => (!line.starts_with("No symbol")).then_some(0),
+        }
+    };
+    let answers: Vec<Option<u64>> = text.lines().filter(is_answer).map(offset).collect();
+    assert_eq!(answers.len(), addresses.len(), "{text}");
+    answers
+}
+
+#[test]
+fn a_thousand_addresses() {
+    // An interpreter that links several libraries, and tells when it is up.
+    let mut child = Command::new("/usr/bin/perl")
+        .args([
+            "-MSocket",
+            "-MPOSIX",
+            "-e",
+            "$|=1; print \"up\\n\"; <STDIN>",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("perl starts");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("a pipe");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    let pid = child.id();
+
+    // Code and data of files, by the kernel's list.
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("maps");
+    let ranges: Vec<(u64, u64)> = maps
+        .lines()
+        .filter(|line| line.contains(".so") || line.contains("/perl"))
+        .filter(|line| line.contains("r-xp") || line.contains("rw-p"))
+        .filter_map(|line| {
+            let (start, end) = line.split(' ').next()?.split_once('-')?;
+            let hex = |text| u64::from_str_radix(text, 16).ok();
+            Some((hex(start)?, hex(end)?))
+        })
+        .collect();
+    let total: u64 = ranges.iter().map(|(start, end)| end - start).sum();
+    // The same addresses at each run of one build: multiples of a prime, wrapped.
+    let nth = |number: u64| {
+        let mut at = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % total;
+        for (start, end) in &ranges {
+            if at < end - start {
+                return start + at;
+            }
+            at -= end - start;
+        }
+        unreachable!("below the total")
+    };
+    let addresses: Vec<u64> = (1..=ADDRESSES as u64).map(nth).collect();
+    let output = pointee()
+        .args(["what", &pid.to_string(), "--format", "json"])
+        .args(addresses.iter().map(|address| format!("{address:#x}")))
+        .output()
+        .expect("runs");
+    let ours: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let theirs = gdb(pid, &addresses);
+    drop(child.stdin.take());
+    child.wait().expect("ends");
+
+    let (mut both, mut equal) = (0, 0);
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        let kind = ours["kind"]
+            .as_str()
+            .expect("every address lies in something");
+        // gdb stretches a symbol up to the next one; where we see a gap there is none to compare.
+        if let (Some(offset), "code" | "static", true) = (theirs, kind, ours["name"].is_string()) {
+            both += 1;
+            equal += usize::from(ours["offset"].as_u64() == Some(*offset));
+        }
+    }
+    println!("{both} named by both, {equal} equal");
+    assert!(both > ADDRESSES / 2, "{both}");
+    assert!(equal * 1000 >= both * 999, "{equal} of {both}");
+}

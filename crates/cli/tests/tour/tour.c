@@ -1,0 +1,138 @@
+/* One pointer of each kind, printed with what must be said of it:
+ *   ADDRESS KIND NAME TYPE FIELD-TYPE   ("-": not asked)
+ * Then it waits for a line, with every thread where it printed from. Compiled as C and as C++. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <alloca.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct inner { short a; int b[3]; };
+struct item { int id; struct inner in; const char *name; struct item *next; };
+
+struct item global_item = { 1, { 2, { 3, 4, 5 } }, "a literal of the tour", 0 };
+static double statics[100];
+static __thread struct item of_thread;
+extern char **environ;
+
+static pthread_barrier_t ready;
+static pthread_mutex_t printing = PTHREAD_MUTEX_INITIALIZER;
+
+static void row(const void *address, const char *kind, const char *name, const char *type,
+                const char *field) {
+    pthread_mutex_lock(&printing);
+    printf("%p %s %s %s %s\n", address, kind, name, type, field);
+    pthread_mutex_unlock(&printing);
+}
+
+static void wait_for_ever(void) {
+    pthread_barrier_wait(&ready);
+    for (;;) pause();
+}
+
+__attribute__((noinline)) static int counted(void) {
+    static long calls = 7;
+    row(&calls, "static", "counted::calls", "long_int", "long_int");
+    return (int)++calls;
+}
+
+__attribute__((noinline)) static void on_stack(struct item *passed) {
+    struct item here = *passed;
+    char bytes[64];
+    memset(bytes, 'x', sizeof bytes);
+    row(&here.in.b[2], "local", "here", "item", "int");
+    row(&here.name, "local", "here", "item", "char*");
+    row(bytes + 10, "local", "bytes", "char[64]", "char");
+    row(&of_thread.in.a, "thread-local", "of_thread", "item", "short_int");
+    row((const char *)pthread_self() + 0x2d0, "thread", "-", "-", "-");
+    wait_for_ever();
+    /* Never reached; keeps the variables alive. */
+    row(&here, bytes, bytes, bytes, bytes);
+}
+
+static void *worker(void *of) {
+    of_thread.id = 3;
+    on_stack((struct item *)of);
+    return 0;
+}
+
+__attribute__((noinline)) static void *function_of_the_tour(void *p) {
+    return (char *)p + counted();
+}
+
+static void handler(int number) {
+    volatile int in_handler = number;
+    row((const void *)&in_handler, "local", "in_handler", "volatile_int", "volatile_int");
+    wait_for_ever();
+}
+
+static void *interrupted(void *of) {
+    (void)of;
+    raise(SIGUSR1);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    pthread_t threads[2];
+    struct item mine = { 9, { 8, { 7, 6, 5 } }, argv[0], 0 };
+    signal(SIGUSR1, handler);
+    printf("tour\n");
+        pthread_barrier_init(&ready, 0, 3);
+
+    struct item *heap = (struct item *)malloc(sizeof *heap);
+    struct item *many = (struct item *)calloc(5, sizeof *many);
+    char *freed = (char *)malloc(30000);
+    char *kept = (char *)malloc(50);
+    free(freed);
+    *heap = mine;
+    many[3].next = heap;
+    row(&heap->in.b[1], "heap", "-", "item", "int");
+    row(&many[3].next, "heap", "-", "item[]", "item*");
+    row(freed + 20000, "free", "-", "-", "-");
+    row(kept - 8, "header", "-", "-", "-");
+    row(kept + 50, "slack", "-", "-", "-");
+
+    row(&global_item.in.b[1], "static", "global_item", "item", "int");
+    row(&statics[42], "static", "statics", "double[100]", "double");
+    row(global_item.name + 3, "literal", "-", "char[22]", "-");
+    row((const char *)(size_t)function_of_the_tour + 1, "code", "function_of_the_tour", "-", "-");
+    row((const void *)(size_t)counted, "code", "counted", "-", "-");
+    row(function_of_the_tour(&statics[0]), "static", "statics", "double[100]", "double");
+
+    row(&mine.in.b[2], "local", "mine", "item", "int");
+    row(&of_thread.id, "thread-local", "of_thread", "item", "int");
+    row((char *)&mine - 100000, "stack", "-", "-", "-");
+    row(argv[0] + 1, "argument", "argv[0]", "-", "-");
+    row(argv + argc, "argument", "argv", "-", "-");
+    row(environ[0] + 1, "environment", "-", "-", "-");
+    row(environ, "environment", "environ", "-", "-");
+    row((const void *)getauxval(AT_RANDOM), "auxiliary", "AT_RANDOM", "-", "-");
+    row((const char *)getauxval(AT_SYSINFO_EHDR) + 64, "vdso", "-", "-", "-");
+
+    int file = open(argv[0], O_RDONLY);
+    char *mapped = (char *)mmap(0, 4096, PROT_READ, MAP_PRIVATE, file, 4096);
+    char *nothing = (char *)mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *guard = (char *)mmap(0, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    row(mapped + 7, "file", "-", "-", "-");
+    row(nothing + 5000, "anonymous", "-", "-", "-");
+    row(guard, "reserved", "-", "-", "-");
+    row((const void *)8, "-", "-", "-", "-");
+
+    pthread_create(&threads[0], 0, worker, &mine);
+    pthread_create(&threads[1], 0, interrupted, 0);
+    pthread_barrier_wait(&ready);
+    printf("end\n");
+    fflush(stdout);
+    int c = getchar();
+    row(&mine, heap->name, "", "", "");
+    _exit(c == 'x');
+}

@@ -1,0 +1,189 @@
+//! *What is all of this address space?* — every mapped byte under one leaf, summed by kind.
+
+use crate::space::{Kind, Space, What};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Sums over an address space.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Census {
+    pub schema: u32,
+    pub pid: u32,
+    /// All mapped bytes; the sum of `kinds`.
+    pub mapped_bytes: u64,
+    /// Most bytes first.
+    pub kinds: Vec<KindRow>,
+    /// How well it is known.
+    pub shares: Shares,
+    pub mappings: Vec<MappingRow>,
+    /// Threads whose frames are not all known, and why.
+    pub cut_stacks: Vec<String>,
+    /// Frames in code that has no name.
+    pub unnamed_frames: Vec<String>,
+}
+
+/// One kind.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct KindRow {
+    pub kind: &'static str,
+    pub leaves: u64,
+    pub bytes: u64,
+}
+
+/// Bytes that are known only roughly, and of how many.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Shares {
+    /// Of files with debug info.
+    pub writable_static_bytes: u64,
+    pub writable_static_bytes_by_section_only: u64,
+    pub arena_bytes: u64,
+    pub arena_bytes_by_mapping_only: u64,
+    pub frames: u64,
+    pub frames_without_function: u64,
+}
+
+/// One mapping with what it is made of.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct MappingRow {
+    pub start: String,
+    pub bytes: u64,
+    pub permissions: String,
+    pub path: String,
+    pub kinds: Vec<KindRow>,
+}
+
+/// Counts all of it.
+#[must_use]
+pub fn census(space: &Space<'_>, pid: u32) -> Census {
+    let mut all = BTreeMap::new();
+    let mut shares = Shares::default();
+    let mut mappings = Vec::new();
+    for (number, mapping) in space.layout().mappings.iter().enumerate() {
+        let mut kinds = BTreeMap::new();
+        for leaf in space.leaves(number) {
+            let bytes = leaf.span.end.0 - leaf.span.start.0;
+            count(&mut kinds, leaf.kind, bytes);
+            count(&mut all, leaf.kind, bytes);
+            let is_writable = mapping.permissions.starts_with("rw");
+            shares.add(space, leaf.kind, &leaf.what, bytes, is_writable);
+        }
+        mappings.push(MappingRow {
+            start: mapping.start.to_string(),
+            bytes: mapping.end.0 - mapping.start.0,
+            permissions: mapping.permissions.clone(),
+            path: mapping.path.clone(),
+            kinds: rows(&kinds),
+        });
+    }
+    let mut unnamed_frames = Vec::new();
+    for thread in &space.layout().threads {
+        // The kernel's own are known to be that.
+        for (number, frame) in thread
+            .frames
+            .iter()
+            .enumerate()
+            .filter(|(_, frame)| !frame.is_signal)
+        {
+            shares.frames += 1;
+            if !has_function(space, frame) {
+                shares.frames_without_function += 1;
+                let code = code_of(space, frame);
+                unnamed_frames.push(format!("#{number} of thread {} at {code}", thread.id));
+            }
+        }
+    }
+    let cut = space.layout().threads.iter().filter_map(|thread| {
+        let reason = thread.cut.as_ref()?;
+        Some(format!("thread {} {}: {reason}", thread.id, thread.name))
+    });
+    Census {
+        schema: crate::report::SCHEMA,
+        pid,
+        mapped_bytes: mappings.iter().map(|mapping| mapping.bytes).sum(),
+        kinds: rows(&all),
+        shares,
+        mappings,
+        cut_stacks: cut.collect(),
+        unnamed_frames,
+    }
+}
+
+type Counts = BTreeMap<Kind, (u64, u64)>;
+
+fn count(counts: &mut Counts, kind: Kind, bytes: u64) {
+    let (leaves, sum) = counts.entry(kind).or_default();
+    *leaves += 1;
+    *sum += bytes;
+}
+
+fn rows(counts: &Counts) -> Vec<KindRow> {
+    let mut rows: Vec<KindRow> = counts
+        .iter()
+        .map(|(kind, (leaves, bytes))| KindRow {
+            kind: kind.word(),
+            leaves: *leaves,
+            bytes: *bytes,
+        })
+        .collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.bytes));
+    rows
+}
+
+impl Shares {
+    fn add(&mut self, space: &Space<'_>, kind: Kind, what: &What<'_>, bytes: u64, writable: bool) {
+        match (kind, what) {
+            (
+                Kind::Static | Kind::Data,
+                What::Variable { object, .. } | What::Section { object, .. },
+            ) if writable && space.image(*object).is_some_and(has_debug_info) => {
+                self.writable_static_bytes += bytes;
+                if kind == Kind::Data {
+                    self.writable_static_bytes_by_section_only += bytes;
+                }
+            }
+            (
+                Kind::Heap
+                | Kind::Slack
+                | Kind::Header
+                | Kind::Free
+                | Kind::Cached
+                | Kind::Allocator
+                | Kind::Hole,
+                _,
+            ) => self.arena_bytes += bytes,
+            (Kind::Arena, _) => {
+                self.arena_bytes += bytes;
+                self.arena_bytes_by_mapping_only += bytes;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn has_debug_info(image: &pointee_model::image::Image<'_>) -> bool {
+    image.header().flags & pointee_model::image::header_flags::HAS_DWARF != 0
+}
+
+fn has_function(space: &Space<'_>, frame: &crate::space::Frame) -> bool {
+    let executing = frame.executing();
+    let Some((object, record)) = space.layout().object_at(executing) else {
+        return false;
+    };
+    let link = record.bias.to_link(executing);
+    space
+        .image(object)
+        .is_some_and(|image| image.function_at(link).is_some())
+}
+
+/// Where a frame executes: the file and the link-time address.
+fn code_of(space: &Space<'_>, frame: &crate::space::Frame) -> String {
+    let executing = frame.executing();
+    match space.layout().object_at(executing) {
+        Some((_, object)) => format!("{}+{}", object.path, object.bias.to_link(executing)),
+        None => executing.to_string(),
+    }
+}

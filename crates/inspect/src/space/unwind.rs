@@ -1,0 +1,463 @@
+//! *Which frames lie on a stack?* — by the rules in `.eh_frame`, as the C++ runtime unwinds; read from the process's memory,
+//! for they are loaded with the code.
+//!
+//! ```text
+//!   pc ─▶ object ─▶ .eh_frame_hdr (sorted) ─▶ rule for pc ─▶ canonical frame address, slots of saved registers ─▶ caller
+//! ```
+//!
+//! Where only stack pointer and program counter are known, the frame pointer is lost until a frame restores it. A
+//! function that needs it for its own frame address says in its first instructions how far it lies above
+//! the stack pointer; what is found that way counts only if a return address lies where it must.
+
+use super::{Frame, Object, Span};
+use crate::memory::ProcessMemory;
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, LittleEndian,
+    Location, Pointer, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection,
+    UnwindTableRow, Value,
+};
+use pointee_model::addr::RunAddr;
+use pointee_patch::arch::x86_64::decode::decode;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Sixteen general registers and the return address.
+pub(super) const REGISTERS: usize = 17;
+/// Registers by DWARF number; `None`: lost.
+pub(super) type Registers = [Option<u64>; REGISTERS];
+
+const RBP: usize = 6;
+const RSP: usize = 7;
+const RETURN: usize = 16;
+/// Callee-saved: what a rule does not mention, the function did not touch (System V ABI for x86-64, 3.2.1).
+const KEPT: [usize; 6] = [3, RBP, 12, 13, 14, 15];
+/// Frames of one stack that are looked at: a runaway recursion has millions.
+const MOST_FRAMES: usize = 20_000;
+/// Bytes of one `.eh_frame` that are read.
+const MOST_BYTES: u64 = 256 << 20;
+/// Instructions at the start of a function that are looked at.
+const PROLOGUE: usize = 24;
+
+type Bytes<'b> = EndianSlice<'b, LittleEndian>;
+
+/// Unwinds the stacks of one process.
+pub(super) struct Unwinder<'m> {
+    objects: &'m [Object],
+    memory: &'m ProcessMemory,
+    pid: u32,
+    rules: HashMap<usize, Option<Rc<Rules>>>,
+    context: UnwindContext<usize>,
+}
+
+/// Unwind rules of one object.
+struct Rules {
+    table: Vec<u8>,
+    frames: Vec<u8>,
+    bases: BaseAddresses,
+}
+
+/// What the rules say at one address.
+struct Step {
+    start: u64,
+    row: UnwindTableRow<usize>,
+    is_signal: bool,
+}
+
+impl<'m> Unwinder<'m> {
+    pub(super) fn new(pid: u32, objects: &'m [Object], memory: &'m ProcessMemory) -> Self {
+        Self {
+            objects,
+            memory,
+            pid,
+            rules: HashMap::new(),
+            context: UnwindContext::new(),
+        }
+    }
+
+    /// The frames from `registers` up, and why they end before the thread's start, if they do.
+    pub(super) fn frames(
+        &mut self,
+        registers: Registers,
+        stack: Span,
+    ) -> (Vec<Frame>, Option<String>) {
+        let mut frames = Vec::new();
+        let mut registers = registers;
+        let mut is_return = false;
+        while frames.len() < MOST_FRAMES {
+            let (Some(pc), Some(sp)) = (registers[RETURN], registers[RSP]) else {
+                return (frames, None);
+            };
+            if pc == 0 {
+                return (frames, None);
+            }
+            match self.step(RunAddr(pc), RunAddr(sp), is_return, &registers) {
+                Ok((frame, caller)) => {
+                    let end = frame.span.end;
+                    is_return = !frame.is_signal;
+                    let is_signal = frame.is_signal;
+                    frames.push(frame);
+                    let goes_up = end.0 > sp || is_signal;
+                    if !goes_up || (end > stack.end && !is_signal) {
+                        return (frames, None);
+                    }
+                    registers = caller;
+                }
+                Err(reason) => {
+                    // The frame itself is known to be there, but not how far it goes.
+                    frames.push(Frame {
+                        pc: RunAddr(pc),
+                        is_return,
+                        span: Span {
+                            start: RunAddr(sp),
+                            end: RunAddr(sp),
+                        },
+                        registers: registers[..RETURN].to_vec(),
+                        saved: Vec::new(),
+                        is_signal: false,
+                    });
+                    return (frames, Some(reason));
+                }
+            }
+        }
+        (
+            frames,
+            Some(format!("only {MOST_FRAMES} frames are looked at")),
+        )
+    }
+
+    fn step(
+        &mut self,
+        pc: RunAddr,
+        sp: RunAddr,
+        is_return: bool,
+        registers: &Registers,
+    ) -> Result<(Frame, Registers), String> {
+        let looked_up = RunAddr(pc.0.wrapping_sub(u64::from(is_return)));
+        let objects = self.objects;
+        let holds = |object: &Object| {
+            object.span.holds(looked_up)
+                && object
+                    .segments
+                    .iter()
+                    .any(|(span, _)| span.holds(looked_up))
+        };
+        let Some(at) = objects.iter().position(holds) else {
+            return self
+                .by_frame_pointer(pc, sp, is_return, registers)
+                .ok_or_else(|| format!("code at {pc} is in no file that is loaded"));
+        };
+        let name = objects[at].path.rsplit('/').next().unwrap_or("");
+        let rules = self
+            .rules_of(at)
+            .ok_or_else(|| format!("{name} has no unwind rules"))?;
+        let Some(step) = self.rule_at(&rules, looked_up) else {
+            return self
+                .by_frame_pointer(pc, sp, is_return, registers)
+                .ok_or_else(|| format!("code at {pc} in {name} has no unwind rule"));
+        };
+        let frames = rules.frames();
+        let mut registers = *registers;
+        let cfa = match step.row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => {
+                let number = usize::from(register.0);
+                if number == RBP && registers[RBP].is_none() {
+                    registers[RBP] = self.frame_pointer(RunAddr(step.start), looked_up, sp);
+                }
+                let base = registers.get(number).copied().flatten();
+                base.map(|base| base.wrapping_add_signed(*offset))
+            }
+            CfaRule::Expression(expression) => {
+                self.evaluate(&frames, *expression, &registers, None)
+            }
+        };
+        let cfa = cfa.ok_or_else(|| {
+            format!("the frame pointer that code at {pc} in {name} goes by is known only when it is stopped")
+        })?;
+        let (caller, saved) = self.caller(&step.row, cfa, &frames, &registers);
+        let frame = Frame {
+            pc,
+            is_return,
+            span: Span {
+                start: sp,
+                end: RunAddr(cfa),
+            },
+            registers: registers[..RETURN].to_vec(),
+            saved,
+            is_signal: step.is_signal,
+        };
+        Ok((frame, caller))
+    }
+
+    /// The caller's registers, and where they were kept.
+    fn caller(
+        &self,
+        row: &UnwindTableRow<usize>,
+        cfa: u64,
+        frames: &EhFrame<Bytes<'_>>,
+        registers: &Registers,
+    ) -> (Registers, Vec<(RunAddr, u16)>) {
+        let mut caller: Registers = [None; REGISTERS];
+        let mut saved = Vec::new();
+        for number in KEPT {
+            caller[number] = registers[number];
+        }
+        caller[RSP] = Some(cfa);
+        for number in 0..REGISTERS {
+            let register = Register(number as u16);
+            let Some(rule) = row.register(register) else {
+                continue;
+            };
+            let mut load = |slot: u64| {
+                saved.push((RunAddr(slot), number as u16));
+                self.word(slot)
+            };
+            caller[number] = match rule {
+                RegisterRule::Undefined | RegisterRule::Architectural => None,
+                RegisterRule::SameValue => registers[number],
+                RegisterRule::Offset(offset) => load(cfa.wrapping_add_signed(offset)),
+                RegisterRule::ValOffset(offset) => Some(cfa.wrapping_add_signed(offset)),
+                RegisterRule::Register(other) => {
+                    registers.get(usize::from(other.0)).copied().flatten()
+                }
+                RegisterRule::Expression(expression) => self
+                    .evaluate(frames, expression, registers, Some(cfa))
+                    .and_then(load),
+                RegisterRule::ValExpression(expression) => {
+                    self.evaluate(frames, expression, registers, Some(cfa))
+                }
+                RegisterRule::Constant(value) => Some(value),
+            };
+        }
+        saved.sort_unstable_by_key(|(slot, _)| *slot);
+        (caller, saved)
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        super::objects::word(self.memory, RunAddr(address))
+    }
+
+    fn evaluate(
+        &self,
+        frames: &EhFrame<Bytes<'_>>,
+        expression: UnwindExpression<usize>,
+        registers: &Registers,
+        initial: Option<u64>,
+    ) -> Option<u64> {
+        const ENCODING: gimli::Encoding = gimli::Encoding {
+            address_size: 8,
+            format: gimli::Format::Dwarf32,
+            version: 4,
+        };
+        let mut evaluation = expression.get(frames).ok()?.evaluation(ENCODING);
+        evaluation.set_max_iterations(1000);
+        if let Some(initial) = initial {
+            evaluation.set_initial_value(initial);
+        }
+        let mut result = evaluation.evaluate().ok()?;
+        loop {
+            result = match result {
+                EvaluationResult::Complete => break,
+                EvaluationResult::RequiresMemory { address, size, .. } => {
+                    let mask = u64::MAX
+                        .checked_shr(64 - 8 * u32::from(size.min(8)))
+                        .unwrap_or(0);
+                    let value = Value::Generic(self.word(address)? & mask);
+                    evaluation.resume_with_memory(value).ok()?
+                }
+                EvaluationResult::RequiresRegister { register, .. } => {
+                    let value = registers.get(usize::from(register.0)).copied().flatten()?;
+                    evaluation
+                        .resume_with_register(Value::Generic(value))
+                        .ok()?
+                }
+                _ => return None,
+            };
+        }
+        match evaluation.as_result().first()?.location {
+            Location::Address { address } => Some(address),
+            Location::Value { value } => value.to_u64(u64::MAX).ok(),
+            _ => None,
+        }
+    }
+
+    /// Code without rules that keeps frame pointers, as just-in-time compilers make it.
+    fn by_frame_pointer(
+        &self,
+        pc: RunAddr,
+        sp: RunAddr,
+        is_return: bool,
+        registers: &Registers,
+    ) -> Option<(Frame, Registers)> {
+        let base = registers[RBP].filter(|base| *base >= sp.0 && base % 8 == 0)?;
+        let (above, back) = (self.word(base)?, self.word(base.checked_add(8)?)?);
+        if !self.is_return_address(RunAddr(back)) {
+            return None;
+        }
+        let mut caller: Registers = [None; REGISTERS];
+        caller[RBP] = Some(above);
+        caller[RSP] = Some(base + 16);
+        caller[RETURN] = Some(back);
+        let frame = Frame {
+            pc,
+            is_return,
+            span: Span {
+                start: sp,
+                end: RunAddr(base + 16),
+            },
+            registers: registers[..RETURN].to_vec(),
+            saved: vec![
+                (RunAddr(base), RBP as u16),
+                (RunAddr(base + 8), RETURN as u16),
+            ],
+            is_signal: false,
+        };
+        Some((frame, caller))
+    }
+
+    /// The frame pointer of the function that starts at `start`, when it is at `pc` with its stack pointer at
+    /// `sp`: from what its first instructions took off the stack pointer.
+    fn frame_pointer(&self, start: RunAddr, pc: RunAddr, sp: RunAddr) -> Option<u64> {
+        let mut code = [0; 16 * PROLOGUE];
+        let len = usize::try_from(pc.0.checked_sub(start.0)?)
+            .ok()?
+            .min(code.len());
+        let code = code.get_mut(..len)?;
+        if !self.memory.read_at(start, code) {
+            return None;
+        }
+        let mut below: Option<u64> = None;
+        let mut rest = &*code;
+        for _ in 0..PROLOGUE {
+            let Ok(instruction) = decode(rest) else { break };
+            let (this, next) = rest.split_at(usize::from(instruction.len));
+            rest = next;
+            match this {
+                // mov rbp, rsp
+                [0x48, 0x89, 0xe5] | [0x48, 0x8b, 0xec] => below = Some(0),
+                // push r
+                [0x50..=0x57] | [0x41, 0x50..=0x57] => below = below.map(|below| below + 8),
+                // sub rsp, n
+                [0x48, 0x83 | 0x81, 0xec, ..] => {
+                    let taken = instruction
+                        .immediate
+                        .and_then(|field| u64::try_from(field.value).ok());
+                    below = below.zip(taken).map(|(below, taken)| below + taken);
+                }
+                _ if instruction.flow != pointee_patch::arch::x86_64::instruction::Flow::Next => {
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let base = sp.0.checked_add(below?)?;
+        let back = self.word(base.checked_add(8)?)?;
+        self.is_return_address(RunAddr(back)).then_some(base)
+    }
+
+    /// Whether a call ends at `address`.
+    fn is_return_address(&self, address: RunAddr) -> bool {
+        let mut before = [0; 7];
+        if !self
+            .memory
+            .read_at(RunAddr(address.0.wrapping_sub(7)), &mut before)
+        {
+            return false;
+        }
+        // call rel32; call r/m64 in its forms of two to seven bytes.
+        before[2] == 0xe8
+            || (2..=7).any(|len| {
+                let tail = &before[7 - len..];
+                tail[0] == 0xff
+                    && tail[1] >> 3 & 7 == 2
+                    && decode(tail).is_ok_and(|call| usize::from(call.len) == len)
+            })
+            || (before[4] == 0x41 && before[5] == 0xff && before[6] >> 3 & 7 == 2)
+    }
+
+    fn rule_at(&mut self, rules: &Rules, address: RunAddr) -> Option<Step> {
+        let frames = rules.frames();
+        let cie = EhFrame::cie_from_offset;
+        let header = EhFrameHdr::new(&rules.table, LittleEndian)
+            .parse(&rules.bases, 8)
+            .ok();
+        let found = match header.as_ref().and_then(|header| header.table()) {
+            Some(table) => table.fde_for_address(&frames, &rules.bases, address.0, cie),
+            None => frames.fde_for_address(&rules.bases, address.0, cie),
+        };
+        let found = found.ok()?;
+        let row = found
+            .unwind_info_for_address(&frames, &rules.bases, &mut self.context, address.0)
+            .ok()?
+            .clone();
+        Some(Step {
+            start: found.initial_address(),
+            row,
+            is_signal: found.is_signal_trampoline(),
+        })
+    }
+
+    fn rules_of(&mut self, object: usize) -> Option<Rc<Rules>> {
+        if let Some(known) = self.rules.get(&object) {
+            return known.clone();
+        }
+        let read = self.read_rules(object).map(Rc::new);
+        self.rules.insert(object, read.clone());
+        read
+    }
+
+    fn read_rules(&self, number: usize) -> Option<Rules> {
+        let object = self.objects.get(number)?;
+        let (table_at, frames_at) = match object.unwind_table {
+            Some(table) => (Some(table), None),
+            // Linked statically without the table: the section's header in the file says where the rules are.
+            None => (None, Some(self.section(object, ".eh_frame")?)),
+        };
+        let to_end = |start: RunAddr| {
+            let (segment, _) = object.segments.iter().find(|(span, _)| span.holds(start))?;
+            let len = segment.end.offset_from(start)?.min(MOST_BYTES);
+            let mut bytes = vec![0; usize::try_from(len).ok()?];
+            self.memory.read_at(start, &mut bytes).then_some(bytes)
+        };
+        let table = match table_at {
+            Some(table) => to_end(table)?,
+            None => Vec::new(),
+        };
+        let mut bases = BaseAddresses::default();
+        if let Some(table) = table_at {
+            bases = bases.set_eh_frame_hdr(table.0);
+        }
+        let frames_at = match frames_at {
+            Some(at) => at,
+            None => {
+                let header = EhFrameHdr::new(&table, LittleEndian)
+                    .parse(&bases, 8)
+                    .ok()?;
+                match header.eh_frame_ptr() {
+                    Pointer::Direct(address) => RunAddr(address),
+                    Pointer::Indirect(address) => RunAddr(self.word(address)?),
+                }
+            }
+        };
+        Some(Rules {
+            table,
+            frames: to_end(frames_at)?,
+            bases: bases.set_eh_frame(frames_at.0),
+        })
+    }
+
+    fn section(&self, object: &Object, name: &str) -> Option<RunAddr> {
+        use object::{Object as _, ObjectSection};
+        let path = format!("/proc/{}/root{}", self.pid, object.path);
+        let is_file = std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
+        let bytes = is_file.then(|| std::fs::read(&path).ok()).flatten()?;
+        let file = object::File::parse(&*bytes).ok()?;
+        let address = file.section_by_name(name)?.address();
+        Some(object.bias.to_run(pointee_model::addr::LinkAddr(address)))
+    }
+}
+
+impl Rules {
+    fn frames(&self) -> EhFrame<Bytes<'_>> {
+        EhFrame::new(&self.frames, LittleEndian)
+    }
+}

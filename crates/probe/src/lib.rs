@@ -1,0 +1,51 @@
+//! *Where does a probe at each instruction of a file go?* — world: host (`std`).
+//!
+//! ```text
+//!   ELF file ─functions, landing_pads─▶ functions ─code, indirect─▶ instructions, marks
+//!        ─blocks─▶ blocks ─points─▶ points ─place─▶ pads ─flags, island─▶ placement (bytes)
+//! ```
+//!
+//! [`Plan::new`] reads one file and answers with a [`Plan`]: the bytes that put a counter at each
+//! chosen instruction ([`pointee_patch::placement`]), and for each of these instructions how that
+//! is done, or why it is not. Nothing is run and nothing is patched here; what is planned holds for
+//! every process that loads the file, wherever it is loaded.
+//!
+//! # What it promises
+//!
+//! - *Inward branches are known before a byte is moved*: direct ones, jump tables, landing pads,
+//!   returns, pointers ([`crate`]'s modules `code` and `indirect` say from what). In a function
+//!   where the targets of an indirect jump cannot be told, every instruction counts as a target.
+//! - *Calls return where they always did*: their return addresses are those of the original code,
+//!   so that exceptions, `longjmp`, `backtrace` and debuggers see no copies above the innermost
+//!   frame.
+//! - *A counter changes nothing that is read*: flags that are live are saved, the red zone is
+//!   respected, no register is used but one that is about to be overwritten.
+//! - *Counts are exact*, in one thread and in many ([`pointee_patch::placement`], `lock`).
+//!
+//! # What it needs
+//!
+//! - x86-64 ELF. Function bounds come from `.eh_frame` and symbols; code that is in neither is left
+//!   alone.
+//! - Code that does not read or check itself. A program that compares its own text will see pads.
+//!
+//! # What it does not do yet
+//!
+//! - The copies have no unwind information of their own: an unwinder that starts *inside* a copy, in
+//!   a signal handler, does not get out of the innermost frame.
+//! - Restartable sequences (`rseq`) are not looked for; glibc's own use none.
+
+mod blocks;
+mod code;
+mod flags;
+mod functions;
+mod indirect;
+mod island;
+mod landing_pads;
+mod place;
+mod plan;
+mod points;
+
+pub use functions::{Exclusion, Function};
+pub use place::{Refusal, Tactic};
+pub use plan::{Options, Plan, PlanError, Point};
+pub use points::At;

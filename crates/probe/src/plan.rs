@@ -1,0 +1,215 @@
+//! *What is planned for a file, and how does each point fare?*
+
+use std::collections::BTreeMap;
+
+use pointee_meta::elf::Elf;
+use pointee_patch::placement::Event;
+
+use crate::blocks::Blocks;
+use crate::code::{Code, mark};
+use crate::flags::Liveness;
+use crate::functions::{Exclusion, Function};
+use crate::island;
+use crate::place::{self, Pad, Placement, Refusal, Tactic};
+use crate::points::{At, mark_points};
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Which instructions.
+    pub at: At,
+}
+
+/// Functions of glibc that whoever applies a placement has to hear of, by their exported names.
+const WATCHED: [(&str, Event); 8] = [
+    ("pthread_create", Event::Concurrency),
+    ("clone", Event::Concurrency),
+    ("fork", Event::Concurrency),
+    ("_Fork", Event::Concurrency),
+    ("__libc_fork", Event::Concurrency),
+    ("prctl", Event::Prctl),
+    ("syscall", Event::Syscall),
+    ("_dl_debug_state", Event::LinkMap),
+];
+
+/// Why there is no plan.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Another processor's code.
+    #[error("not x86-64 code")]
+    Machine,
+    /// Copies of more than a gigabyte.
+    #[error("its code is too large to be displaced")]
+    TooLarge,
+}
+
+/// One instruction at which is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Point {
+    /// Its function, by its number in [`Plan::functions`].
+    pub function: u32,
+    /// Bytes from the function's start.
+    pub offset: u32,
+    /// How it was placed, and the number of its counter; or why not.
+    pub placed: Result<(Tactic, u32), Refusal>,
+}
+
+/// What to do with one file.
+#[derive(Debug)]
+pub struct Plan {
+    /// The functions that were found, by address; also those that are not counted as such.
+    pub functions: Vec<Function>,
+    /// In order of address.
+    pub points: Vec<Point>,
+    /// See [`pointee_patch::placement`].
+    pub placement: Vec<u8>,
+}
+
+impl Plan {
+    /// Plans for the functions whose names `wanted` accepts.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn new(
+        elf: &Elf,
+        options: &Options,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, PlanError> {
+        if elf.machine() != object::elf::EM_X86_64 {
+            return Err(PlanError::Machine);
+        }
+        let code = Code::read(elf);
+        let blocks = Blocks::of(&code);
+        let marked = mark_points(&code, options.at, wanted);
+        let dense = options.at == At::Instruction;
+        let watched = watched(&code);
+        let mut needed = marked.clone();
+        watched.keys().for_each(|place| needed[*place] = true);
+        let placement = place::place(&code, &blocks, &needed, dense);
+        let liveness = Liveness::of(&code, &blocks);
+        let island = island::build(&code, &blocks, &liveness, &placement, &marked, &watched)
+            .map_err(|island::TooLarge| PlanError::TooLarge)?;
+        let mut counters = vec![None; code.places.len()];
+        for (number, place) in island.counted.iter().enumerate() {
+            counters[*place as usize] = Some(number as u32);
+        }
+        let mut points = Vec::new();
+        for (at, block) in blocks.all.iter().enumerate() {
+            for place in block.first..block.last {
+                let index = place as usize;
+                if !marked[index] {
+                    continue;
+                }
+                let tactic = tactic(&code, &placement, at, index);
+                points.push(Point {
+                    function: code.places[index].function,
+                    offset: (code.places[index].at
+                        - code.functions[code.places[index].function as usize].start)
+                        as u32,
+                    placed: match (tactic, counters[index]) {
+                        (Some(tactic), Some(counter)) => Ok((tactic, counter)),
+                        _ => Err(refusal(&code, block.fixed, index)),
+                    },
+                });
+            }
+        }
+        Ok(Self {
+            functions: code.functions,
+            points,
+            placement: island.bytes,
+        })
+    }
+
+    /// How many points each tactic served.
+    #[must_use]
+    pub fn tactics(&self) -> BTreeMap<Tactic, u64> {
+        let mut counts = BTreeMap::new();
+        for (tactic, _) in self.points.iter().filter_map(|point| point.placed.ok()) {
+            *counts.entry(tactic).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How many stretches of code were not counted as functions, by rule.
+    #[must_use]
+    pub fn excluded(&self) -> BTreeMap<Exclusion, u64> {
+        let mut counts = BTreeMap::new();
+        for exclusion in self
+            .functions
+            .iter()
+            .filter_map(|function| function.exclusion)
+        {
+            *counts.entry(exclusion).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// The entries of [`WATCHED`] functions, if this is the C library or the dynamic linker.
+fn watched(code: &Code<'_>) -> BTreeMap<usize, Event> {
+    let mut watched = BTreeMap::new();
+    let is_libc = code.elf.symbols().any(|symbol| {
+        symbol.dynamic
+            && symbol.is_defined()
+            && matches!(symbol.name, "__libc_start_main" | "_dl_debug_state")
+    });
+    for symbol in code
+        .elf
+        .symbols()
+        .filter(|symbol| is_libc && symbol.dynamic && symbol.is_function())
+    {
+        let event = WATCHED.iter().find(|(name, _)| *name == symbol.name);
+        if let (Some((_, event)), Some(place)) = (event, code.find(symbol.address)) {
+            watched.insert(place, *event);
+        }
+    }
+    watched
+}
+
+fn refusal(code: &Code<'_>, fixed: bool, index: usize) -> Refusal {
+    let place = &code.places[index];
+    if !place.is(mark::REACHED) {
+        Refusal::Unreached
+    } else if fixed {
+        Refusal::Immovable
+    } else if code.unresolved[place.function as usize] {
+        Refusal::UnknownJumps
+    } else {
+        Refusal::NoRoom
+    }
+}
+
+/// How control comes to the counter of instruction `index` in block `at`.
+fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Option<Tactic> {
+    let displaced = placement.displaced[at]?;
+    if !(displaced.first as usize..displaced.last as usize).contains(&index) {
+        return None;
+    }
+    let first = displaced.first as usize;
+    let padded = match displaced.pad {
+        Pad::None => return Some(Tactic::Copied),
+        Pad::Near { at } => {
+            let places = &code.places[first..displaced.last as usize];
+            let holder = places
+                .iter()
+                .find(|place| place.at >= at)
+                .unwrap_or(&code.places[first]);
+            let end = code.places[displaced.last as usize - 1].end();
+            if holder.len >= 5 {
+                Tactic::Jump
+            } else if at + 5 <= end || code.find(end).is_some() {
+                Tactic::Neighbours
+            } else {
+                Tactic::Padding
+            }
+        }
+        Pad::Call { .. } => Tactic::Call,
+        Pad::Short { .. } => Tactic::Relay,
+        Pad::Callers => Tactic::Callers,
+    };
+    Some(if index == first {
+        padded
+    } else {
+        Tactic::Copied
+    })
+}

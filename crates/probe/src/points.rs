@@ -1,0 +1,54 @@
+//! *At which instructions is counted?*
+
+use crate::code::{Code, Kind, Place, mark};
+
+/// Which instructions of a file are points.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum At {
+    /// The first of each function.
+    Entry,
+    /// Each call.
+    Call,
+    /// Each jump, conditional or not, direct or not.
+    Jump,
+    /// Each system call.
+    Syscall,
+    /// Every one.
+    Instruction,
+}
+
+/// Marks the points among the instructions of functions for which `wanted` holds.
+pub(crate) fn mark_points(code: &Code<'_>, at: At, wanted: impl Fn(&str) -> bool) -> Vec<bool> {
+    let mut points = vec![false; code.places.len()];
+    for (number, function) in code.functions.iter().enumerate() {
+        if !wanted(&function.label()) {
+            continue;
+        }
+        let (first, last) = code.spans[number];
+        let span = first as usize..last as usize;
+        let places = &code.places[span.clone()];
+        for (index, (point, place)) in points[span].iter_mut().zip(places).enumerate() {
+            let reached = place.is(mark::REACHED);
+            *point = match at {
+                At::Entry => index == 0 && function.exclusion.is_none(),
+                At::Call => place.kind.is_call() && reached,
+                At::Jump => {
+                    let jumps = [Kind::Jump, Kind::ConditionalJump, Kind::IndirectJump];
+                    jumps.contains(&place.kind) && reached
+                }
+                At::Syscall => place.kind == Kind::Syscall && reached,
+                // What is never reached and does nothing is padding, not an instruction.
+                At::Instruction => reached || !is_padding(code, place),
+            };
+        }
+    }
+    points
+}
+
+fn is_padding(code: &Code<'_>, place: &Place) -> bool {
+    let bytes = code.bytes(place);
+    matches!(bytes.first(), Some(0xcc | 0))
+        || code
+            .instruction(place)
+            .is_some_and(|instruction| instruction.is_nop())
+}

@@ -1,0 +1,118 @@
+//! *How long does it take to know a file?* — its metadata image, made with nothing in the cache.
+
+use super::measure::{Usage, median, usage};
+use super::table::{Table, figure};
+use crate::workspace::Workspace;
+use crate::{jq, shell};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Times each file is taken.
+const ROUNDS: usize = 3;
+const MIB: f64 = 1_048_576.0;
+
+/// Measures `files`; without any, programs of this workspace: jq, and Pointee itself with full debug info, of which a
+/// part (its parser of debug info) lies between.
+pub(crate) fn run(files: &[&str]) -> Result<()> {
+    let workspace = Workspace::open()?;
+    let pointee = workspace.build_pointee()?;
+    let files = match files {
+        [] => own(&workspace)?,
+        given => given.iter().map(PathBuf::from).collect(),
+    };
+    let folder = workspace.folder("bench")?.join("images");
+    println!("# Images, made with nothing in the cache\n");
+    let mut table = Table::new([
+        "file",
+        "debug info MiB",
+        "elapsed s",
+        "CPU s",
+        "CPU s ÷ 10 MiB",
+        "resident MiB",
+        "image MiB",
+        "types",
+        "sites",
+    ]);
+    for file in &files {
+        table.row(row(&pointee, &folder, file)?);
+    }
+    table.print();
+    Ok(())
+}
+
+fn own(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let mut build = workspace.cargo();
+    build.args(["build", "--package", "pointee", "--package", "xtask"]);
+    shell::step("building Pointee with full debug info", &mut build)?;
+    let debug = workspace.target()?.join("debug");
+    Ok(vec![
+        jq::build(workspace)?,
+        debug.join("xtask"),
+        debug.join("pointee"),
+    ])
+}
+
+fn row(pointee: &Path, cache: &Path, file: &Path) -> Result<Vec<String>> {
+    let command = || {
+        let mut command = Command::new(pointee);
+        command.args(["meta", "--format", "json"]).arg(file);
+        command.env("XDG_CACHE_HOME", cache);
+        command
+    };
+    let mut runs: Vec<Usage> = Vec::new();
+    shell::timed(&format!("measuring {}", file.display()), || {
+        for _ in 0..ROUNDS {
+            if cache.exists() {
+                std::fs::remove_dir_all(cache)?;
+            }
+            runs.push(usage(&mut command())?);
+        }
+        Ok(())
+    })?;
+    // Once more, from the cache: what is in it.
+    let told: Value = serde_json::from_str(&shell::output(&mut command())?)?;
+    let told = &told[0];
+    let number = |field: &str| told[field].as_f64().unwrap_or(f64::NAN);
+    let of = |value: fn(&Usage) -> f64| median(runs.iter().map(value));
+    let debug_info = debug_info(file, told["build_id"].as_str())?;
+    let cpu = of(|usage| usage.cpu);
+    Ok(vec![
+        file.file_name()
+            .context("a file has a name")?
+            .to_string_lossy()
+            .into_owned(),
+        figure(Some(debug_info / MIB), 1),
+        figure(of(|usage| usage.elapsed), 2),
+        figure(cpu, 2),
+        figure(cpu.map(|cpu| cpu / debug_info * MIB * 10.0), 2),
+        figure(of(|usage| usage.resident), 0),
+        figure(Some(number("bytes") / MIB), 1),
+        format!("{}", number("types")),
+        format!("{}", number("sites")),
+    ])
+}
+
+/// Bytes of the `.debug_` sections, as they lie in the file or in the one installed for it.
+fn debug_info(file: &Path, build_id: Option<&str>) -> Result<f64> {
+    let installed = build_id.filter(|id| id.len() > 2).map(|id| {
+        let (folder, name) = id.split_at(2);
+        PathBuf::from(format!("/usr/lib/debug/.build-id/{folder}/{name}.debug"))
+    });
+    let mut all = 0;
+    for file in installed.iter().map(PathBuf::as_path).chain([file]) {
+        if !file.exists() {
+            continue;
+        }
+        let text = shell::output(Command::new("readelf").arg("-SW").arg(file))?;
+        // [Nr] Name Type Address Offset Size …
+        let sections = text.lines().filter_map(|line| {
+            let mut words = line.split(']').nth(1)?.split_whitespace();
+            words.next().filter(|name| name.starts_with(".debug_"))?;
+            u64::from_str_radix(words.nth(3)?, 16).ok()
+        });
+        all += sections.sum::<u64>();
+    }
+    Ok(all as f64)
+}
