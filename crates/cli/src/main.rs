@@ -15,12 +15,9 @@
 
 mod acquaintance;
 mod commands;
-<<<<<<< HEAD
 mod configuration;
-=======
 mod glob;
 mod group_witness;
->>>>>>> main
 mod images;
 mod launch;
 mod output;

@@ -18,11 +18,8 @@ use crate::images::Images;
 use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
-<<<<<<< HEAD
-use pointee_model::entries::role_of;
-=======
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
->>>>>>> main
+use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
 use std::collections::{HashMap, HashSet};

@@ -53,18 +53,15 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-<<<<<<< HEAD
-    let loaded = cache::image_for(&arguments.file, &configuration::options(), &|_| {})
-=======
     let options = cache::Options {
         sites: sites::Options {
             sources: !arguments.no_sources,
             source_roots: arguments.source_root.clone(),
+            ..sites::Options::default()
         },
-        ..cache::Options::default()
+        ..configuration::options()
     };
     let loaded = cache::image_for(&arguments.file, &options, &|_| {})
->>>>>>> main
         .with_context(|| arguments.file.display().to_string())?;
     let image = loaded.image();
     let module = arguments.file.to_string_lossy();
