@@ -21,6 +21,7 @@ use pointee_model::addr::LinkAddr;
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
+use pointee_model::source::is_library_source;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -358,18 +359,4 @@ pub fn position_at(image: &Image<'_>, address: LinkAddr) -> Position {
         place,
         inlined: places,
     }
-}
-
-/// Source that belongs to the language: libstdc++'s headers, Rust's std.
-fn is_library_source(file: &str) -> bool {
-    const PARTS: [&str; 7] = [
-        "/include/c++/",
-        "/libstdc++-v3/",
-        "/rustc/",
-        "/library/alloc/",
-        "/library/std/",
-        "/library/core/",
-        "/hashbrown-",
-    ];
-    PARTS.iter().any(|part| file.contains(part))
 }

@@ -632,12 +632,25 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// The string at `at` with the NUL that ends it, unchecked for UTF-8; `None` when out of bounds.
+    #[must_use]
+    pub fn c_string(&self, at: StrRef) -> Option<&'a core::ffi::CStr> {
+        let tail = self.strings.get(at as usize..)?;
+        core::ffi::CStr::from_bytes_until_nul(&tail[..tail.len().min(STRING_MAX)]).ok()
+    }
+
     /// Path of a source file; empty when there is none.
     #[must_use]
     pub fn file_name(&self, file: FileIndex) -> &'a str {
         self.files
             .get(file as usize)
             .map_or("", |at| self.string(*at))
+    }
+
+    /// The same with the NUL that ends it.
+    #[must_use]
+    pub fn file_name_c(&self, file: FileIndex) -> Option<&'a core::ffi::CStr> {
+        self.c_string(*self.files.get(file as usize)?)
     }
 
     /// The type at `index`.
