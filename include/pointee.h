@@ -157,6 +157,9 @@ struct pointee_calls {
     const struct uniqtype *(*type_derived)(unsigned, const struct uniqtype *, size_t);
     const struct uniqtype *(*type_of_parts)(unsigned, const struct uniqtype *, size_t, const struct uniqtype *const *);
     const struct uniqtype *(*innermost)(const struct uniqtype *, size_t, unsigned, size_t *);
+    int (*set_type)(void *, const struct uniqtype *);
+    int (*site_id)(const void *);
+    const void *(*site_by_id)(int);
 };
 
 /* One in each executable or library, in a section of its own, and a note that says where: the runtime finds it when
@@ -260,7 +263,7 @@ static inline const void *pointee_site(const void *address)
 }
 
 /* Who gave it; NULL if not known. */
-static inline const struct pointee_allocator *pointee_allocator(const void *address)
+static inline const struct pointee_allocator *pointee_allocator_of(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -270,7 +273,7 @@ static inline const struct pointee_allocator *pointee_allocator(const void *addr
 /* Name of the function that must free it; NULL if not known, or nothing must. */
 static inline const char *pointee_free_name(const void *address)
 {
-    const struct pointee_allocator *allocator = pointee_allocator(address);
+    const struct pointee_allocator *allocator = pointee_allocator_of(address);
     return allocator ? allocator->free_name : NULL;
 }
 
@@ -293,7 +296,7 @@ static inline const struct uniqtype *pointee_inner_type(const void *address, uns
 }
 
 /* Function, file and line of a code address (of a site: one byte before it, the call). 1, or 0 if not known. */
-static inline int pointee_place(const void *code, struct pointee_place *place)
+static inline int pointee_where(const void *code, struct pointee_place *place)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls && calls->place(code, place))
@@ -303,7 +306,7 @@ static inline int pointee_place(const void *code, struct pointee_place *place)
 }
 
 /* The mapping that holds `address`. Reads /proc/self/maps. 1, or 0 if there is none, or it cannot be read. */
-static inline int pointee_mapping(const void *address, struct pointee_mapping *mapping)
+static inline int pointee_mapping_of(const void *address, struct pointee_mapping *mapping)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls && calls->mapping(address, mapping))
@@ -385,6 +388,14 @@ static inline const struct uniqtype *pointee_union_of(size_t count, const struct
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->type_of_parts(UNIQTYPE_UNION, NULL, count, types) : NULL;
+}
+
+/* Says that the block at `object` is of another type than its site tells, as long as it lives. POINTEE_YES, or
+ * POINTEE_DONT_KNOW if there is no such block, or no room. */
+static inline int pointee_set_type(void *object, const struct uniqtype *type)
+{
+    const struct pointee_calls *calls = pointee_get_calls();
+    return calls ? calls->set_type(object, type) : POINTEE_DONT_KNOW;
 }
 
 /* The member of a name; NULL if there is none. */

@@ -632,11 +632,20 @@ impl<'a> Image<'a> {
         }
     }
 
-    /// The string at `at` with the NUL that ends it, unchecked for UTF-8; `None` when out of bounds.
+    /// The string at `at` for C, unchecked for UTF-8; `None` when out of bounds, or where the last string has no end.
     #[must_use]
-    pub fn c_string(&self, at: StrRef) -> Option<&'a core::ffi::CStr> {
-        let tail = self.strings.get(at as usize..)?;
-        core::ffi::CStr::from_bytes_until_nul(&tail[..tail.len().min(STRING_MAX)]).ok()
+    pub fn c_string(&self, at: StrRef) -> Option<*const core::ffi::c_char> {
+        let is_ended = self.strings.last() == Some(&0);
+        let tail = self.strings.get(at as usize..).filter(|_| is_ended)?;
+        Some(tail.as_ptr().cast())
+    }
+
+    /// Whether the string at `at` is `text`, which holds no NUL.
+    #[must_use]
+    pub fn is_string(&self, at: StrRef, text: &[u8]) -> bool {
+        let rest = self.strings.get(at as usize..);
+        rest.and_then(|tail| tail.strip_prefix(text))
+            .is_some_and(|tail| tail.first() == Some(&0))
     }
 
     /// Path of a source file; empty when there is none.
@@ -647,9 +656,9 @@ impl<'a> Image<'a> {
             .map_or("", |at| self.string(*at))
     }
 
-    /// The same with the NUL that ends it.
+    /// The same for C.
     #[must_use]
-    pub fn file_name_c(&self, file: FileIndex) -> Option<&'a core::ffi::CStr> {
+    pub fn file_name_c(&self, file: FileIndex) -> Option<*const core::ffi::c_char> {
         self.c_string(*self.files.get(file as usize)?)
     }
 

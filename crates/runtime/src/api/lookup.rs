@@ -144,7 +144,7 @@ fn is_called(image: &Image<'_>, record: &Record, own: &[u8], wanted: &[u8]) -> b
         return false;
     };
     let fits = wanted.is_empty() || wanted == keyword(record.kind());
-    fits && image.string(source.name).as_bytes() == own
+    fits && image.is_string(source.name, own)
 }
 
 fn in_image(
@@ -158,8 +158,7 @@ fn in_image(
     for (index, record) in image.types.iter().enumerate() {
         let kind = TypeKind::from_byte(record.kind);
         let fits = wanted.is_empty() || wanted == keyword(kind);
-        let name = image.c_string(record.name);
-        if !fits || name.is_none_or(|name| name.to_bytes() != own) || own.is_empty() {
+        if !fits || own.is_empty() || !image.is_string(record.name, own) {
             continue;
         }
         let index = index as TypeIndex;

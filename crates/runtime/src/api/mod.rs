@@ -9,6 +9,7 @@
 //!     objects      address ─▶ module ─▶ variable, function, section
 //!     frames       address ─▶ frame of the asking thread ─▶ variable
 //!     mappings     address ─▶ mapping
+//!     stated       types that the program said itself
 //!   types        one record for each type of the process (names: how it is written)
 //!     lookup       a name ─▶ record
 //!     subobjects   type and offset ─▶ what starts there: is_a, like_a, named_a
@@ -28,6 +29,7 @@ mod objects;
 mod room;
 mod sites;
 mod slot;
+mod stated;
 mod subobjects;
 mod types;
 
@@ -43,6 +45,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use pointee_index::direct::Reader;
+use pointee_index::read::Block;
 use pointee_model::addr::LinkAddr;
 use pointee_model::image::{NO_TYPE, TypeIndex, TypeKind};
 use types::Record;
@@ -119,6 +122,9 @@ struct Calls {
     type_of_parts:
         unsafe extern "C" fn(u32, *const Record, u64, *const *const Record) -> *const Record,
     innermost: unsafe extern "C" fn(*const Record, u64, u32, *mut u64) -> *const Record,
+    set_type: unsafe extern "C" fn(u64, *const Record) -> i32,
+    site_id: unsafe extern "C" fn(u64) -> i32,
+    site_by_id: unsafe extern "C" fn(i32) -> u64,
 }
 
 static CALLS: Calls = Calls {
@@ -137,6 +143,9 @@ static CALLS: Calls = Calls {
     type_derived,
     type_of_parts,
     innermost,
+    set_type,
+    site_id,
+    site_by_id,
 };
 
 /// Set once there is room for what is remembered.
@@ -244,14 +253,7 @@ unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: Caller) -> 
         if skip != 0 {
             return false;
         }
-        answer.kind = kind::HEAP;
-        answer.base = block.base;
-        answer.size = block.size;
-        if let Some(made) = sites::of(block.origin) {
-            answer.site = made.site();
-            answer.r#type = made.record();
-            answer.allocator = made.allocator();
-        }
+        tell_block(&block, answer);
         return true;
     }
     if skip != 0 {
@@ -264,7 +266,22 @@ unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: Caller) -> 
     unsafe { on_stack(address, answer, caller) }
 }
 
-fn set_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
+#[inline(always)]
+fn tell_block(block: &Block, answer: &mut Answer) {
+    answer.kind = kind::HEAP;
+    answer.base = block.base;
+    answer.size = block.size;
+    if let Some(made) = sites::of(block.origin) {
+        answer.site = made.site();
+        answer.r#type = made.record();
+        answer.allocator = made.allocator();
+    }
+    if let Some(stated) = stated::of(block) {
+        answer.r#type = stated;
+    }
+}
+
+fn fill_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
     if index != NO_TYPE
         && let Some(record) = objects::type_of(module, index)
     {
@@ -280,7 +297,7 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
         answer.base = start;
         answer.size = variable.size;
         answer.name = string(module, variable.name);
-        set_type(answer, module, variable.r#type);
+        fill_type(answer, module, variable.r#type);
     } else if let Some((_, function)) = objects::function_at(module, address) {
         answer.kind = kind::FUNCTION;
         answer.base = function.start.wrapping_add(module.bias);
@@ -301,7 +318,7 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
 
 fn string(module: &Module, at: u32) -> *const c_char {
     let text = module.image.as_ref().and_then(|image| image.c_string(at));
-    text.map_or(core::ptr::null(), CStr::as_ptr)
+    text.unwrap_or(core::ptr::null())
 }
 
 /// # Safety
@@ -323,7 +340,7 @@ unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
                 answer.kind = kind::LOCAL;
                 answer.base = local.start;
                 answer.name = string(local.module, local.record.name);
-                set_type(answer, local.module, local.record.r#type);
+                fill_type(answer, local.module, local.record.r#type);
                 answer.size = answer.r#type.as_ref().map_or(0, |record| record.size);
             }
             true
@@ -438,17 +455,8 @@ unsafe extern "C" fn each_block(visit: Visit, argument: *mut c_void) -> i32 {
     };
     let mut result = 0;
     index.each_block(&region().writer, touched(), |block| {
-        let mut answer = Answer {
-            kind: kind::HEAP,
-            base: block.base,
-            size: block.size,
-            ..Answer::EMPTY
-        };
-        if let Some(made) = sites::of(block.origin) {
-            answer.site = made.site();
-            answer.r#type = made.record();
-            answer.allocator = made.allocator();
-        }
+        let mut answer = Answer::EMPTY;
+        tell_block(&block, &mut answer);
         // SAFETY: the program's own function.
         result = unsafe { visit(&raw const answer, argument) };
         result == 0
@@ -468,7 +476,7 @@ unsafe extern "C" fn place(address: u64, place: *mut Place) -> i32 {
         function: function.map_or(core::ptr::null(), |(_, function)| {
             string(module, function.name)
         }),
-        file: file.map_or(core::ptr::null(), CStr::as_ptr),
+        file: file.unwrap_or(core::ptr::null()),
         module: module.path.as_c_str().as_ptr(),
         line: line.map_or(0, |row| row.line),
         reserved: 0,
@@ -582,4 +590,23 @@ unsafe extern "C" fn innermost(
         unsafe { inside.write(distance) };
     }
     pointer(found.map(|(record, _)| record))
+}
+
+unsafe extern "C" fn set_type(address: u64, record: *const Record) -> i32 {
+    let block = index().and_then(|index| index.block_at(address));
+    let is_set = block
+        .zip(types::given(record))
+        .is_some_and(|(block, record)| stated::set(&block, record));
+    if is_set { YES } else { NOT_KNOWN }
+}
+
+unsafe extern "C" fn site_id(site: u64) -> i32 {
+    index()
+        .and_then(|_| sites::id_of(site))
+        .map_or(NOT_KNOWN, |id| id as i32)
+}
+
+unsafe extern "C" fn site_by_id(id: i32) -> u64 {
+    let id = u32::try_from(id).ok().filter(|_| index().is_some());
+    id.and_then(sites::of_id).unwrap_or(0)
 }

@@ -12,10 +12,10 @@ use super::types::{self, Record};
 use super::{objects, room};
 use crate::modules::{self, Module};
 use crate::region::region;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use pointee_index::layout::ORIGIN_LEVELS;
-use pointee_index::origins::{Node, ROOTS, UNLOADED};
+use pointee_index::origins::{HASH, Node, ROOTS, UNLOADED};
 use pointee_model::addr::LinkAddr;
 use pointee_model::entries::{FRAMES_BEYOND_UNKNOWN, is_language_library};
 use pointee_model::evidence::{Role, Verdict};
@@ -59,6 +59,38 @@ pub(super) fn set_up() -> bool {
     PLACES.store(room::take(origins), Release);
     MADE.store(room::take(origins), Release);
     !MADE.load(Relaxed).is_null()
+}
+
+/// Sites that have a number; numbers fit into 16 bits, and the highest stands for none.
+const NUMBERED: usize = 1 << 15;
+/// Site by number.
+static SITES: [AtomicU64; NUMBERED] = [const { AtomicU64::new(0) }; NUMBERED];
+
+fn places(site: u64) -> impl Iterator<Item = usize> {
+    let first = (site.wrapping_mul(HASH) >> 49) as usize;
+    (0..64).map(move |step| (first + step) & (NUMBERED - 1))
+}
+
+/// Gives `site` a number. There is none for it when its neighbours' are all given.
+fn give_id(site: u64) {
+    let mut places = places(site);
+    let _ = places.find(|place| {
+        let before = SITES[*place].compare_exchange(0, site, AcqRel, Acquire);
+        before.is_ok() || before == Err(site)
+    });
+}
+
+/// The number of a site that some answer named.
+pub(super) fn id_of(site: u64) -> Option<u32> {
+    let mut places = places(site).filter(|_| site != 0);
+    let place = places.find(|place| SITES[*place].load(Acquire) == site)?;
+    Some(place as u32)
+}
+
+/// The site of a number.
+pub(super) fn of_id(id: u32) -> Option<u64> {
+    let site = SITES.get(id as usize)?.load(Acquire);
+    (site != 0).then_some(site)
 }
 
 /// What `origin` stands for.
@@ -125,6 +157,7 @@ fn resolve(origin: u32, made: &Made) {
     let frames = &frames[..len];
     let chosen = choose(frames);
     if let Some((frame, record)) = chosen {
+        give_id(frame.return_address);
         made.site.store(frame.return_address, Relaxed);
         if let (Some(record), Some(module)) = (record, frame.module)
             && let Some(r#type) = type_made(module, record)

@@ -520,9 +520,7 @@ fn keep_first<T>(place: &AtomicPtr<T>, value: *const T) {
 }
 
 fn c_string(image: &Image<'_>, at: u32) -> *const c_char {
-    image
-        .c_string(at)
-        .map_or(c"".as_ptr(), core::ffi::CStr::as_ptr)
+    image.c_string(at).unwrap_or(c"".as_ptr())
 }
 
 fn members(module: &Module, image: &Image<'_>, members: &[MemberRecord]) -> Option<*const Member> {
