@@ -6,7 +6,7 @@
 //! | mark | control comes from |
 //! | --- | --- |
 //! | [`mark::TARGET`] | a direct branch in a function |
-//! | [`mark::OUTSIDE`] | anywhere: a function's start, a return, an exception, a pointer, a jump table, a branch in code that belongs to no function |
+//! | [`mark::OUTSIDE`] | anywhere: a function's start, a return from a call or the kernel, an exception, a pointer, a jump table, a branch in code that belongs to no function |
 //! | [`mark::INNER`] | a branch goes *into* the instruction (over a `lock` prefix, say): it must stay as it is |
 //!
 //! Pointers to code are taken from everything that can hold one: relocations, RIP-relative `lea`,
@@ -40,6 +40,9 @@ pub(crate) mod mark {
     pub(crate) const REACHED: u8 = 8;
     /// A pointer to it was found that may as well mean data.
     pub(crate) const TAKEN: u8 = 16;
+    /// More than the start of a function: a pointer, a table, an exception, or another object may
+    /// lead to it.
+    pub(crate) const POINTED: u8 = 32;
 }
 
 /// How control leaves an instruction.
@@ -85,6 +88,12 @@ impl Kind {
         matches!(self, Self::Call | Self::IndirectCall)
     }
 
+    /// Whether the copy of its block goes back for it, so that whoever looks at a thread that is
+    /// inside — an unwinder, a debugger, a signal handler — sees the original code.
+    pub(crate) fn stays(self) -> bool {
+        self.is_call() || self == Self::Syscall
+    }
+
     /// Whether control never goes on to the next instruction.
     pub(crate) fn ends_flow(self) -> bool {
         matches!(
@@ -95,7 +104,7 @@ impl Kind {
 
     /// Whether a block ends behind it.
     pub(crate) fn ends_block(self) -> bool {
-        !matches!(self, Self::Next | Self::Syscall)
+        self != Self::Next
     }
 }
 
@@ -137,7 +146,12 @@ pub(crate) struct Code<'e> {
     pub(crate) strays: Vec<u64>,
     /// Executable ranges by link-time address.
     executable: Vec<(u64, u64)>,
+    /// For each granule of code, the first instruction in it or behind it.
+    granules: Vec<u32>,
 }
+
+/// Bytes of code that one number of [`Code::granules`] stands for, as a power of two.
+const GRANULE: u32 = 6;
 
 impl<'e> Code<'e> {
     /// Reads the code of `elf`.
@@ -162,8 +176,10 @@ impl<'e> Code<'e> {
             spans: Vec::new(),
             strays: Vec::new(),
             executable,
+            granules: Vec::new(),
         };
         code.decode();
+        code.index();
         code.mark_direct();
         code.mark_gaps();
         for at in 0..code.functions.len() {
@@ -174,15 +190,21 @@ impl<'e> Code<'e> {
             }
         }
         for pad in found.landing_pads {
-            code.mark(pad, mark::OUTSIDE);
+            code.mark(pad, mark::OUTSIDE | mark::POINTED);
         }
         code.mark_returns();
         let pointers = code.pointers();
         for pointer in pointers.certain {
-            code.mark(pointer, mark::OUTSIDE);
+            code.mark(pointer, mark::OUTSIDE | mark::POINTED);
         }
         for pointer in pointers.taken {
-            code.mark(pointer, mark::TAKEN);
+            code.mark(pointer, mark::TAKEN | mark::POINTED);
+        }
+        let exported = elf
+            .symbols()
+            .filter(|symbol| symbol.dynamic && symbol.is_function());
+        for address in exported.map(|symbol| symbol.address).chain([elf.entry()]) {
+            code.mark(address, mark::POINTED);
         }
         indirect::resolve(&mut code, &pointers.bases);
         code.reach();
@@ -191,9 +213,30 @@ impl<'e> Code<'e> {
 
     /// The index of the instruction at `address`.
     pub(crate) fn find(&self, address: u64) -> Option<usize> {
-        self.places
+        let granule =
+            usize::try_from(address.checked_sub(self.places.first()?.at)? >> GRANULE).ok()?;
+        let first = *self.granules.get(granule)? as usize;
+        let last = self
+            .granules
+            .get(granule + 1)
+            .map_or(self.places.len(), |last| *last as usize);
+        let at = self.places[first..last]
             .binary_search_by_key(&address, |place| place.at)
-            .ok()
+            .ok()?;
+        Some(first + at)
+    }
+
+    fn index(&mut self) {
+        let Some(base) = self.places.first().map(|place| place.at) else {
+            return;
+        };
+        for (at, place) in self.places.iter().enumerate() {
+            let granule = ((place.at - base) >> GRANULE) as usize;
+            // Code lies in the file, however far apart a damaged header says: no more granules than bytes.
+            if granule < self.elf.bytes().len() && granule >= self.granules.len() {
+                self.granules.resize(granule + 1, at as u32);
+            }
+        }
     }
 
     /// The index of the instruction that holds the byte at `address`.
@@ -313,7 +356,7 @@ impl<'e> Code<'e> {
             }
         }
         for target in &strays {
-            self.mark(*target, mark::TARGET | mark::OUTSIDE);
+            self.mark(*target, mark::TARGET | mark::OUTSIDE | mark::POINTED);
         }
         self.strays = strays.into_iter().collect();
     }
@@ -321,7 +364,7 @@ impl<'e> Code<'e> {
     fn mark_returns(&mut self) {
         for at in 1..self.places.len() {
             let before = self.places[at - 1];
-            if before.kind.is_call() && before.end() == self.places[at].at {
+            if before.kind.stays() && before.end() == self.places[at].at {
                 self.places[at].marks |= mark::OUTSIDE;
             }
         }
@@ -352,15 +395,21 @@ impl<'e> Code<'e> {
                 pointers.bases.push(address);
             } else if !relocated {
                 let operands = [instruction.immediate, instruction.displacement];
-                let numbers = operands
-                    .into_iter()
-                    .flatten()
-                    .filter(|field| field.len >= 4);
-                for number in numbers.map(|field| field.value as u64 & 0xffff_ffff) {
-                    if self.is_executable(number) {
-                        pointers.taken.push(number);
-                    }
-                    pointers.bases.push(number);
+                let numbers = operands.into_iter().flatten();
+                for number in numbers
+                    .filter(|field| field.len >= 4)
+                    .map(|field| field.value as u64)
+                {
+                    pointers.bases.push(number & 0xffff_ffff);
+                }
+                // An address that is kept, to be jumped to some day, is moved or pushed.
+                let keeps = matches!(instruction.opcode, 0xb8..=0xbf | 0xc7 | 0x68);
+                let kept = instruction
+                    .immediate
+                    .filter(|_| keeps && instruction.map == Map::Primary);
+                let address = kept.map_or(0, |field| field.value as u64);
+                if self.is_executable(address) {
+                    pointers.taken.push(address);
                 }
             }
         }

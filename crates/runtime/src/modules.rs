@@ -197,13 +197,13 @@ impl Module {
         (self.unwind.0 != 0).then_some(self.unwind)
     }
 
-    /// Calls `each` with name, address and length of every allocation function that the image knows.
-    pub(crate) fn each_entry(&self, mut each: impl FnMut(&str, u64, u64)) {
+    /// Calls `each` with name, address, length and declared role (0: none) of every allocation function that the image knows.
+    pub(crate) fn each_entry(&self, mut each: impl FnMut(&'static str, u64, u64, u32)) {
         let Some(image) = &self.image else { return };
         for entry in image.entries {
             let address = entry.address.wrapping_add(self.bias);
             if (self.text.0..self.text.1).contains(&address) {
-                each(image.string(entry.name), address, entry.size);
+                each(image.string(entry.name), address, entry.size, entry.role);
             }
         }
     }

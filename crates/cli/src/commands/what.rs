@@ -1,5 +1,6 @@
 //! `pointee what`: *what lies at this address?*
 
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use crate::subject::{Subject, Wanted};
 use anyhow::Result;
@@ -55,7 +56,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let subject = Subject::survey(&arguments.subject, stop, wanted)?;
     let resolver = subject.resolver();
     let space = subject.space(&resolver);
-    let answer = |address: &u64| lookup::what(&space, Alleged(*address));
+    let answer = |address: &u64| {
+        let mut answer = lookup::what(&space, Alleged(*address));
+        if let Some(site) = &mut answer.site {
+            let called = site.callee.as_deref().unwrap_or(&site.entry);
+            site.freed_by = configuration::config().freed_by(called);
+        }
+        answer
+    };
     let answers: Vec<Answer> = arguments.addresses.iter().map(answer).collect();
     let output = match arguments.listing.format {
         Format::Json => json(&answers)?,
@@ -207,9 +215,13 @@ fn site_lines(site: &SiteAnswer, module: &str, line: &mut impl FnMut(&str, &str)
     if !site.wrappers.is_empty() {
         line("through", &site.wrappers.join(" ← "));
     }
+    let freed_by = site
+        .freed_by
+        .as_ref()
+        .map_or_else(String::new, |name| format!("; to be freed by {name}"));
     line(
         "allocator",
-        &format!("{}, by {}", site.allocator, site.entry),
+        &format!("{}, by {}{freed_by}", site.allocator, site.entry),
     );
     if !site.evidence.is_empty() {
         line(
