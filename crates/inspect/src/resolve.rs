@@ -22,6 +22,7 @@ use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
+use pointee_model::source::is_library_source;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -367,18 +368,4 @@ pub fn position_at(image: &Image<'_>, address: LinkAddr) -> Position {
         place,
         inlined: places,
     }
-}
-
-/// Source that belongs to the language: libstdc++'s headers, Rust's std.
-fn is_library_source(file: &str) -> bool {
-    const PARTS: [&str; 7] = [
-        "/include/c++/",
-        "/libstdc++-v3/",
-        "/rustc/",
-        "/library/alloc/",
-        "/library/std/",
-        "/library/core/",
-        "/hashbrown-",
-    ];
-    PARTS.iter().any(|part| file.contains(part))
 }

@@ -102,6 +102,11 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     }
 }
 
+/// Address of the function `name`, if `module` exports it.
+pub(crate) fn exported(module: &Module, name: &str) -> Option<u64> {
+    Symbols::of(module)?.find(name).map(|(address, _)| address)
+}
+
 /// Whether the object is a C library.
 pub(crate) fn is_libc(module: &Module) -> bool {
     Symbols::of(module).is_some_and(|symbols| symbols.find("__libc_start_main").is_some())
