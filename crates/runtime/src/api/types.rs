@@ -57,7 +57,7 @@ impl Key {
     }
 
     fn derived(kind: u8) -> Self {
-        Self([u64::from(kind) + 1, !u64::from(kind)]).with([0x706f_696e_7465_65, 0])
+        Self([u64::from(kind) + 1, !u64::from(kind)]).with([0x0070_6f69_6e74_6565, 0])
     }
 
     /// Mixes in two more words; the order counts. (Multiply and fold, as wyhash does.)
