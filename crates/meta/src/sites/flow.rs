@@ -11,7 +11,7 @@
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
-use super::state::{SP, State, general};
+use super::state::{SP, State};
 use super::typing::Types;
 use super::value::{Origins, Value};
 use super::wrappers::Allocators;
@@ -115,13 +115,13 @@ enum Exit {
     Table,
 }
 
-/// The ways out of a block, each with the register that is zero on it.
+/// The ways out of a block, each with the value that is zero on it.
 #[derive(Default)]
 struct Left {
     first: Option<Exit>,
-    null_first: Option<usize>,
+    null_first: Option<Value>,
     second: Option<Exit>,
-    null_second: Option<usize>,
+    null_second: Option<Value>,
 }
 
 impl<'a, 'f> Interpreter<'a, 'f> {
@@ -273,7 +273,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 let Some(next) = self.block_at(target) else {
                     continue;
                 };
-                match null.map(|register| state.registers[register]) {
+                match null {
                     // On this way a failed allocation is a null pointer and nothing more.
                     Some(block @ Value::Allocated { .. }) => {
                         let mut failed = state.clone();
@@ -433,10 +433,11 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                     };
                 }
                 FlowControl::ConditionalBranch => {
-                    let null = at
-                        .checked_sub(1)
-                        .and_then(|before| self.code.get(before))
-                        .and_then(|before| tested_for_null(before, &instruction));
+                    let before = at.checked_sub(1).and_then(|before| self.code.get(before));
+                    let null = before.copied().and_then(|before| {
+                        let if_taken = is_test_for_null(&before, &instruction)?;
+                        Some((self.read(&before, 0, state), if_taken))
+                    });
                     return self.conditional(&instruction, state, null);
                 }
                 FlowControl::IndirectBranch => {
@@ -463,13 +464,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         }
     }
 
-    /// Both ways of a conditional jump. `null` is the register compared with zero, and whether the
+    /// Both ways of a conditional jump. `null` is the value compared with zero, and whether the
     /// jump is taken if it is.
     fn conditional(
         &mut self,
         instruction: &Instruction,
         state: &State,
-        null: Option<(usize, bool)>,
+        null: Option<(Value, bool)>,
     ) -> Left {
         let target = instruction.near_branch_target();
         let taken = if contains(&self.body.ranges, target) {
@@ -481,9 +482,9 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         };
         Left {
             first: taken,
-            null_first: null.filter(|(_, if_taken)| *if_taken).map(|(at, _)| at),
+            null_first: null.filter(|(_, if_taken)| *if_taken).map(|(value, _)| value),
             second: Some(Exit::To(instruction.next_ip())),
-            null_second: null.filter(|(_, if_taken)| !*if_taken).map(|(at, _)| at),
+            null_second: null.filter(|(_, if_taken)| !*if_taken).map(|(value, _)| value),
         }
     }
 
@@ -517,14 +518,14 @@ impl<'a, 'f> Interpreter<'a, 'f> {
     }
 }
 
-/// The register that `before` compares with zero, and whether `jump` is taken if it is zero.
-fn tested_for_null(before: &Instruction, jump: &Instruction) -> Option<(usize, bool)> {
+/// Whether `before` compares its first operand, eight bytes in a register or (unoptimised code) in memory, with zero, and
+/// `jump` is taken if it is zero.
+fn is_test_for_null(before: &Instruction, jump: &Instruction) -> Option<bool> {
     let if_taken = match jump.mnemonic() {
         Mnemonic::Je => true,
         Mnemonic::Jne => false,
         _ => return None,
     };
-    let register = general(before.op0_register())?;
     let compared = match before.mnemonic() {
         Mnemonic::Test => {
             before.op1_kind() == OpKind::Register && before.op0_register() == before.op1_register()
@@ -532,7 +533,12 @@ fn tested_for_null(before: &Instruction, jump: &Instruction) -> Option<(usize, b
         Mnemonic::Cmp => before.try_immediate(1).is_ok_and(|number| number == 0),
         _ => false,
     };
-    (compared && before.op0_register().size() == 8).then_some((register, if_taken))
+    let size = match before.op0_kind() {
+        OpKind::Register => before.op0_register().size(),
+        OpKind::Memory => before.memory_size().size(),
+        _ => 0,
+    };
+    (compared && size == 8).then_some(if_taken)
 }
 
 fn is_padding(instruction: &Instruction) -> bool {
