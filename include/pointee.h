@@ -83,7 +83,9 @@ enum pointee_kind {
     POINTEE_FUNCTION = 3,
     POINTEE_SECTION = 4,   /* a loaded file, known by section only */
     POINTEE_LOCAL = 5,     /* a variable in a frame of the asking thread */
-    POINTEE_FRAME = 6      /* such a frame, but no variable that is known */
+    POINTEE_FRAME = 6,     /* such a frame, but no variable that is known */
+    POINTEE_THREAD = 7,    /* a thread-local variable of the program, in the asking thread's block */
+    POINTEE_MAPPING = 8    /* memory that is mapped, and nothing else is known */
 };
 
 struct pointee_allocator;
@@ -172,7 +174,9 @@ struct pointee_slot {
 };
 extern struct pointee_slot pointee_slot __attribute__((visibility("hidden")));
 
-__asm__(".pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
+/* One definition in one assembly: link-time optimization may put several objects' into it. */
+__asm__(".ifndef pointee_slot\n"
+        "\t.pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
         "\t.weak pointee_slot\n"
         "\t.hidden pointee_slot\n"
         "\t.type pointee_slot,%object\n"
@@ -188,7 +192,15 @@ __asm__(".pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
         "\t.long 8, 8, 1\n"
         "\t.asciz \"Pointee\"\n"
         "\t.quad pointee_slot - .\n"
-        "\t.popsection\n");
+        "\t.popsection\n"
+        ".endif\n");
+
+/* Objects that are asked about are not read: they need not have been written yet. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define POINTEE_UNREAD __attribute__((access(none, 1)))
+#else
+#define POINTEE_UNREAD
+#endif
 
 static inline const struct pointee_calls *pointee_get_calls(void)
 {
@@ -203,8 +215,9 @@ static inline int pointee_is_there(void)
 
 /* ---- Questions --------------------------------------------------------------------------------------------------- */
 
-/* What holds `address`: fills in `answer`, returns 1; or zeroes it and returns 0. The deepest allocation answers. */
-static inline int pointee_what(const void *address, struct pointee_answer *answer)
+/* What holds `address`: fills in `answer`, returns 1; or zeroes it and returns 0. The deepest allocation answers. What nothing else
+ * is known of is looked for among the mappings, which takes some microseconds. */
+POINTEE_UNREAD static inline int pointee_what(const void *address, struct pointee_answer *answer)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls)
@@ -214,7 +227,7 @@ static inline int pointee_what(const void *address, struct pointee_answer *answe
 }
 
 /* What holds what holds it: with `skip` 1 the block that a registered pool's object lies in, and so on outwards. */
-static inline int pointee_what_around(const void *address, unsigned skip, struct pointee_answer *answer)
+POINTEE_UNREAD static inline int pointee_what_around(const void *address, unsigned skip, struct pointee_answer *answer)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls)
@@ -224,7 +237,7 @@ static inline int pointee_what_around(const void *address, unsigned skip, struct
 }
 
 /* Type of the whole allocation; NULL if not known. */
-static inline const struct uniqtype *pointee_type(const void *address)
+POINTEE_UNREAD static inline const struct uniqtype *pointee_type(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -232,7 +245,7 @@ static inline const struct uniqtype *pointee_type(const void *address)
 }
 
 /* First byte of the allocation; NULL if not known. */
-static inline void *pointee_base(const void *address)
+POINTEE_UNREAD static inline void *pointee_base(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -240,14 +253,14 @@ static inline void *pointee_base(const void *address)
 }
 
 /* One past its last byte; NULL if not known. */
-static inline void *pointee_limit(const void *address)
+POINTEE_UNREAD static inline void *pointee_limit(const void *address)
 {
     struct pointee_answer answer;
     return pointee_what(address, &answer) ? (char *)answer.base + answer.size : NULL;
 }
 
 /* Its bytes: of a block, those that were asked for; 0 if not known. */
-static inline size_t pointee_size(const void *address)
+POINTEE_UNREAD static inline size_t pointee_size(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -255,7 +268,7 @@ static inline size_t pointee_size(const void *address)
 }
 
 /* Where the call that allocated it returns to; NULL if not known. */
-static inline const void *pointee_site(const void *address)
+POINTEE_UNREAD static inline const void *pointee_site(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -263,7 +276,7 @@ static inline const void *pointee_site(const void *address)
 }
 
 /* Who gave it; NULL if not known. */
-static inline const struct pointee_allocator *pointee_allocator_of(const void *address)
+POINTEE_UNREAD static inline const struct pointee_allocator *pointee_allocator_of(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -271,7 +284,7 @@ static inline const struct pointee_allocator *pointee_allocator_of(const void *a
 }
 
 /* Name of the function that must free it; NULL if not known, or nothing must. */
-static inline const char *pointee_free_name(const void *address)
+POINTEE_UNREAD static inline const char *pointee_free_name(const void *address)
 {
     const struct pointee_allocator *allocator = pointee_allocator_of(address);
     return allocator ? allocator->free_name : NULL;
@@ -286,7 +299,7 @@ static inline int pointee_free(void *object)
 
 /* The innermost object at `address` but for `skip` around it (0: the field itself, 1: what the field is in, …); how far
  * into it the address lies goes to `inside`, if that is not NULL. */
-static inline const struct uniqtype *pointee_inner_type(const void *address, unsigned skip, size_t *inside)
+POINTEE_UNREAD static inline const struct uniqtype *pointee_inner_type(const void *address, unsigned skip, size_t *inside)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     struct pointee_answer answer;
@@ -306,7 +319,7 @@ static inline int pointee_where(const void *code, struct pointee_place *place)
 }
 
 /* The mapping that holds `address`. Reads /proc/self/maps. 1, or 0 if there is none, or it cannot be read. */
-static inline int pointee_mapping_of(const void *address, struct pointee_mapping *mapping)
+POINTEE_UNREAD static inline int pointee_mapping_of(const void *address, struct pointee_mapping *mapping)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls && calls->mapping(address, mapping))
@@ -409,32 +422,32 @@ static inline const struct uniqtype_member *pointee_member(const struct uniqtype
 
 /* ---- Is it? ------------------------------------------------------------------------------------------------------ */
 
-static inline int pointee_is(const void *object, enum pointee_relation relation, const void *wanted)
+POINTEE_UNREAD static inline int pointee_is(const void *object, enum pointee_relation relation, const void *wanted)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->is(object, relation, wanted) : POINTEE_DONT_KNOW;
 }
 
 /* Whether an object of the type starts exactly at `object`: the allocation, an element, a member, an arm of a union. */
-static inline int pointee_is_a(const void *object, const struct uniqtype *type)
+POINTEE_UNREAD static inline int pointee_is_a(const void *object, const struct uniqtype *type)
 {
     return pointee_is(object, POINTEE_IS, type);
 }
 
 /* … of a type by that name, with or without `struct`; several types may have it. */
-static inline int pointee_is_named(const void *object, const char *name)
+POINTEE_UNREAD static inline int pointee_is_named(const void *object, const char *name)
 {
     return pointee_is(object, POINTEE_NAMED, name);
 }
 
 /* Whether what starts there can be used as one: the same type, signed for unsigned, or its first members are those of
  * the type, in order, at the same offsets. */
-static inline int pointee_is_like(const void *object, const struct uniqtype *type)
+POINTEE_UNREAD static inline int pointee_is_like(const void *object, const struct uniqtype *type)
 {
     return pointee_is(object, POINTEE_LIKE, type);
 }
 
-static inline int pointee_is_like_named(const void *object, const char *name)
+POINTEE_UNREAD static inline int pointee_is_like_named(const void *object, const char *name)
 {
     return pointee_is(object, POINTEE_LIKE_NAMED, name);
 }

@@ -187,6 +187,16 @@ impl Module {
         }
     }
 
+    /// Bytes of its thread-local block; 0 if it has none.
+    pub(crate) fn thread_local_len(&self) -> u64 {
+        const PT_TLS: u32 = 7;
+        // SAFETY: within the program header table of a loaded object.
+        let segment = |at: u64| unsafe { *(self.headers.0 as *const Segment).add(at as usize) };
+        let mut segments = (0..self.headers.1).map(segment);
+        let found = segments.find(|segment| segment.kind == PT_TLS);
+        found.map_or(0, |segment| segment.len)
+    }
+
     /// Whether it is loaded now.
     pub(crate) fn is_loaded(&self) -> bool {
         self.loaded.load(Relaxed)

@@ -8,6 +8,7 @@
 //!     sites        origin ─▶ site and type
 //!     objects      address ─▶ module ─▶ variable, function, section
 //!     frames       address ─▶ frame of the asking thread ─▶ variable
+//!     thread_locals  address ─▶ variable of the asking thread
 //!     mappings     address ─▶ mapping
 //!     stated       types that the program said itself
 //!   types        one record for each type of the process (names: how it is written)
@@ -31,6 +32,7 @@ mod sites;
 mod slot;
 mod stated;
 mod subobjects;
+mod thread_locals;
 mod types;
 
 use crate::hooks::is_filtered;
@@ -59,6 +61,8 @@ mod kind {
     pub(super) const SECTION: u32 = 4;
     pub(super) const LOCAL: u32 = 5;
     pub(super) const FRAME: u32 = 6;
+    pub(super) const THREAD: u32 = 7;
+    pub(super) const MAPPING: u32 = 8;
 }
 
 /// `struct pointee_answer`.
@@ -183,6 +187,7 @@ fn set_up() -> bool {
         (*READER.0.get()).write(reader);
     }
     modules::each(objects::add);
+    thread_locals::set_up();
     IS_UP.store(true, Release);
     true
 }
@@ -234,7 +239,7 @@ unsafe extern "C" fn what(
 ) -> i32 {
     // SAFETY: the stub's registers.
     let is_known = unsafe { tell(address, skip, answer, Caller { slot, rbp }) };
-    i32::from(is_known)
+    i32::from(is_known || (skip == 0 && in_mapping(address, answer)))
 }
 
 /// # Safety
@@ -261,6 +266,18 @@ unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: Caller) -> 
     }
     if let Some(module) = objects::holding(address) {
         return in_module(module, address, answer);
+    }
+    if let Some(found) = thread_locals::at(address) {
+        answer.kind = kind::THREAD;
+        answer.base = found.start;
+        answer.size = found.len;
+        answer.allocator = &raw const allocators::THREAD;
+        answer.module = found.module.path.as_c_str().as_ptr();
+        if let Some(variable) = found.variable {
+            answer.name = string(found.module, variable.name);
+            fill_type(answer, found.module, variable.r#type);
+        }
+        return true;
     }
     // SAFETY: the caller's promise.
     unsafe { on_stack(address, answer, caller) }
@@ -319,6 +336,24 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
 fn string(module: &Module, at: u32) -> *const c_char {
     let text = module.image.as_ref().and_then(|image| image.c_string(at));
     text.unwrap_or(core::ptr::null())
+}
+
+/// Addresses below are never mapped (`vm.mmap_min_addr`), and small numbers are no pointers.
+const LOWEST_MAPPED: u64 = 1 << 16;
+
+#[cold]
+fn in_mapping(address: u64, answer: &mut Answer) -> bool {
+    if index().is_none() || address < LOWEST_MAPPED {
+        return false;
+    }
+    let Some(mapping) = mappings::at(address) else {
+        return false;
+    };
+    answer.kind = kind::MAPPING;
+    answer.base = mapping.start;
+    answer.size = mapping.end - mapping.start;
+    answer.allocator = &raw const allocators::MAPPINGS;
+    true
 }
 
 /// # Safety
