@@ -257,6 +257,46 @@ static void *in_thread(void *unused)
     return unused;
 }
 
+/* Everything a type leads to is there when it is handed out, whoever asks first. */
+static int is_whole(const struct uniqtype *type, int depth)
+{
+    if (!type || !type->name || !*type->name)
+        return 0;
+    if (type->kind == UNIQTYPE_POINTER || type->kind == UNIQTYPE_ARRAY)
+        return type->target && (!depth || is_whole(type->target, depth - 1));
+    for (uint32_t at = 0; at < type->members_len; at++)
+        if (!type->members[at].name || (depth && type->kind != UNIQTYPE_ENUM && !is_whole(type->members[at].type, depth - 1)))
+            return 0;
+    return 1;
+}
+
+enum { RUSHING = 8 };
+static pthread_barrier_t rush;
+static FILE *streams[2];
+static const struct uniqtype *found_in_rush[RUSHING];
+
+static void *in_rush(void *number)
+{
+    pthread_barrier_wait(&rush);
+    const struct uniqtype *type = pointee_type(&streams[(size_t)number % 2]);
+    if (is_with && type && !is_whole(type, 6))
+        type = NULL;
+    found_in_rush[(size_t)number] = type;
+    return NULL;
+}
+
+static void all_at_once(void)
+{
+    pthread_t threads[RUSHING];
+    pthread_barrier_init(&rush, NULL, RUSHING);
+    for (size_t n = 0; n < RUSHING; n++)
+        pthread_create(&threads[n], NULL, in_rush, (void *)n);
+    for (size_t n = 0; n < RUSHING; n++)
+        pthread_join(threads[n], NULL);
+    for (size_t n = 0; is_with && n < RUSHING; n++)
+        EXPECT(found_in_rush[n] && found_in_rush[n] == pointee_type(streams));
+}
+
 static void handler(int number)
 {
     struct point inside = {number, number};
@@ -289,6 +329,7 @@ int main(int argc, char **argv)
     pthread_t thread;
     is_with = argc > 1 && !strcmp(argv[1], "with");
     EXPECT(pointee_is_there() == is_with);
+    all_at_once();
     blocks();
     statics_and_locals(argc);
     rest();

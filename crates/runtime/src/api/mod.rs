@@ -334,7 +334,10 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
 }
 
 fn string(module: &Module, at: u32) -> *const c_char {
-    let text = module.image.as_ref().and_then(|image| image.c_string(at));
+    let text = module
+        .described
+        .as_ref()
+        .and_then(|image| image.c_string(at));
     text.unwrap_or(core::ptr::null())
 }
 
@@ -504,9 +507,12 @@ unsafe extern "C" fn place(address: u64, place: *mut Place) -> i32 {
         return 0;
     };
     let link = LinkAddr(address.wrapping_sub(module.bias));
-    let line = module.image.as_ref().and_then(|image| image.line_at(link));
+    let line = module
+        .described
+        .as_ref()
+        .and_then(|image| image.line_at(link));
     let function = objects::function_at(module, address);
-    let file = line.and_then(|row| module.image.as_ref()?.file_name_c(row.file));
+    let file = line.and_then(|row| module.described.as_ref()?.file_name_c(row.file));
     let new = Place {
         function: function.map_or(core::ptr::null(), |(_, function)| {
             string(module, function.name)

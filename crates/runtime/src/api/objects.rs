@@ -40,7 +40,7 @@ pub(super) fn add(module: &Module) {
     let Some(object) = OBJECTS.get(module.number as usize) else {
         return;
     };
-    if let Some(image) = &module.image
+    if let Some(image) = &module.described
         && object.types.load(Relaxed).is_null()
     {
         let types = room::take(image.types.len());
@@ -70,7 +70,7 @@ pub(super) fn holding(address: u64) -> Option<&'static Module> {
 /// The record of type `index` of `module`'s image, complete with all it leads to.
 #[inline]
 pub(super) fn type_of(module: &'static Module, index: TypeIndex) -> Option<&'static Record> {
-    let image = module.image.as_ref()?;
+    let image = module.described.as_ref()?;
     let known = OBJECTS.get(module.number as usize)?.types.load(Acquire);
     if known.is_null() || index as usize >= image.types.len() {
         return None;
@@ -92,7 +92,7 @@ pub(super) fn variable_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static VariableRecord, u64)> {
-    let image = module.image.as_ref()?;
+    let image = module.described.as_ref()?;
     let count = OBJECTS.get(module.number as usize)?.statics.load(Acquire);
     let statics = image.variables.get(..count as usize)?;
     let link = address.wrapping_sub(module.bias);
@@ -111,7 +111,7 @@ pub(super) fn function_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static Image<'static>, &'static FunctionRecord)> {
-    let image = module.image.as_ref()?;
+    let image = module.described.as_ref()?;
     let link = LinkAddr(address.wrapping_sub(module.bias));
     Some((image, image.function_at(link)?))
 }
@@ -121,7 +121,7 @@ pub(super) fn section_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static Image<'static>, &'static SectionRecord)> {
-    let image = module.image.as_ref()?;
+    let image = module.described.as_ref()?;
     let link = address.wrapping_sub(module.bias);
     let mut sections = image.sections.iter();
     let found = sections.find(|section| link.wrapping_sub(section.address) < section.size)?;

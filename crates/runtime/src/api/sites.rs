@@ -125,7 +125,7 @@ impl Frame {
     }
 
     fn image(&self) -> Option<&'static Image<'static>> {
-        self.module?.image.as_ref()
+        self.module?.described.as_ref()
     }
 
     fn record(&self) -> Option<&'static SiteRecord> {

@@ -41,7 +41,7 @@ pub(super) fn at(address: u64) -> Option<Found> {
     // The program is the first of the modules.
     let module = modules::numbered(0).filter(|module| module.is_executable)?;
     let variables = module
-        .image
+        .described
         .as_ref()
         .map_or(&[][..], |image| image.thread_locals());
     let after = variables.partition_point(|variable| variable.address <= offset);

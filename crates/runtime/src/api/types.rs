@@ -158,7 +158,7 @@ impl Record {
 
     /// Image and record it was read from.
     pub(super) fn source(&self) -> Option<(&'static Image<'static>, &'static TypeRecord)> {
-        let image = modules::numbered(self.module)?.image.as_ref()?;
+        let image = modules::numbered(self.module)?.described.as_ref()?;
         Some((image, image.type_at(self.index)?))
     }
 
@@ -688,11 +688,12 @@ fn made_of(
     Some(record)
 }
 
-/// Calls `each` for every record that is named until it gives something.
-pub(super) fn find_map<T>(each: impl FnMut(&'static Record) -> Option<T>) -> Option<T> {
+/// The first record that is named and is it.
+pub(super) fn find_by(mut is_it: impl FnMut(&'static Record) -> bool) -> Option<&'static Record> {
     let used = USED.load(Acquire);
-    (1..=used)
+    let record = (1..=used)
         .filter_map(numbered)
-        .filter(|record| record.state.load(Acquire) == NAMED)
-        .find_map(each)
+        .find(|record| record.state.load(Acquire) == NAMED && is_it(record))?;
+    // Of two that were written for one key at once, one was left unused: it must not be handed out.
+    find(record.key)
 }
