@@ -633,11 +633,19 @@ fn session_image(build_id: BuildId) -> Option<Image<'static>> {
 
 /// Without a session: the image that was made last, from the user's cache.
 fn cached_image(build_id: BuildId) -> Option<Image<'static>> {
-    const { assert!(FORMAT < 10, "one digit of the name") };
-    let format = [b'-', b'0' + FORMAT as u8];
+    const { assert!(FORMAT < 100, "two digits of the name") };
+    let digits = [b'0' + (FORMAT / 10) as u8, b'0' + (FORMAT % 10) as u8];
+    let format = &digits[usize::from(FORMAT < 10)..];
     let folder = region().handoff.path(key::CACHE);
     let id = build_id.hex();
-    map_image(&[folder.as_bytes(), b"/", id.as_bytes(), &format, b".image"])
+    map_image(&[
+        folder.as_bytes(),
+        b"/",
+        id.as_bytes(),
+        b"-",
+        format,
+        b".image",
+    ])
 }
 
 /// Maps an image; `parts` are its path: folder, a slash, the build ID, the rest.
