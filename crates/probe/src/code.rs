@@ -16,10 +16,7 @@
 
 use std::collections::BTreeSet;
 
-use object::elf::{
-    ET_EXEC, PF_X, PT_LOAD, R_X86_64_64, R_X86_64_IRELATIVE, R_X86_64_RELATIVE, SHF_ALLOC,
-    SHT_NOBITS, SHT_RELA, SHT_RELR,
-};
+use object::elf::{PF_X, PT_LOAD};
 use pointee_meta::elf::Elf;
 use pointee_model::addr::LinkAddr;
 use pointee_patch::arch::x86_64::decode::{Flow, Instruction, Map, decode};
@@ -27,6 +24,7 @@ use pointee_patch::arch::x86_64::sweep::{branch_target, sweep};
 
 use crate::functions::{self, Exclusion, Function};
 use crate::indirect;
+use crate::pointers::Pointers;
 
 /// Bits of [`Place::marks`].
 pub(crate) mod mark {
@@ -193,7 +191,7 @@ impl<'e> Code<'e> {
             code.mark(pad, mark::OUTSIDE | mark::POINTED);
         }
         code.mark_returns();
-        let pointers = code.pointers();
+        let pointers = Pointers::of(&code);
         for pointer in pointers.certain {
             code.mark(pointer, mark::OUTSIDE | mark::POINTED);
         }
@@ -370,99 +368,6 @@ impl<'e> Code<'e> {
         }
     }
 
-    fn pointers(&self) -> Pointers {
-        let mut pointers = Pointers::default();
-        let relocated = self.elf.file_kind() != ET_EXEC;
-        for place in &self.places {
-            // Only `lea` and, in files that are not relocated, immediates hold addresses.
-            let Some(first) = self.bytes(place).first() else {
-                continue;
-            };
-            let plain = matches!(first, 0x48..=0x4f | 0x8d);
-            if !plain && relocated {
-                continue;
-            }
-            let Some(instruction) = self.instruction(place) else {
-                continue;
-            };
-            if instruction.is(Map::Primary, 0x8d)
-                && let Some(offset) = instruction.rip_offset()
-            {
-                let address = place.at.wrapping_add_signed(offset);
-                if self.is_executable(address) {
-                    pointers.taken.push(address);
-                }
-                pointers.bases.push(address);
-            } else if !relocated {
-                let operands = [instruction.immediate, instruction.displacement];
-                let numbers = operands.into_iter().flatten();
-                for number in numbers
-                    .filter(|field| field.len >= 4)
-                    .map(|field| field.value as u64)
-                {
-                    pointers.bases.push(number & 0xffff_ffff);
-                }
-                // An address that is kept, to be jumped to some day, is moved or pushed.
-                let keeps = matches!(instruction.opcode, 0xb8..=0xbf | 0xc7 | 0x68);
-                let kept = instruction
-                    .immediate
-                    .filter(|_| keeps && instruction.map == Map::Primary);
-                let address = kept.map_or(0, |field| field.value as u64);
-                if self.is_executable(address) {
-                    pointers.taken.push(address);
-                }
-            }
-        }
-        self.relocations(&mut pointers.certain);
-        for section in self.elf.sections() {
-            let holds_words = section.flags.0 & SHF_ALLOC.0 != 0
-                && section.kind != SHT_NOBITS
-                && (!relocated
-                    || section.name == ".data.rel.ro"
-                    || section.name == ".data"
-                    || section.name.ends_with("_array"));
-            let has_relr = self
-                .elf
-                .sections()
-                .iter()
-                .any(|section| section.kind == SHT_RELR);
-            if section.is_code() || !holds_words || (relocated && !has_relr) {
-                continue;
-            }
-            let words = self.elf.stored_bytes(section).chunks_exact(8);
-            for word in words
-                .filter_map(|word| word.try_into().ok())
-                .map(u64::from_le_bytes)
-            {
-                if self.is_executable(word) {
-                    pointers.certain.push(word);
-                }
-            }
-        }
-        pointers.bases.sort_unstable();
-        pointers.bases.dedup();
-        pointers
-    }
-
-    fn relocations(&self, found: &mut Vec<u64>) {
-        for section in self.elf.sections() {
-            if section.kind != SHT_RELA || section.flags.0 & SHF_ALLOC.0 == 0 {
-                continue;
-            }
-            for entry in self.elf.stored_bytes(section).chunks_exact(24) {
-                let word = |at: usize| entry[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-                let kind = object::elf::RelocationType(word(8) as u32);
-                // `R_X86_64_64` against a section or local symbol has its offset in the addend too;
-                // the symbol itself is a function's start, which is marked already.
-                if matches!(kind, R_X86_64_RELATIVE | R_X86_64_IRELATIVE | R_X86_64_64)
-                    && self.is_executable(word(16))
-                {
-                    found.push(word(16));
-                }
-            }
-        }
-    }
-
     /// Marks what control reaches by known ways, starting where it comes from outside.
     fn reach(&mut self) {
         let mut work: Vec<usize> = (0..self.places.len())
@@ -500,15 +405,4 @@ impl<'e> Code<'e> {
             }
         }
     }
-}
-
-/// Numbers that may be addresses of code, or of jump tables.
-#[derive(Default)]
-struct Pointers {
-    /// They can be nothing else.
-    certain: Vec<u64>,
-    /// They may as well be the address of data among code.
-    taken: Vec<u64>,
-    /// Where jump tables may begin, sorted.
-    bases: Vec<u64>,
 }

@@ -10,8 +10,9 @@ use crate::code::{Code, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
 use crate::island;
-use crate::place::{self, Pad, Placement, Refusal, Tactic};
+use crate::place::{self, Pad, Placement};
 use crate::points::{At, mark_points};
+use crate::tactics::{Refusal, Tactic};
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug)]

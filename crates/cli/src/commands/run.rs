@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end, after SECONDS, or told as at its highest point (blocks as at the end).
+    /// When: at its end (`exit`), after SECONDS, or told as at its highest point (`peak`; blocks as at the end).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",

@@ -69,9 +69,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Format::Json => json(&answers)?,
         Format::Text => {
             let style = arguments.listing.style_of_stdout();
+            let unmapped = match subject.layout.mappings.is_empty() {
+                true => "in no block; nothing else was saved, for the process had ended",
+                false => "nothing is mapped there",
+            };
             let texts = answers
                 .iter()
-                .map(|answer| render(answer, subject.why_no_contents(), style));
+                .map(|answer| render(answer, subject.why_no_contents(), unmapped, style));
             let note = subject.is_at_peak().then_some(OF_THE_END);
             let texts = note.map(str::to_owned).into_iter().chain(texts);
             texts.collect::<Vec<_>>().join("\n")
@@ -84,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 const OF_THE_END: &str = "Blocks are as at the end of the run; what was alive at the highest is known by type and site \
                           (`pointee histo`), not by address.\n";
 
-fn render(answer: &Answer, no_contents: Option<&str>, style: Style) -> String {
+fn render(answer: &Answer, no_contents: Option<&str>, unmapped: &str, style: Style) -> String {
     let mut out = String::new();
     let mut line = |label: &str, text: &str| {
         // Writing to a string does not fail.
@@ -92,7 +96,7 @@ fn render(answer: &Answer, no_contents: Option<&str>, style: Style) -> String {
     };
     let module = answer.module.as_deref().map_or("?", |path| short(path, 1));
     match answer.kind {
-        None => line("", "nothing is mapped there"),
+        None => line("", unmapped),
         Some(kind) => head(answer, kind, module, &mut line),
     }
     if answer.kind == Some("heap") || answer.r#type.is_some() {

@@ -283,7 +283,11 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
     }
     if let Some(unit) = request.unit.filter(|unit| *unit > 1) {
         // The factor found may be a divisor of the true one: what is left over tells.
-        let whole = request.head == 1 || request.head % unit == 0;
+        let left_over = request.head != 1 && !request.head.is_multiple_of(unit);
+        let header = |at: &TypeIndex| {
+            is_record(types, *at) && (unit + 1..=request.head).contains(&size(*at))
+        };
+        let whole = !left_over && !candidates.left.iter().any(header);
         candidates.keep("another has just the size of one element", |at| {
             let tail = types
                 .flexible(at)

@@ -1,0 +1,76 @@
+//! *How does a C or C++ program hook functions of its own process?* The face of `pointee-live` for C, documented in
+//! `include/pointee_live.h`. World: **in the target**; the standard library is here only for a panic handler, nothing of it is called.
+
+#![allow(unsafe_code)] // Functions for C, with C's pointers.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::atomic::AtomicU64;
+
+use pointee_live::{EntryHook, Pause, Refusal};
+use pointee_model::addr::RunAddr;
+
+/// `struct pointee_result`: what an operation did.
+#[repr(C)]
+pub struct Outcome {
+    /// The hook; null when there is none.
+    pub hook: *mut c_void,
+    /// How long other threads stood still, in nanoseconds.
+    pub pause: u64,
+    /// How many of them.
+    pub threads: u32,
+    /// Why nothing was done, as a string; empty when it was.
+    pub refusal: [c_char; 60],
+}
+
+impl Outcome {
+    fn new(done: Result<(usize, Pause), Refusal>) -> Self {
+        let mut refusal = [0; 60];
+        let (hook, pause) = done.unwrap_or_else(|why| {
+            let room = refusal.iter_mut().zip(why.reason().bytes());
+            // One byte less than there is room: the string ends.
+            room.take(59).for_each(|(to, from)| *to = from as c_char);
+            (0, Pause::default())
+        });
+        Self {
+            hook: hook as *mut c_void,
+            pause: pause.nanoseconds,
+            threads: pause.threads,
+            refusal,
+        }
+    }
+}
+
+/// Calls of `function` go to `replacement`; `*original` is set before the first does.
+///
+/// # Safety
+/// `original` is valid for good; see `pointee_live::replace` for the rest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_replace(
+    function: *const c_void,
+    replacement: *const c_void,
+    original: *mut *mut c_void,
+) -> Outcome {
+    let (function, replacement) = (RunAddr(function as u64), RunAddr(replacement as u64));
+    // SAFETY: a pointer is as good as an atomic number; the rest is the caller's promise.
+    let done = unsafe {
+        let original = AtomicU64::from_ptr(original.cast());
+        pointee_live::replace(function, replacement, original)
+    };
+    Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// Takes a hook out.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_remove(hook: *mut c_void) -> Outcome {
+    let done = match EntryHook::from_raw(hook as usize) {
+        Some(hook) => hook.remove().map_err(|(_, refusal)| refusal),
+        None => Err(Refusal::NotHooked),
+    };
+    Outcome::new(done.map(|pause| (0, pause)))
+}
+
+/// Gives back what removed hooks have left. The number of hooks that may still be in use, or -1.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_settle() -> c_int {
+    pointee_live::settle().map_or(-1, |left| left as c_int)
+}

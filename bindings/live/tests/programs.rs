@@ -1,0 +1,78 @@
+//! *Do hooks hold in real, running programs?* Small programs in C and C++, one a hazard, built by both compilers and linked with
+//! the library. Each checks itself, prints what it saw, and ends with 0 when all was well.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Builds `programs/SOURCE` with `compiler` and `options`.
+fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let libraries = std::env::current_exe()
+        .expect("this test")
+        .parent()
+        .expect("a folder")
+        .to_owned();
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
+        "{}-{compiler}{}",
+        source.replace('.', "-"),
+        options.concat()
+    ));
+    let built = Command::new(compiler)
+        .args(["-O2", "-g", "-Wall", "-pthread", "-I"])
+        .arg(folder.join("include"))
+        .arg(folder.join("tests/programs").join(source))
+        .arg("-o")
+        .arg(&program)
+        .args(options)
+        .arg("-L")
+        .arg(&libraries)
+        .args(["-lpointee_live", "-rdynamic"])
+        .arg(format!("-Wl,-rpath,{}", libraries.display()))
+        .output()
+        .expect("a compiler");
+    assert!(
+        built.status.success(),
+        "{source}: {}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    program
+}
+
+/// Runs a program that checks itself, and gives what it printed.
+fn check(program: &Path, arguments: &[&str]) -> String {
+    let ran = Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program runs");
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&ran.stderr);
+    assert!(
+        ran.status.success(),
+        "{}: {}\n{said}{complaint}",
+        program.display(),
+        ran.status
+    );
+    print!("{said}");
+    said
+}
+
+/// How often, as the environment says: ten thousand times is for an idle machine.
+fn times(usual: u32) -> String {
+    std::env::var("POINTEE_HOOK_TIMES").unwrap_or_else(|_| usual.to_string())
+}
+
+#[test]
+fn one_thread_in_the_pad() {
+    check(&build("races.c", "gcc", &[]), &["1", &times(300)]);
+}
+
+#[test]
+fn eight_threads_in_the_pad() {
+    check(&build("races.c", "gcc", &["-O1"]), &["8", &times(50)]);
+}
+
+#[test]
+fn sixty_four_threads_in_the_pad() {
+    check(&build("races.c", "clang", &[]), &["64", &times(10)]);
+}

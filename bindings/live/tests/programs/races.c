@@ -1,0 +1,187 @@
+/* A hot function of one-byte pushes, called back to back by THREADS threads, is hooked and unhooked TIMES times:
+ * races THREADS TIMES. Threads are born and end, get signals, and block signals all the while. Prints a histogram of the
+ * pauses. Ends with 1 when a result is wrong, when a call comes to the hook after its removal, or when text or memory are
+ * not what they were. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "pointee_live.h"
+
+__attribute__((aligned(64))) uint64_t hot(uint64_t);
+__asm__(".text\n.globl hot\n.type hot, @function\n.balign 64\nhot:\n.cfi_startproc\n"
+	"push %rbx\n.cfi_adjust_cfa_offset 8\n"
+	"push %rsi\n.cfi_adjust_cfa_offset 8\n"
+	"push %rdi\n.cfi_adjust_cfa_offset 8\n"
+	"push %rbp\n.cfi_adjust_cfa_offset 8\n"
+	"push %rdx\n.cfi_adjust_cfa_offset 8\n"
+	"push %rcx\n.cfi_adjust_cfa_offset 8\n"
+	"lea 1(%rdi), %rax\n"
+	"pop %rcx\n.cfi_adjust_cfa_offset -8\n"
+	"pop %rdx\n.cfi_adjust_cfa_offset -8\n"
+	"pop %rbp\n.cfi_adjust_cfa_offset -8\n"
+	"pop %rdi\n.cfi_adjust_cfa_offset -8\n"
+	"pop %rsi\n.cfi_adjust_cfa_offset -8\n"
+	"pop %rbx\n.cfi_adjust_cfa_offset -8\n"
+	"ret\n.cfi_endproc\n.size hot, .-hot\n");
+
+enum { HOOKED = 1000, MOST_THREADS = 256, CLASSES = 24 };
+
+static void *original;
+static atomic_int stop;
+static atomic_long calls, hooked, wrong, late, missed, ticks;
+/* Rises by one at each step: not hooked, about to be, hooked, about to be unhooked. */
+static atomic_long phase;
+
+static uint64_t hook(uint64_t x)
+{
+	return ((uint64_t(*)(uint64_t))original)(x) + HOOKED;
+}
+
+/* A call between two steps must be hooked or not, as they say. */
+static void *caller(void *blocks)
+{
+	sigset_t all;
+	sigfillset(&all);
+	if (blocks)
+		pthread_sigmask(SIG_BLOCK, &all, NULL);
+	long count = 0, through = 0;
+	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+		uint64_t x = (uint64_t)count++;
+		long before = atomic_load(&phase);
+		uint64_t y = hot(x);
+		if (atomic_load(&phase) == before) {
+			if (before % 4 == 0 && y != x + 1)
+				atomic_fetch_add(&late, 1);
+			if (before % 4 == 2 && y == x + 1)
+				atomic_fetch_add(&missed, 1);
+		}
+		if (y == x + 1 + HOOKED)
+			through++;
+		else if (y != x + 1)
+			atomic_fetch_add(&wrong, 1);
+	}
+	atomic_fetch_add(&calls, count);
+	atomic_fetch_add(&hooked, through);
+	return NULL;
+}
+
+static void *short_lived(void *unused)
+{
+	(void)unused;
+	for (int i = 0; i < 100; i++)
+		if (hot(1) % HOOKED != 2)
+			atomic_fetch_add(&wrong, 1);
+	return NULL;
+}
+
+/* Births and deaths, for as long as the test takes. */
+static void *mother(void *unused)
+{
+	(void)unused;
+	while (!atomic_load(&stop)) {
+		pthread_t child;
+		if (pthread_create(&child, NULL, short_lived, NULL) == 0)
+			pthread_join(child, NULL);
+		usleep(500);
+	}
+	return NULL;
+}
+
+/* Saves program counters in signal frames, some of them in the pad. */
+static void tick(int signal)
+{
+	(void)signal;
+	atomic_fetch_add(&ticks, 1);
+	hot(3);
+}
+
+static long resident(void)
+{
+	long pages = 0;
+	FILE *file = fopen("/proc/self/statm", "r");
+	if (file && fscanf(file, "%*d %ld", &pages) != 1)
+		pages = 0;
+	if (file)
+		fclose(file);
+	return pages * 4;
+}
+
+static void check(struct pointee_result result, const char *what)
+{
+	if (result.refusal[0]) {
+		printf("%s refused: %s\n", what, result.refusal);
+		exit(1);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	int threads = argc > 1 ? atoi(argv[1]) : 8, times = argc > 2 ? atoi(argv[2]) : 1000;
+	static pthread_t all[MOST_THREADS];
+	static long classes[CLASSES];
+	uint8_t before[64];
+	double sum = 0, most = 0;
+	if (threads < 1 || threads > MOST_THREADS - 1)
+		return 2;
+	memcpy(before, (void *)hot, sizeof before);
+	signal(SIGPROF, tick);
+	struct itimerval every = { { 0, 997 }, { 0, 997 } };
+	setitimer(ITIMER_PROF, &every, NULL);
+	for (int i = 0; i < threads; i++)
+		pthread_create(&all[i], NULL, caller, i % 4 == 1 ? all : NULL);
+	pthread_create(&all[threads], NULL, mother, NULL);
+	long start = 0;
+	for (int i = 0; i < times; i++) {
+		atomic_fetch_add(&phase, 1);
+		struct pointee_result in = pointee_replace((void *)hot, (void *)hook, &original);
+		check(in, "installation");
+		atomic_fetch_add(&phase, 1);
+		if (hot(5) != 6 + HOOKED)
+			atomic_fetch_add(&wrong, 1);
+		if (i % 64 == 0)
+			usleep(1000);
+		atomic_fetch_add(&phase, 1);
+		struct pointee_result out = pointee_remove(in.hook);
+		check(out, "removal");
+		atomic_fetch_add(&phase, 1);
+		if (hot(5) != 6)
+			atomic_fetch_add(&late, 1);
+		if (i % 64 == 0)
+			usleep(1000);
+		uint64_t pauses[] = { in.pause, out.pause };
+		for (int j = 0; j < 2; j++) {
+			double us = pauses[j] / 1e3;
+			int class = 0;
+			while (class < CLASSES - 1 && us >= (1 << class))
+				class++;
+			classes[class]++;
+			sum += us;
+			most = us > most ? us : most;
+		}
+		if (i == times / 10)
+			start = resident();
+	}
+	long end = resident();
+	atomic_store(&stop, 1);
+	for (int i = 0; i <= threads; i++)
+		pthread_join(all[i], NULL);
+	signal(SIGPROF, SIG_IGN);
+	/* Who was in the hook when it was removed has left it. */
+	int left = pointee_settle();
+	int text = memcmp(before, (void *)hot, sizeof before) != 0;
+	printf("%d threads, %d times: %ld calls, %ld hooked, %ld wrong, %ld late, %ld missed, %ld ticks; text %s, %d left, grown %ld KiB\n", threads, times,
+	       calls, hooked, wrong, late, missed, ticks, text ? "CHANGED" : "restored", left, end - start);
+	printf("pause: mean %.1f us, longest %.1f us\n", sum / (2.0 * times), most);
+	for (int i = 0; i < CLASSES; i++)
+		if (classes[i])
+			printf("%10d us  %ld\n", 1 << i, classes[i]);
+	return wrong || late || missed || text || left || (hooked == 0 && times > 100) || end - start > 256;
+}

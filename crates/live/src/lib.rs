@@ -1,0 +1,40 @@
+//! *How is a function hooked in a program that is running?* The engine for one's own process: threads are stopped for a moment,
+//! code is written, unwinders and debuggers are told. What is to be written is planned by `pointee-patch`.
+//!
+//! World: **in the target**. `no_std`, raw system calls, memory of its own: the allocator may be what is hooked.
+//!
+//! # Contract
+//!
+//! | promise | how |
+//! | --- | --- |
+//! | any thread may call the engine at any time, while all others run | [`stop`] |
+//! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`EntryHook::remove`] returned does not | five bytes, written while all threads stand still |
+//! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
+//! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
+//! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`entry`] |
+//! | what cannot be done so is a [`Refusal`], and nothing has changed | |
+//!
+//! What the caller promises: the replacement has the type of what it replaces.
+//!
+//! # What it is not for
+//!
+//! Other processes (they are stopped by ptrace), and code in which every instruction is to be seen (`pointee-probe`).
+#![no_std]
+
+pub mod entry;
+mod island;
+mod lock;
+mod maps;
+mod pages;
+pub mod refusal;
+mod restart;
+pub mod stop;
+mod sys;
+pub mod tasks;
+mod text;
+mod unwinder;
+
+pub use entry::{EntryHook, replace, settle};
+pub use refusal::Refusal;
+pub use stop::{Pause, StopError};
+pub use sys::Errno;
