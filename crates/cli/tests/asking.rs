@@ -198,3 +198,10 @@ fn written_to_liballocs() {
         assert_eq!(run(&mut command), "no error\nend 0\n", "{compiler:?}");
     }
 }
+
+#[test]
+fn the_package_description_is_of_this_version() {
+    let text = include_str!("../../../pointee.pc");
+    let version = text.lines().find_map(|line| line.strip_prefix("Version: "));
+    assert_eq!(version, Some(env!("CARGO_PKG_VERSION")));
+}
