@@ -6,8 +6,8 @@
 
 #![allow(unsafe_code)] // Records that threads publish to each other; names in the region.
 
-use super::Answer;
 use super::room;
+use super::what::Answer;
 use crate::locate;
 use crate::modules::{self, Module};
 use crate::region::region;
