@@ -115,9 +115,7 @@ pub(crate) struct Module {
     /// Address and number of its program headers.
     headers: (u64, u64),
     /// Its metadata image, if the session has given one: up to date, so that walks may stop by it.
-    image: Option<Image<'static>>,
-    /// An image to answer questions from: that one, or without a session the one that was made last.
-    pub(crate) described: Option<Image<'static>>,
+    pub(crate) image: Option<Image<'static>>,
     build_id: BuildId,
     loaded: AtomicBool,
     pub(crate) path: PathBuffer,
@@ -197,6 +195,23 @@ impl Module {
         let mut segments = (0..self.headers.1).map(segment);
         let found = segments.find(|segment| segment.kind == PT_TLS);
         found.map_or(0, |segment| segment.len)
+    }
+
+    /// The image that was made last, from the user's cache: not known to be up to date.
+    pub(crate) fn cached_image(&self) -> Option<Image<'static>> {
+        const { assert!(FORMAT < 100, "two digits of the name") };
+        let digits = [b'0' + (FORMAT / 10) as u8, b'0' + (FORMAT % 10) as u8];
+        let format = &digits[usize::from(FORMAT < 10)..];
+        let folder = region().handoff.path(key::CACHE);
+        let id = self.build_id.hex();
+        map_image(&[
+            folder.as_bytes(),
+            b"/",
+            id.as_bytes(),
+            b"-",
+            format,
+            b".image",
+        ])
     }
 
     /// Whether it is loaded now.
@@ -518,7 +533,6 @@ unsafe fn describe(
         unwind,
         headers: (headers, count),
         image,
-        described: image.or_else(|| cached_image(id)),
         build_id: id,
         loaded: AtomicBool::new(true),
         path,
@@ -629,23 +643,6 @@ fn set_unloaded(number: u32, when: u64) {
 fn session_image(build_id: BuildId) -> Option<Image<'static>> {
     let folder = region().handoff.path(key::IMAGES);
     map_image(&[folder.as_bytes(), b"/", build_id.hex().as_bytes(), b".img"])
-}
-
-/// Without a session: the image that was made last, from the user's cache.
-fn cached_image(build_id: BuildId) -> Option<Image<'static>> {
-    const { assert!(FORMAT < 100, "two digits of the name") };
-    let digits = [b'0' + (FORMAT / 10) as u8, b'0' + (FORMAT % 10) as u8];
-    let format = &digits[usize::from(FORMAT < 10)..];
-    let folder = region().handoff.path(key::CACHE);
-    let id = build_id.hex();
-    map_image(&[
-        folder.as_bytes(),
-        b"/",
-        id.as_bytes(),
-        b"-",
-        format,
-        b".image",
-    ])
 }
 
 /// Maps an image; `parts` are its path: folder, a slash, the build ID, the rest.

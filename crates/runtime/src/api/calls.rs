@@ -229,12 +229,9 @@ unsafe extern "C" fn place(address: u64, place: *mut Place) -> i32 {
         return 0;
     };
     let link = LinkAddr(address.wrapping_sub(module.bias));
-    let line = module
-        .described
-        .as_ref()
-        .and_then(|image| image.line_at(link));
+    let line = objects::image(module).and_then(|image| image.line_at(link));
     let function = objects::function_at(module, address);
-    let file = line.and_then(|row| module.described.as_ref()?.file_name_c(row.file));
+    let file = line.and_then(|row| objects::image(module)?.file_name_c(row.file));
     let new = Place {
         function: function.map_or(core::ptr::null(), |(_, function)| {
             string(module, function.name)

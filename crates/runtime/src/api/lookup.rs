@@ -125,7 +125,7 @@ fn plain(name: &[u8], code: &[u8]) -> Option<&'static Record> {
     let mut found: Option<(&'static Module, TypeIndex)> = None;
     let mut is_defined = false;
     modules::each(|module| {
-        let Some(image) = module.described.as_ref().filter(|_| !is_defined) else {
+        let Some(image) = objects::image(module).filter(|_| !is_defined) else {
             return;
         };
         if let Some((index, defined)) = in_image(module, image, keyword, own, code)

@@ -125,7 +125,7 @@ impl Frame {
     }
 
     fn image(&self) -> Option<&'static Image<'static>> {
-        self.module?.described.as_ref()
+        objects::image(self.module?)
     }
 
     fn record(&self) -> Option<&'static SiteRecord> {

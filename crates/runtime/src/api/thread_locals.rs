@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)] // Reads the thread control block.
 
+use super::objects;
 use crate::modules::{self, Module};
 use core::arch::asm;
 use core::sync::atomic::AtomicU64;
@@ -40,10 +41,7 @@ pub(super) fn at(address: u64) -> Option<Found> {
     }
     // The program is the first of the modules.
     let module = modules::numbered(0).filter(|module| module.is_executable)?;
-    let variables = module
-        .described
-        .as_ref()
-        .map_or(&[][..], |image| image.thread_locals());
+    let variables = objects::image(module).map_or(&[][..], |image| image.thread_locals());
     let after = variables.partition_point(|variable| variable.address <= offset);
     let variable = variables[..after]
         .iter()

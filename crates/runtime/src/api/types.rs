@@ -22,7 +22,7 @@ mod images;
 mod keys;
 mod made;
 
-use super::room;
+use super::{objects, room};
 use crate::modules;
 use core::ffi::c_char;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -120,7 +120,7 @@ impl Record {
 
     /// Image and record it was read from.
     pub(super) fn source(&self) -> Option<(&'static Image<'static>, &'static TypeRecord)> {
-        let image = modules::numbered(self.module)?.described.as_ref()?;
+        let image = objects::image(modules::numbered(self.module)?)?;
         Some((image, image.type_at(self.index)?))
     }
 

@@ -150,10 +150,7 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
 }
 
 pub(super) fn string(module: &Module, at: u32) -> *const c_char {
-    let text = module
-        .described
-        .as_ref()
-        .and_then(|image| image.c_string(at));
+    let text = objects::image(module).and_then(|image| image.c_string(at));
     text.unwrap_or(core::ptr::null())
 }
 

@@ -23,7 +23,7 @@ impl Key {
     }
 
     pub(super) fn derived(kind: u8) -> Self {
-        Self([u64::from(kind) + 1, !u64::from(kind)]).with([0x706f_696e_7465_65, 0])
+        Self([u64::from(kind) + 1, !u64::from(kind)]).with([u64::from_le_bytes(*b"pointee\0"), 0])
     }
 
     /// Mixes in two more words; the order counts. (Multiply and fold, as wyhash does.)
