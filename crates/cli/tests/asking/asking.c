@@ -117,8 +117,10 @@ __attribute__((noinline)) static void blocks(void)
     EXPECT(pointee_where(site ? site - 1 : site, &place) == is_with);
     EXPECT(!is_with || (same(place.function, "blocks") || same(place.function, "main")));
 
-    EXPECT(pointee_free(many) == yes);
-    EXPECT(!is_with || pointee_type(many) == NULL);
+    struct point *given_back = (struct point *)malloc(3 * sizeof *given_back);
+    EXPECT(!is_with || pointee_is(given_back, POINTEE_NAMED, "point") == POINTEE_YES);
+    EXPECT(pointee_free(given_back) == yes);
+    EXPECT(!is_with || pointee_type(given_back) == NULL);
     struct other *stated = (struct other *)made_here(sizeof *stated);
     EXPECT(pointee_set_type(stated, pointee_type_named("struct other")) == yes);
     EXPECT(is_a(stated, "struct other") == yes);
