@@ -131,7 +131,7 @@ pub(super) fn arenas(layout: &Layout, contents: &dyn Contents) -> Vec<Arena> {
         if mapping.path == "[heap]" {
             return chain(mapping, 0..SEARCHED * 8, contents);
         }
-        if !mapping.path.is_empty() || mapping.start.0 % HEAP_MAX != 0 {
+        if !mapping.path.is_empty() || !mapping.start.0.is_multiple_of(HEAP_MAX) {
             return None;
         }
         let owner = word(contents, mapping.start.0)?;

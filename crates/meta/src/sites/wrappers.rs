@@ -343,6 +343,10 @@ fn derive(
     let mut calls = Vec::new();
     for met in &outcome.met {
         let Some(&(_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
+            if let Some(allocator) = hands_through(types, body, met, outcome) {
+                calls.push(met.call);
+                found = found.or(Some(allocator));
+            }
             continue;
         };
         let Some(callee) = allocators.get(met.callee) else {
@@ -455,6 +459,37 @@ fn either(a: Size, b: Size) -> Size {
         (Size::Derived(_), plain) | (plain, Size::Derived(_)) => plain,
         _ => Size::Unknown,
     }
+}
+
+/// What callers get from a function that stores an allocation of a size they ask for where a parameter
+/// of type `void **` points.
+fn hands_through(
+    types: &Types<'_>,
+    body: &super::calls::Body<'_>,
+    met: &Met,
+    outcome: &Outcome,
+) -> Option<Allocator> {
+    let (_, index) = *outcome.handed.iter().find(|(call, _)| *call == met.call)?;
+    let size = size_rule(met);
+    let parameter = super::parameters::parameters(body, types)
+        .by_register
+        .get(usize::from(index))
+        .copied()??;
+    let Some(Pointee::Type(target)) = types.pointee(parameter.r#type) else {
+        return None;
+    };
+    let untyped = types.pointee(target) == Some(Pointee::Void);
+    (untyped && size != Size::Unknown).then_some(Allocator {
+        size,
+        old: None,
+        out: Some(index),
+        makes: Makes::Whatever,
+        base: None,
+        offset: 0,
+        header: 0,
+        returns_it: false,
+        stores: None,
+    })
 }
 
 fn hands_out(
