@@ -178,6 +178,18 @@ fn a_static_program_does_not_know() {
 }
 
 #[test]
+fn from_threads_and_signal_handlers() {
+    let folder = TempDir::new().expect("a folder");
+    let program = folder.path().join("handlers");
+    build(&["gcc", "-O1"], "handlers.c", &program);
+    let mut command = pointee();
+    command
+        .args(["run", "--report", "/dev/null", "--"])
+        .arg(&program);
+    all_right(&lines(&mut command, |_, _| ()), "handlers");
+}
+
+#[test]
 fn written_to_liballocs() {
     let folder = TempDir::new().expect("a folder");
     let program = folder.path().join("liballocs");
