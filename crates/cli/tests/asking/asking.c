@@ -23,6 +23,9 @@ struct point { int x, y; };
 struct thing { char tag; union { long number; struct point at; } u; struct point many[3]; struct thing *next; };
 struct other { int id; char *name; };
 struct prefix { int x; };
+/* Defined in the library only. */
+struct opaque;
+static struct opaque *handle;
 typedef struct { unsigned bits : 3, more : 5; double weight; } scale;
 
 static struct thing a_static;
@@ -348,6 +351,8 @@ int main(int argc, char **argv)
         const struct uniqtype *(*its)(void) = NULL;
         *(void **)&its = library ? dlsym(library, "type_of_the_library") : NULL;
         EXPECT(its && !!its() == is_with && its() == pointee_type_named("struct point"));
+        EXPECT(!handle && (!is_with || (pointee_type(&handle)->target == pointee_type_named("struct opaque")
+                                        && pointee_type(&handle)->target->size == 24)));
         if (library)
             dlclose(library);
     }

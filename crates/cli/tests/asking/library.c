@@ -3,6 +3,8 @@
 
 struct point { int x, y; };
 static struct point own;
+struct opaque { long inside[3]; };
+struct opaque exported_by_the_library;
 
 const struct uniqtype *type_of_the_library(void);
 const struct uniqtype *type_of_the_library(void)

@@ -172,6 +172,32 @@ fn in_image(
     declared
 }
 
+/// The one definition of a name among all images; `None` too if several differ.
+pub(super) fn definition(kind: TypeKind, name: &[u8]) -> Option<&'static Record> {
+    if name.is_empty() {
+        return None;
+    }
+    let mut found: Option<(&'static Module, TypeIndex, [u8; 16])> = None;
+    let mut is_ambiguous = false;
+    modules::each(|module| {
+        let types = objects::image(module).map_or(&[][..], |image| image.types);
+        for (index, record) in types.iter().enumerate() {
+            let is_it = record.kind == kind as u8
+                && record.flags & type_flags::DECLARATION == 0
+                && objects::image(module).is_some_and(|image| image.is_string(record.name, name));
+            if !is_it {
+                continue;
+            }
+            match found {
+                Some((.., identity)) => is_ambiguous |= identity != record.identity,
+                None => found = Some((module, index as TypeIndex, record.identity)),
+            }
+        }
+    });
+    let (module, index, _) = found.filter(|_| !is_ambiguous)?;
+    types::of_image(module, objects::image(module)?, index)
+}
+
 /// Undoes liballocs' spelling of symbols: `$20` for a space, `$$` for a dollar.
 fn unmangled<'b>(symbol: &[u8], to: &'b mut [u8; 1024]) -> Option<&'b [u8]> {
     let mut len = 0;

@@ -6,7 +6,7 @@
 //! ```text
 //!   key     tagged and base types: the identity in the image      (equal in all images, see model::image)
 //!           pointer, array, function: hash of kind, length and the keys of what they are made of
-//!           typedefs and qualifiers: the key of what they stand for
+//!           typedefs, qualifiers, declarations: the key of what they stand for
 //!   state   RESERVED ─link─▶ LINKED ─name─▶ NAMED
 //!           key, kind, size   target and members    name
 //! ```
@@ -37,6 +37,8 @@ pub(super) use made::{derived, function, trailed, union};
 pub(super) const UNKNOWN: u64 = u64::MAX;
 /// Kind of what a site makes out of a header and an array behind it; the others are [`TypeKind`]'s.
 pub(super) const TRAILED: u8 = 32;
+/// Kind of what stands for another record: a declaration whose definition was found. Never handed out.
+const ALIAS: u8 = 33;
 /// Typedefs, qualifiers and derivations that are followed.
 const DEEPEST: u32 = 32;
 const RESERVED: u32 = 1;

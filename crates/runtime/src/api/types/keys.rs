@@ -1,7 +1,8 @@
 //! *Are these two the same type?* — if their keys are equal.
 
-use super::{DEEPEST, is_derived, underlying};
-use pointee_model::image::{Image, TypeIndex, TypeKind};
+use super::{ALIAS, DEEPEST, Outline, Record, UNKNOWN, find, is_derived, reserve, underlying};
+use crate::api::lookup;
+use pointee_model::image::{Image, TypeIndex, TypeKind, TypeRecord, type_flags};
 
 /// Types that are looked at for one key: parameters of parameters multiply.
 const LOOKED_AT: u32 = 256;
@@ -59,7 +60,7 @@ fn key_of(image: &Image<'_>, index: TypeIndex, left: &mut u32, depth: u32) -> Ke
     if *left == 0 || depth == DEEPEST || !is_derived(image, record) {
         return match TypeKind::from_byte(record.kind) {
             TypeKind::Void => Key::VOID,
-            _ => Key::of_identity(record.identity),
+            _ => defined(image, record),
         };
     }
     *left -= 1;
@@ -72,4 +73,28 @@ fn key_of(image: &Image<'_>, index: TypeIndex, left: &mut u32, depth: u32) -> Ke
         }),
         _ => key,
     }
+}
+
+/// The key of a type with a name of its own. One that a file only declares is the one that another file defines, if
+/// there is exactly one; looked for once.
+fn defined(image: &Image<'_>, record: &TypeRecord) -> Key {
+    let key = Key::of_identity(record.identity);
+    if record.flags & type_flags::DECLARATION == 0 {
+        return key;
+    }
+    if let Some(known) = find(key) {
+        let is_alias = known.kind == ALIAS;
+        return known.target().filter(|_| is_alias).map_or(key, Record::key);
+    }
+    let name = image.string(record.name).as_bytes();
+    let definition = lookup::definition(TypeKind::from_byte(record.kind), name);
+    let Some(definition) = definition else {
+        return key;
+    };
+    // Without room, it is looked for again.
+    let _ = reserve(Outline {
+        target: Some(definition),
+        ..Outline::made(key, ALIAS, UNKNOWN)
+    });
+    definition.key()
 }
