@@ -83,7 +83,9 @@ enum pointee_kind {
     POINTEE_FUNCTION = 3,
     POINTEE_SECTION = 4,   /* a loaded file, known by section only */
     POINTEE_LOCAL = 5,     /* a variable in a frame of the asking thread */
-    POINTEE_FRAME = 6      /* such a frame, but no variable that is known */
+    POINTEE_FRAME = 6,     /* such a frame, but no variable that is known */
+    POINTEE_THREAD = 7,    /* a thread-local variable of the program, in the asking thread's block */
+    POINTEE_MAPPING = 8    /* memory that is mapped, and nothing else is known */
 };
 
 struct pointee_allocator;
@@ -172,7 +174,9 @@ struct pointee_slot {
 };
 extern struct pointee_slot pointee_slot __attribute__((visibility("hidden")));
 
-__asm__(".pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
+/* One definition in one assembly: link-time optimization may put several objects' into it. */
+__asm__(".ifndef pointee_slot\n"
+        "\t.pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
         "\t.weak pointee_slot\n"
         "\t.hidden pointee_slot\n"
         "\t.type pointee_slot,%object\n"
@@ -188,43 +192,54 @@ __asm__(".pushsection pointee_slots,\"awG\",%progbits,pointee_slot,comdat\n"
         "\t.long 8, 8, 1\n"
         "\t.asciz \"Pointee\"\n"
         "\t.quad pointee_slot - .\n"
-        "\t.popsection\n");
+        "\t.popsection\n"
+        ".endif\n");
 
-static inline const struct pointee_calls *pointee_get_calls(void)
+/* Calls go straight to Pointee, and objects that are asked about need not have been written yet: compilers shall not warn
+ * that they are read. */
+#define POINTEE_INLINE static inline __attribute__((always_inline))
+POINTEE_INLINE const void *pointee_unread(const void *object)
+{
+    __asm__("" : "+r"(object));
+    return object;
+}
+
+POINTEE_INLINE const struct pointee_calls *pointee_get_calls(void)
 {
     return __atomic_load_n(&pointee_slot.calls, __ATOMIC_ACQUIRE);
 }
 
 /* Whether Pointee is there to answer. */
-static inline int pointee_is_there(void)
+POINTEE_INLINE int pointee_is_there(void)
 {
     return pointee_get_calls() != NULL;
 }
 
 /* ---- Questions --------------------------------------------------------------------------------------------------- */
 
-/* What holds `address`: fills in `answer`, returns 1; or zeroes it and returns 0. The deepest allocation answers. */
-static inline int pointee_what(const void *address, struct pointee_answer *answer)
+/* What holds `address`: fills in `answer`, returns 1; or zeroes it and returns 0. The deepest allocation answers. What nothing else
+ * is known of is looked for among the mappings, which takes some microseconds. */
+POINTEE_INLINE int pointee_what(const void *address, struct pointee_answer *answer)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls)
-        return calls->what(address, 0, answer);
+        return calls->what(pointee_unread(address), 0, answer);
     __builtin_memset(answer, 0, sizeof *answer);
     return 0;
 }
 
 /* What holds what holds it: with `skip` 1 the block that a registered pool's object lies in, and so on outwards. */
-static inline int pointee_what_around(const void *address, unsigned skip, struct pointee_answer *answer)
+POINTEE_INLINE int pointee_what_around(const void *address, unsigned skip, struct pointee_answer *answer)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls)
-        return calls->what(address, skip, answer);
+        return calls->what(pointee_unread(address), skip, answer);
     __builtin_memset(answer, 0, sizeof *answer);
     return 0;
 }
 
 /* Type of the whole allocation; NULL if not known. */
-static inline const struct uniqtype *pointee_type(const void *address)
+POINTEE_INLINE const struct uniqtype *pointee_type(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -232,7 +247,7 @@ static inline const struct uniqtype *pointee_type(const void *address)
 }
 
 /* First byte of the allocation; NULL if not known. */
-static inline void *pointee_base(const void *address)
+POINTEE_INLINE void *pointee_base(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -240,14 +255,14 @@ static inline void *pointee_base(const void *address)
 }
 
 /* One past its last byte; NULL if not known. */
-static inline void *pointee_limit(const void *address)
+POINTEE_INLINE void *pointee_limit(const void *address)
 {
     struct pointee_answer answer;
     return pointee_what(address, &answer) ? (char *)answer.base + answer.size : NULL;
 }
 
 /* Its bytes: of a block, those that were asked for; 0 if not known. */
-static inline size_t pointee_size(const void *address)
+POINTEE_INLINE size_t pointee_size(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -255,7 +270,7 @@ static inline size_t pointee_size(const void *address)
 }
 
 /* Where the call that allocated it returns to; NULL if not known. */
-static inline const void *pointee_site(const void *address)
+POINTEE_INLINE const void *pointee_site(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -263,7 +278,7 @@ static inline const void *pointee_site(const void *address)
 }
 
 /* Who gave it; NULL if not known. */
-static inline const struct pointee_allocator *pointee_allocator_of(const void *address)
+POINTEE_INLINE const struct pointee_allocator *pointee_allocator_of(const void *address)
 {
     struct pointee_answer answer;
     pointee_what(address, &answer);
@@ -271,14 +286,14 @@ static inline const struct pointee_allocator *pointee_allocator_of(const void *a
 }
 
 /* Name of the function that must free it; NULL if not known, or nothing must. */
-static inline const char *pointee_free_name(const void *address)
+POINTEE_INLINE const char *pointee_free_name(const void *address)
 {
     const struct pointee_allocator *allocator = pointee_allocator_of(address);
     return allocator ? allocator->free_name : NULL;
 }
 
 /* Frees the allocation that holds `object` by that function. POINTEE_YES, or POINTEE_DONT_KNOW and nothing was done. */
-static inline int pointee_free(void *object)
+POINTEE_INLINE int pointee_free(void *object)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->release(object) : POINTEE_DONT_KNOW;
@@ -286,17 +301,17 @@ static inline int pointee_free(void *object)
 
 /* The innermost object at `address` but for `skip` around it (0: the field itself, 1: what the field is in, …); how far
  * into it the address lies goes to `inside`, if that is not NULL. */
-static inline const struct uniqtype *pointee_inner_type(const void *address, unsigned skip, size_t *inside)
+POINTEE_INLINE const struct uniqtype *pointee_inner_type(const void *address, unsigned skip, size_t *inside)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     struct pointee_answer answer;
-    if (!calls || !calls->what(address, 0, &answer))
+    if (!calls || !calls->what(pointee_unread(address), 0, &answer))
         return NULL;
     return calls->innermost(answer.type, (size_t)((const char *)address - (const char *)answer.base), skip, inside);
 }
 
 /* Function, file and line of a code address (of a site: one byte before it, the call). 1, or 0 if not known. */
-static inline int pointee_where(const void *code, struct pointee_place *place)
+POINTEE_INLINE int pointee_where(const void *code, struct pointee_place *place)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     if (calls && calls->place(code, place))
@@ -306,10 +321,10 @@ static inline int pointee_where(const void *code, struct pointee_place *place)
 }
 
 /* The mapping that holds `address`. Reads /proc/self/maps. 1, or 0 if there is none, or it cannot be read. */
-static inline int pointee_mapping_of(const void *address, struct pointee_mapping *mapping)
+POINTEE_INLINE int pointee_mapping_of(const void *address, struct pointee_mapping *mapping)
 {
     const struct pointee_calls *calls = pointee_get_calls();
-    if (calls && calls->mapping(address, mapping))
+    if (calls && calls->mapping(pointee_unread(address), mapping))
         return 1;
     __builtin_memset(mapping, 0, sizeof *mapping);
     return 0;
@@ -317,7 +332,7 @@ static inline int pointee_mapping_of(const void *address, struct pointee_mapping
 
 /* Calls `visit` for the frames of this thread from the caller outwards, until it returns something else than 0, which is
  * returned; 0 at the last frame that can be left by simple rules; POINTEE_DONT_KNOW without Pointee. */
-static inline int pointee_walk_stack(pointee_visit_frame *visit, void *argument)
+POINTEE_INLINE int pointee_walk_stack(pointee_visit_frame *visit, void *argument)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->walk_stack(visit, argument) : POINTEE_DONT_KNOW;
@@ -325,7 +340,7 @@ static inline int pointee_walk_stack(pointee_visit_frame *visit, void *argument)
 
 /* Calls `visit` for every live block, until it returns something else than 0, which is returned. What is allocated or freed
  * meanwhile may be left out. */
-static inline int pointee_each_block(pointee_visit *visit, void *argument)
+POINTEE_INLINE int pointee_each_block(pointee_visit *visit, void *argument)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->each_block(visit, argument) : POINTEE_DONT_KNOW;
@@ -333,14 +348,14 @@ static inline int pointee_each_block(pointee_visit *visit, void *argument)
 
 /* Registers an allocator of the program's own for `len` bytes from `start`: a pool in a block, an arena in a mapping. Where
  * ranges lie in each other, the smallest is asked first. POINTEE_YES, or POINTEE_DONT_KNOW if there is no room or no Pointee. */
-static inline int pointee_add_allocator(const struct pointee_allocator *allocator, const void *start, size_t len)
+POINTEE_INLINE int pointee_add_allocator(const struct pointee_allocator *allocator, const void *start, size_t len)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->add_allocator(allocator, start, len) : POINTEE_DONT_KNOW;
 }
 
 /* Takes that back; before the memory is given back. */
-static inline int pointee_remove_allocator(const void *start)
+POINTEE_INLINE int pointee_remove_allocator(const void *start)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->remove_allocator(start) : POINTEE_DONT_KNOW;
@@ -349,34 +364,34 @@ static inline int pointee_remove_allocator(const void *start)
 /* ---- Types, by name and made ------------------------------------------------------------------------------------- */
 
 /* "(no type)" for NULL. */
-static inline const char *pointee_type_name(const struct uniqtype *type)
+POINTEE_INLINE const char *pointee_type_name(const struct uniqtype *type)
 {
     return type ? type->name : "(no type)";
 }
 
 /* The type of a name: "struct commit", "commit", "struct commit *", "int[4]", "__uniqtype__commit". NULL if no loaded file has
  * it. The first request looks through all types. */
-static inline const struct uniqtype *pointee_type_named(const char *name)
+POINTEE_INLINE const struct uniqtype *pointee_type_named(const char *name)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->type_named(name) : NULL;
 }
 
-static inline const struct uniqtype *pointee_pointer_to(const struct uniqtype *target)
+POINTEE_INLINE const struct uniqtype *pointee_pointer_to(const struct uniqtype *target)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->type_derived(UNIQTYPE_POINTER, target, 0) : NULL;
 }
 
 /* `length` elements, or POINTEE_UNKNOWN. */
-static inline const struct uniqtype *pointee_array_of(const struct uniqtype *element, size_t length)
+POINTEE_INLINE const struct uniqtype *pointee_array_of(const struct uniqtype *element, size_t length)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->type_derived(UNIQTYPE_ARRAY, element, length) : NULL;
 }
 
 /* NULL as `result` is void. */
-static inline const struct uniqtype *pointee_function_type(const struct uniqtype *result, size_t count,
+POINTEE_INLINE const struct uniqtype *pointee_function_type(const struct uniqtype *result, size_t count,
                                                            const struct uniqtype *const *parameters)
 {
     const struct pointee_calls *calls = pointee_get_calls();
@@ -384,7 +399,7 @@ static inline const struct uniqtype *pointee_function_type(const struct uniqtype
 }
 
 /* An object that is one of `count` types. */
-static inline const struct uniqtype *pointee_union_of(size_t count, const struct uniqtype *const *types)
+POINTEE_INLINE const struct uniqtype *pointee_union_of(size_t count, const struct uniqtype *const *types)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->type_of_parts(UNIQTYPE_UNION, NULL, count, types) : NULL;
@@ -392,14 +407,14 @@ static inline const struct uniqtype *pointee_union_of(size_t count, const struct
 
 /* Says that the block at `object` is of another type than its site tells, as long as it lives. POINTEE_YES, or
  * POINTEE_DONT_KNOW if there is no such block, or no room. */
-static inline int pointee_set_type(void *object, const struct uniqtype *type)
+POINTEE_INLINE int pointee_set_type(void *object, const struct uniqtype *type)
 {
     const struct pointee_calls *calls = pointee_get_calls();
     return calls ? calls->set_type(object, type) : POINTEE_DONT_KNOW;
 }
 
 /* The member of a name; NULL if there is none. */
-static inline const struct uniqtype_member *pointee_member(const struct uniqtype *type, const char *name)
+POINTEE_INLINE const struct uniqtype_member *pointee_member(const struct uniqtype *type, const char *name)
 {
     for (uint32_t at = 0; type && at < type->members_len; at++)
         if (!__builtin_strcmp(type->members[at].name, name))
@@ -409,32 +424,32 @@ static inline const struct uniqtype_member *pointee_member(const struct uniqtype
 
 /* ---- Is it? ------------------------------------------------------------------------------------------------------ */
 
-static inline int pointee_is(const void *object, enum pointee_relation relation, const void *wanted)
+POINTEE_INLINE int pointee_is(const void *object, enum pointee_relation relation, const void *wanted)
 {
     const struct pointee_calls *calls = pointee_get_calls();
-    return calls ? calls->is(object, relation, wanted) : POINTEE_DONT_KNOW;
+    return calls ? calls->is(pointee_unread(object), relation, wanted) : POINTEE_DONT_KNOW;
 }
 
 /* Whether an object of the type starts exactly at `object`: the allocation, an element, a member, an arm of a union. */
-static inline int pointee_is_a(const void *object, const struct uniqtype *type)
+POINTEE_INLINE int pointee_is_a(const void *object, const struct uniqtype *type)
 {
     return pointee_is(object, POINTEE_IS, type);
 }
 
 /* … of a type by that name, with or without `struct`; several types may have it. */
-static inline int pointee_is_named(const void *object, const char *name)
+POINTEE_INLINE int pointee_is_named(const void *object, const char *name)
 {
     return pointee_is(object, POINTEE_NAMED, name);
 }
 
 /* Whether what starts there can be used as one: the same type, signed for unsigned, or its first members are those of
  * the type, in order, at the same offsets. */
-static inline int pointee_is_like(const void *object, const struct uniqtype *type)
+POINTEE_INLINE int pointee_is_like(const void *object, const struct uniqtype *type)
 {
     return pointee_is(object, POINTEE_LIKE, type);
 }
 
-static inline int pointee_is_like_named(const void *object, const char *name)
+POINTEE_INLINE int pointee_is_like_named(const void *object, const char *name)
 {
     return pointee_is(object, POINTEE_LIKE_NAMED, name);
 }
@@ -447,10 +462,10 @@ static inline int pointee_is_like_named(const void *object, const char *name)
 #ifndef POINTEE_NO_SHORT_NAMES
 #define named_a(object, name) pointee_is_named((object), (name))
 #ifdef __cplusplus
-static inline int is_a(const void *object, const struct uniqtype *type) { return pointee_is_a(object, type); }
-static inline int is_a(const void *object, const char *name) { return pointee_is_named(object, name); }
-static inline int like_a(const void *object, const struct uniqtype *type) { return pointee_is_like(object, type); }
-static inline int like_a(const void *object, const char *name) { return pointee_is_like_named(object, name); }
+POINTEE_INLINE int is_a(const void *object, const struct uniqtype *type) { return pointee_is_a(object, type); }
+POINTEE_INLINE int is_a(const void *object, const char *name) { return pointee_is_named(object, name); }
+POINTEE_INLINE int like_a(const void *object, const struct uniqtype *type) { return pointee_is_like(object, type); }
+POINTEE_INLINE int like_a(const void *object, const char *name) { return pointee_is_like_named(object, name); }
 #else
 #define is_a(object, type) \
     _Generic((type), char *: pointee_is_named, const char *: pointee_is_named, default: pointee_is_a)((object), (type))

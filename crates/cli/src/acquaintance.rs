@@ -74,12 +74,14 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
 }
 
 /// Some allocators the runtime does not find by itself: those that only a debug file names, and those that the configuration
-/// declares. Then the image, which names them to it, has to be there before the program starts.
+/// declares. Then the image, which names them to it, has to be there before the program starts. So it has for a program that
+/// asks about itself (`pointee.h`): the runtime answers from it.
 fn make_if_it_locates(object: &Path) {
     let Ok(elf) = Elf::open(object) else { return };
     let options = configuration::options();
     let declares = |rule: &Rule| rule.hooked_as().is_some();
     let is_needed = options.config.selected_for(&elf).rules.iter().any(declares)
+        || elf.section(".note.pointee").is_some()
         || (elf.section(".symtab").is_none()
             && !DebugFiles::find(&elf, &options.search).is_empty());
     if is_needed {

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
+use pointee_meta::cache::Places;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -63,6 +64,10 @@ pub(crate) fn environment(
     ];
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
+    }
+    let cache = Places::default().user;
+    if let Some(cache) = &cache {
+        fields.push((key::CACHE, cache.as_os_str()));
     }
     if let Some(probes) = handoff.probes {
         fields.push((key::PROBES, probes.as_os_str()));

@@ -27,6 +27,10 @@ pub mod key {
     pub const SOCKET: &str = "socket";
     /// Folder of metadata images, `<build id in hex>.img`: tells the walk where it may stop.
     pub const IMAGES: &str = "images";
+    /// Folder of images as the cache names them, `<build id in hex>-<format>.image`: not known to be up to date, and
+    /// only good for answering a program's own questions. Without the command, the
+    /// runtime looks where the environment says.
+    pub const CACHE: &str = "cache";
     /// How many execs came before (decimal).
     pub const GENERATION: &str = "generation";
     /// `0`: children are not recorded and programs they become neither.

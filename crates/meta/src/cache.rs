@@ -238,6 +238,9 @@ pub fn image_of(
     }
     let (bytes, diagnostics) = make(elf, &debug, options, &provenance, progress);
     let stored = user.filter(|path| store(path, &bytes).is_ok());
+    if let Some(path) = &stored {
+        point_to(path, &path.with_file_name(short_name(elf)));
+    }
     LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
 }
 
@@ -367,6 +370,17 @@ fn store(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         .mode(0o700)
         .create(directory)?;
     write_whole(path, bytes, 0o600)
+}
+
+/// Makes `link` lead to the image just made: the runtime finds it there when nobody has told it which is up to date.
+fn point_to(image: &Path, link: &Path) {
+    let temporary = image.with_extension("link");
+    // Without the link, a program that was only preloaded does not know its types.
+    let _ = std::os::unix::fs::symlink(image, &temporary)
+        .and_then(|()| fs::rename(&temporary, link))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        });
 }
 
 fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {

@@ -77,6 +77,18 @@ impl HandOff {
         handoff
     }
 
+    /// For a process that nobody started for recording: where the user's cache is.
+    fn of_user(cache: Option<&[u8]>, home: Option<&[u8]>) -> Self {
+        let is_absolute = |path: &&[u8]| path.starts_with(b"/");
+        let (folder, rest) = match (cache.filter(is_absolute), home.filter(is_absolute)) {
+            (Some(cache), _) => (cache, &b"/pointee/images"[..]),
+            (None, Some(home)) => (home, &b"/.cache/pointee/images"[..]),
+            (None, None) => return Self::none(),
+        };
+        let text = PathBuffer::of(&[key::CACHE.as_bytes(), b"=", folder, rest]);
+        Self::from_bytes(text.as_bytes())
+    }
+
     pub(crate) fn text(&self) -> &[u8] {
         &self.text[..self.len]
     }
@@ -118,10 +130,13 @@ pub(crate) unsafe fn take(envp: *mut *mut u8) -> HandOff {
         count += 1;
     }
     // The two that were added are the last two; whoever passes on an older hand-off gave it other places.
-    let Some(last) = count.checked_sub(2) else {
-        return HandOff::none();
+    let last_two = count.checked_sub(2);
+    let given = last_two.and_then(|last| Some((last, value_of(last + 1, VARIABLE)?)));
+    let Some((last, given)) = given else {
+        let variable = |name: &str| (0..count).find_map(|at| value_of(at, name));
+        return HandOff::of_user(variable("XDG_CACHE_HOME"), variable("HOME"));
     };
-    let handoff = value_of(last + 1, VARIABLE).map_or(HandOff::none(), HandOff::from_bytes);
+    let handoff = HandOff::from_bytes(given);
     let runtime = handoff.path(key::RUNTIME);
     let is_preload =
         value_of(last, "LD_PRELOAD").is_some_and(|value| value.starts_with(runtime.as_bytes()));

@@ -102,9 +102,9 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     }
 }
 
-/// Address of the function `name`, if `module` exports it.
-pub(crate) fn exported(module: &Module, name: &str) -> Option<u64> {
-    Symbols::of(module)?.find(name).map(|(address, _)| address)
+/// Address and length of the function `name`, if `module` exports it.
+pub(crate) fn exported(module: &Module, name: &str) -> Option<(u64, u64)> {
+    Symbols::of(module)?.find(name)
 }
 
 /// Whether the object is a C library.

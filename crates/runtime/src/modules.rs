@@ -19,7 +19,7 @@ use pointee_index::layout::unseen;
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
 use pointee_model::entries::is_language_library;
-use pointee_model::image::{Image, site_flags};
+use pointee_model::image::{FORMAT, Image, site_flags};
 
 /// The public head of glibc's and musl's `struct link_map`.
 #[repr(C)]
@@ -114,7 +114,7 @@ pub(crate) struct Module {
     unwind: (u64, u64),
     /// Address and number of its program headers.
     headers: (u64, u64),
-    /// Its metadata image, if the session has given one.
+    /// Its metadata image, if the session has given one: up to date, so that walks may stop by it.
     pub(crate) image: Option<Image<'static>>,
     build_id: BuildId,
     loaded: AtomicBool,
@@ -185,6 +185,33 @@ impl Module {
                 note = description + u64::from(len).next_multiple_of(4);
             }
         }
+    }
+
+    /// Bytes of its thread-local block; 0 if it has none.
+    pub(crate) fn thread_local_len(&self) -> u64 {
+        const PT_TLS: u32 = 7;
+        // SAFETY: within the program header table of a loaded object.
+        let segment = |at: u64| unsafe { *(self.headers.0 as *const Segment).add(at as usize) };
+        let mut segments = (0..self.headers.1).map(segment);
+        let found = segments.find(|segment| segment.kind == PT_TLS);
+        found.map_or(0, |segment| segment.len)
+    }
+
+    /// The image that was made last, from the user's cache: not known to be up to date.
+    pub(crate) fn cached_image(&self) -> Option<Image<'static>> {
+        const { assert!(FORMAT < 100, "two digits of the name") };
+        let digits = [b'0' + (FORMAT / 10) as u8, b'0' + (FORMAT % 10) as u8];
+        let format = &digits[usize::from(FORMAT < 10)..];
+        let folder = region().handoff.path(key::CACHE);
+        let id = self.build_id.hex();
+        map_image(&[
+            folder.as_bytes(),
+            b"/",
+            id.as_bytes(),
+            b"-",
+            format,
+            b".image",
+        ])
     }
 
     /// Whether it is loaded now.
@@ -400,6 +427,17 @@ impl BuildId {
         bytes[..len].copy_from_slice(&id[..len]);
         Self { bytes, len }
     }
+
+    /// In hexadecimal digits.
+    fn hex(&self) -> PathBuffer {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0; 40];
+        for (at, byte) in self.bytes[..self.len].iter().enumerate() {
+            hex[2 * at] = DIGITS[usize::from(byte >> 4)];
+            hex[2 * at + 1] = DIGITS[usize::from(byte & 15)];
+        }
+        PathBuffer::of(&[&hex[..2 * self.len]])
+    }
 }
 
 fn add(new: Module) -> Option<&'static Module> {
@@ -483,6 +521,8 @@ unsafe fn describe(
         flags |= module_flags::DYNAMIC_LINKER;
     }
     let number = record(start, end, bias, path.as_bytes(), build_id, flags);
+    let id = BuildId::of(build_id);
+    let image = session_image(id);
     Some(Module {
         number,
         start,
@@ -492,8 +532,8 @@ unsafe fn describe(
         text,
         unwind,
         headers: (headers, count),
-        image: map_image(build_id),
-        build_id: BuildId::of(build_id),
+        image,
+        build_id: id,
         loaded: AtomicBool::new(true),
         path,
         is_executable,
@@ -599,24 +639,19 @@ fn set_unloaded(number: u32, when: u64) {
     }
 }
 
-/// Maps the metadata image of a build ID, if the session named a folder and it is there.
-fn map_image(build_id: &[u8]) -> Option<Image<'static>> {
+/// The metadata image of a build ID, if the session named a folder and it is there.
+fn session_image(build_id: BuildId) -> Option<Image<'static>> {
     let folder = region().handoff.path(key::IMAGES);
-    if folder.is_empty() || build_id.is_empty() {
+    map_image(&[folder.as_bytes(), b"/", build_id.hex().as_bytes(), b".img"])
+}
+
+/// Maps an image; `parts` are its path: folder, a slash, the build ID, the rest.
+fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
+    let is_named = parts.first()?.starts_with(b"/") && !parts.get(2)?.is_empty();
+    if !is_named {
         return None;
     }
-    let mut hex = [0; 40];
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (at, byte) in build_id.iter().take(20).enumerate() {
-        hex[2 * at] = DIGITS[usize::from(byte >> 4)];
-        hex[2 * at + 1] = DIGITS[usize::from(byte & 15)];
-    }
-    let path = PathBuffer::of(&[
-        folder.as_bytes(),
-        b"/",
-        &hex[..2 * build_id.len().min(20)],
-        b".img",
-    ]);
+    let path = PathBuffer::of(parts);
     let fd = usize::try_from(sys::open(path.as_c_str(), false)).ok()?;
     let len = sys::file_len(fd);
     let at = if len == 0 {

@@ -15,6 +15,7 @@ mod malloc;
 mod measure;
 pub(crate) mod probes;
 mod programs;
+mod queries;
 mod site;
 mod start;
 mod table;
@@ -41,6 +42,7 @@ const PARTS: &[&str] = &[
     "start",
     "fork",
     "site",
+    "queries",
     "malloc",
     "programs",
 ];
@@ -117,6 +119,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "start" => start::measure(&bench)?,
             "fork" => fork::measure(&bench)?,
             "site" => site::measure(&bench)?,
+            "queries" => queries::measure(&bench)?,
             "malloc" => malloc::measure(&bench)?,
             _ => programs::measure(&bench)?,
         }

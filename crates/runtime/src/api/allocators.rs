@@ -6,8 +6,8 @@
 
 #![allow(unsafe_code)] // Records that threads publish to each other; names in the region.
 
-use super::Answer;
 use super::room;
+use super::what::Answer;
 use crate::locate;
 use crate::modules::{self, Module};
 use crate::region::region;
@@ -42,6 +42,10 @@ const fn fixed(name: &'static CStr) -> Allocator {
 pub(super) static STATIC: Allocator = fixed(c"static");
 /// Of local variables and frames.
 pub(super) static STACK: Allocator = fixed(c"stack");
+/// Of thread-local variables.
+pub(super) static THREAD: Allocator = fixed(c"thread");
+/// Of mappings.
+pub(super) static MAPPINGS: Allocator = fixed(c"mappings");
 /// Of blocks whose entry is not known.
 static UNKNOWN: Allocator = fixed(c"not known");
 
@@ -147,7 +151,7 @@ fn make(root: u32, operator: Option<bool>) -> Option<*mut Allocator> {
 fn everywhere(name: &str) -> Option<u64> {
     let mut found = None;
     modules::each(|module| found = found.or_else(|| locate::exported(module, name)));
-    found
+    found.map(|(address, _)| address)
 }
 
 /// Name and address of the function that frees what `entry` of `module` gave.

@@ -106,7 +106,7 @@ impl Frame {
 
     /// The variable that holds `address`: the smallest, where several do.
     pub(super) fn local_at(&self, address: u64) -> Option<Local> {
-        let image = self.module.image.as_ref()?;
+        let image = objects::image(self.module)?;
         let code = LinkAddr((self.return_address - 1).wrapping_sub(self.module.bias));
         let mut found: Option<(Local, u64)> = None;
         for record in image.locals_at(code).take(1024) {

@@ -7,7 +7,7 @@
 use super::objects;
 use super::types::{self, Record, UNKNOWN};
 use crate::modules::{self, Module};
-use pointee_model::image::{Image, TypeIndex, TypeKind, type_flags};
+use pointee_model::image::{Image, StrRef, TypeIndex, TypeKind, type_flags};
 
 /// Stars and brackets behind a name that are followed.
 const DEEPEST: u32 = 16;
@@ -112,12 +112,12 @@ fn plain(name: &[u8], code: &[u8]) -> Option<&'static Record> {
         return types::void().and_then(|void| types::complete(void).map(|()| void));
     }
     let (keyword, own) = split(name);
-    let known = types::find_map(|record| {
-        let (image, source) = record.source()?;
-        let is_it = is_called(image, record, own, keyword)
-            && source.flags & type_flags::DECLARATION == 0
-            && record.begins_with(code);
-        is_it.then_some(record)
+    let known = types::find_by(|record| {
+        record.source().is_some_and(|(image, source)| {
+            is_called(image, source.name, record, own, keyword)
+                && source.flags & type_flags::DECLARATION == 0
+                && record.begins_with(code)
+        })
     });
     if known.is_some() {
         return known;
@@ -125,7 +125,7 @@ fn plain(name: &[u8], code: &[u8]) -> Option<&'static Record> {
     let mut found: Option<(&'static Module, TypeIndex)> = None;
     let mut is_defined = false;
     modules::each(|module| {
-        let Some(image) = module.image.as_ref().filter(|_| !is_defined) else {
+        let Some(image) = objects::image(module).filter(|_| !is_defined) else {
             return;
         };
         if let Some((index, defined)) = in_image(module, image, keyword, own, code)
@@ -139,12 +139,9 @@ fn plain(name: &[u8], code: &[u8]) -> Option<&'static Record> {
     objects::type_of(module, index)
 }
 
-fn is_called(image: &Image<'_>, record: &Record, own: &[u8], wanted: &[u8]) -> bool {
-    let Some((_, source)) = record.source() else {
-        return false;
-    };
+fn is_called(image: &Image<'_>, name: StrRef, record: &Record, own: &[u8], wanted: &[u8]) -> bool {
     let fits = wanted.is_empty() || wanted == keyword(record.kind());
-    fits && image.is_string(source.name, own)
+    fits && !own.is_empty() && image.is_string(name, own)
 }
 
 fn in_image(
@@ -173,6 +170,32 @@ fn in_image(
         declared = declared.or(Some((index, false)));
     }
     declared
+}
+
+/// The one definition of a name among all images; `None` too if several differ.
+pub(super) fn definition(kind: TypeKind, name: &[u8]) -> Option<&'static Record> {
+    if name.is_empty() {
+        return None;
+    }
+    let mut found: Option<(&'static Module, TypeIndex, [u8; 16])> = None;
+    let mut is_ambiguous = false;
+    modules::each(|module| {
+        let types = objects::image(module).map_or(&[][..], |image| image.types);
+        for (index, record) in types.iter().enumerate() {
+            let is_it = record.kind == kind as u8
+                && record.flags & type_flags::DECLARATION == 0
+                && objects::image(module).is_some_and(|image| image.is_string(record.name, name));
+            if !is_it {
+                continue;
+            }
+            match found {
+                Some((.., identity)) => is_ambiguous |= identity != record.identity,
+                None => found = Some((module, index as TypeIndex, record.identity)),
+            }
+        }
+    });
+    let (module, index, _) = found.filter(|_| !is_ambiguous)?;
+    types::of_image(module, objects::image(module)?, index)
 }
 
 /// Undoes liballocs' spelling of symbols: `$20` for a space, `$$` for a dollar.

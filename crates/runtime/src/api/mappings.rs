@@ -6,8 +6,8 @@ use crate::sys;
 /// `struct pointee_mapping` of `pointee.h`.
 #[repr(C)]
 pub(super) struct Mapping {
-    start: u64,
-    end: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
     offset: u64,
     inode: u64,
     /// `PROT_*`.

@@ -19,6 +19,8 @@ const ROOM: usize = 1024;
 struct Object {
     start: AtomicU64,
     len: AtomicU64,
+    /// Its image: the session's, else the one that was made last. Null if there is none.
+    image: AtomicPtr<Image<'static>>,
     /// From a type's index in the image to one more than the number of its record; 0 where it was never asked for.
     types: AtomicPtr<AtomicU32>,
     /// How many of the image's variables have a fixed address.
@@ -29,6 +31,7 @@ static OBJECTS: [Object; ROOM] = [const {
     Object {
         start: AtomicU64::new(0),
         len: AtomicU64::new(0),
+        image: AtomicPtr::new(core::ptr::null_mut()),
         types: AtomicPtr::new(core::ptr::null_mut()),
         statics: AtomicU32::new(0),
     }
@@ -40,16 +43,31 @@ pub(super) fn add(module: &Module) {
     let Some(object) = OBJECTS.get(module.number as usize) else {
         return;
     };
-    if let Some(image) = &module.image
-        && object.types.load(Relaxed).is_null()
+    if object.image.load(Relaxed).is_null()
+        && let Some(image) = module.image.or_else(|| module.cached_image())
     {
-        let types = room::take(image.types.len());
-        object.types.store(types, Release);
-        object.statics.store(image.statics().len() as u32, Release);
+        let place = room::take::<Image<'static>>(1);
+        let types = room::take::<AtomicU32>(image.types.len());
+        if !place.is_null() && !types.is_null() {
+            object.types.store(types, Release);
+            let statics = image.statics().len();
+            object.statics.store(statics as u32, Release);
+            // SAFETY: fresh room for one.
+            unsafe { place.write(image) };
+            object.image.store(place, Release);
+        }
     }
     object.start.store(module.start, Relaxed);
     object.len.store(module.end - module.start, Release);
     USED.fetch_max(module.number + 1, Release);
+}
+
+/// The image that questions about `module` are answered from.
+#[inline]
+pub(super) fn image(module: &Module) -> Option<&'static Image<'static>> {
+    let object = OBJECTS.get(module.number as usize)?;
+    // SAFETY: written before the pointer was, and stays.
+    unsafe { object.image.load(Acquire).as_ref() }
 }
 
 /// The loaded module that holds `address`.
@@ -70,7 +88,7 @@ pub(super) fn holding(address: u64) -> Option<&'static Module> {
 /// The record of type `index` of `module`'s image, complete with all it leads to.
 #[inline]
 pub(super) fn type_of(module: &'static Module, index: TypeIndex) -> Option<&'static Record> {
-    let image = module.image.as_ref()?;
+    let image = image(module)?;
     let known = OBJECTS.get(module.number as usize)?.types.load(Acquire);
     if known.is_null() || index as usize >= image.types.len() {
         return None;
@@ -92,7 +110,7 @@ pub(super) fn variable_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static VariableRecord, u64)> {
-    let image = module.image.as_ref()?;
+    let image = image(module)?;
     let count = OBJECTS.get(module.number as usize)?.statics.load(Acquire);
     let statics = image.variables.get(..count as usize)?;
     let link = address.wrapping_sub(module.bias);
@@ -111,7 +129,7 @@ pub(super) fn function_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static Image<'static>, &'static FunctionRecord)> {
-    let image = module.image.as_ref()?;
+    let image = image(module)?;
     let link = LinkAddr(address.wrapping_sub(module.bias));
     Some((image, image.function_at(link)?))
 }
@@ -121,7 +139,7 @@ pub(super) fn section_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static Image<'static>, &'static SectionRecord)> {
-    let image = module.image.as_ref()?;
+    let image = image(module)?;
     let link = address.wrapping_sub(module.bias);
     let mut sections = image.sections.iter();
     let found = sections.find(|section| link.wrapping_sub(section.address) < section.size)?;

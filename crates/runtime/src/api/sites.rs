@@ -10,6 +10,7 @@
 use super::allocators::{self, Allocator};
 use super::types::{self, Record};
 use super::{objects, room};
+use crate::locate;
 use crate::modules::{self, Module};
 use crate::region::region;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
@@ -17,7 +18,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use pointee_index::layout::ORIGIN_LEVELS;
 use pointee_index::origins::{HASH, Node, ROOTS, UNLOADED};
 use pointee_model::addr::LinkAddr;
-use pointee_model::entries::{FRAMES_BEYOND_UNKNOWN, is_language_library};
+use pointee_model::entries::{self, FRAMES_BEYOND_UNKNOWN, OPERATORS, is_language_library};
 use pointee_model::evidence::{Role, Verdict};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, site_flags};
 use pointee_model::source::is_library_source;
@@ -124,7 +125,7 @@ impl Frame {
     }
 
     fn image(&self) -> Option<&'static Image<'static>> {
-        self.module?.image.as_ref()
+        objects::image(self.module?)
     }
 
     fn record(&self) -> Option<&'static SiteRecord> {
@@ -166,7 +167,7 @@ fn resolve(origin: u32, made: &Made) {
                 .store(core::ptr::from_ref(r#type).cast_mut(), Relaxed);
         }
     }
-    let operator = frames.iter().find_map(operator_new);
+    let operator = operator_new(frames);
     if let Some(allocator) = allocators::of_root(root, operator) {
         made.allocator
             .store(core::ptr::from_ref(allocator).cast_mut(), Relaxed);
@@ -174,11 +175,30 @@ fn resolve(origin: u32, made: &Made) {
     made.is_known.store(1, Release);
 }
 
-/// Whether a frame is of one of C++'s operators that hand out memory; `true` in it for arrays.
-fn operator_new(frame: &Frame) -> Option<bool> {
-    let (image, function) = objects::function_at(frame.module?, frame.return_address - 1)?;
-    let name = image.string(function.name).strip_prefix("operator new")?;
-    Some(name.starts_with("[]"))
+/// Whether the path goes through one of C++'s operators that hand out memory; `true` in it for arrays.
+///
+/// `operator new[]` of libstdc++ jumps to `operator new`, and is seen only by the name that the site calls.
+fn operator_new(frames: &[Frame]) -> Option<bool> {
+    let is_operator = |frame: &Frame| {
+        let mut operators = OPERATORS
+            .iter()
+            .filter(|(_, role)| *role == entries::Role::New);
+        operators.any(|(name, _)| {
+            let found = frame
+                .module
+                .and_then(|module| locate::exported(module, name));
+            found.is_some_and(|(start, len)| frame.return_address.wrapping_sub(start) <= len)
+        })
+    };
+    let at = frames.iter().position(is_operator)?;
+    let outer = frames.get(at + 1);
+    Some(outer.is_some_and(|outer| {
+        let callee = outer
+            .image()
+            .zip(outer.record())
+            .map_or("", |(image, record)| image.string(record.callee));
+        callee.starts_with("_Zna") || callee.starts_with("operator new[]")
+    }))
 }
 
 /// The path of `origin`, innermost first: its root and how many frames were written.

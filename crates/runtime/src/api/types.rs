@@ -6,7 +6,7 @@
 //! ```text
 //!   key     tagged and base types: the identity in the image      (equal in all images, see model::image)
 //!           pointer, array, function: hash of kind, length and the keys of what they are made of
-//!           typedefs and qualifiers: the key of what they stand for
+//!           typedefs, qualifiers, declarations: the key of what they stand for
 //!   state   RESERVED ─link─▶ LINKED ─name─▶ NAMED
 //!           key, kind, size   target and members    name
 //! ```
@@ -18,68 +18,32 @@
 
 #![allow(unsafe_code)] // Records lie in room of our own, reached by raw pointer.
 
-use super::{names, room};
-use crate::modules::{self, Module};
+mod images;
+mod keys;
+mod made;
+
+use super::{objects, room};
+use crate::modules;
 use core::ffi::c_char;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32};
-use pointee_model::image::{
-    EnumeratorRecord, Image, MemberRecord, NO_TYPE, TypeIndex, TypeKind, TypeRecord,
-};
+use keys::Key;
+use pointee_model::image::{Image, TypeIndex, TypeKind, TypeRecord};
+
+pub(super) use images::{complete, of_image};
+pub(super) use made::{derived, function, trailed, union};
 
 /// A size or length that is not known.
 pub(super) const UNKNOWN: u64 = u64::MAX;
 /// Kind of what a site makes out of a header and an array behind it; the others are [`TypeKind`]'s.
 pub(super) const TRAILED: u8 = 32;
+/// Kind of what stands for another record: a declaration whose definition was found. Never handed out.
+const ALIAS: u8 = 33;
 /// Typedefs, qualifiers and derivations that are followed.
 const DEEPEST: u32 = 32;
-/// Types that are looked at for one key: parameters of parameters multiply.
-const LOOKED_AT: u32 = 256;
-
 const RESERVED: u32 = 1;
 const LINKED: u32 = 2;
 const NAMED: u32 = 3;
-
-/// What a type is, in 128 bits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key([u64; 2]);
-
-impl Key {
-    pub(super) const VOID: Self = Self([u64::from_le_bytes(*b"void\0\0\0\0"), 0]);
-
-    fn of_identity(identity: [u8; 16]) -> Self {
-        let half = |from: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&identity[from..from + 8]);
-            u64::from_le_bytes(bytes)
-        };
-        Self([half(0), half(8)])
-    }
-
-    fn derived(kind: u8) -> Self {
-        Self([u64::from(kind) + 1, !u64::from(kind)]).with([0x0070_6f69_6e74_6565, 0])
-    }
-
-    /// Mixes in two more words; the order counts. (Multiply and fold, as wyhash does.)
-    fn with(self, words: [u64; 2]) -> Self {
-        let fold = |a: u64, b: u64| {
-            let product = u128::from(a) * u128::from(b);
-            product as u64 ^ (product >> 64) as u64
-        };
-        const A: u64 = 0xa076_1d64_78bd_642f;
-        const B: u64 = 0xe703_7ed1_a0b4_28db;
-        let low = fold(self.0[0] ^ words[0] ^ A, self.0[1] ^ words[1] ^ B);
-        let high = fold(
-            self.0[0] ^ words[1].rotate_left(32) ^ B,
-            self.0[1].rotate_left(17) ^ words[0] ^ A,
-        );
-        Self([low, high])
-    }
-
-    fn and(self, other: Self) -> Self {
-        self.with(other.0)
-    }
-}
 
 /// One type. The first fields are `struct uniqtype` of `pointee.h`.
 #[repr(C)]
@@ -158,7 +122,7 @@ impl Record {
 
     /// Image and record it was read from.
     pub(super) fn source(&self) -> Option<(&'static Image<'static>, &'static TypeRecord)> {
-        let image = modules::numbered(self.module)?.image.as_ref()?;
+        let image = objects::image(modules::numbered(self.module)?)?;
         Some((image, image.type_at(self.index)?))
     }
 
@@ -373,326 +337,12 @@ fn is_derived(image: &Image<'_>, record: &TypeRecord) -> bool {
     }
 }
 
-fn key_of(image: &Image<'_>, index: TypeIndex, left: &mut u32, depth: u32) -> Key {
-    let Some((_, record)) = underlying(image, index) else {
-        return Key::VOID;
-    };
-    if *left == 0 || depth == DEEPEST || !is_derived(image, record) {
-        return match TypeKind::from_byte(record.kind) {
-            TypeKind::Void => Key::VOID,
-            _ => Key::of_identity(record.identity),
-        };
-    }
-    *left -= 1;
-    let target = key_of(image, record.target, left, depth + 1);
-    let key = Key::derived(record.kind).and(target);
-    match TypeKind::from_byte(record.kind) {
-        TypeKind::Array => key.with([record.count, 0]),
-        TypeKind::Function => image.members_of(record).iter().fold(key, |key, parameter| {
-            key.and(key_of(image, parameter.r#type, left, depth + 1))
-        }),
-        _ => key,
-    }
-}
-
-/// The record of a type of an image, reserved at least. Without target or type, it is `void`.
-pub(super) fn of_image(
-    module: &Module,
-    image: &Image<'_>,
-    index: TypeIndex,
-) -> Option<&'static Record> {
-    let Some((index, record)) = underlying(image, index) else {
-        return void();
-    };
-    let key = key_of(image, index, &mut { LOOKED_AT }, 0);
-    if key == Key::VOID {
-        return void();
-    }
-    if let Some(known) = find(key) {
-        return Some(known);
-    }
-    let kind = TypeKind::from_byte(record.kind);
-    reserve(Outline {
-        key,
-        kind: record.kind,
-        size: size_of_type(image, index),
-        length: if kind == TypeKind::Array {
-            record.count
-        } else {
-            0
-        },
-        encoding: record.encoding,
-        flags: record.flags,
-        members_len: members_len(image, record),
-        module: module.number,
-        index,
-        target: None,
-        members: core::ptr::null_mut(),
-    })
-}
-
-fn members_len(image: &Image<'_>, record: &TypeRecord) -> u32 {
-    match TypeKind::from_byte(record.kind) {
-        TypeKind::Enum => image.enumerators_of(record).len() as u32,
-        _ => image.members_of(record).len() as u32,
-    }
-}
-
-fn size_of_type(image: &Image<'_>, index: TypeIndex) -> u64 {
-    let Some((_, record)) = underlying(image, index) else {
-        return UNKNOWN;
-    };
-    let is_array = TypeKind::from_byte(record.kind) == TypeKind::Array;
-    if is_array && record.count != UNKNOWN && matches!(record.size, 0 | UNKNOWN) {
-        let element = underlying(image, record.target);
-        let size = element.and_then(|(_, element)| element.size.checked_mul(record.count));
-        return size.unwrap_or(UNKNOWN);
-    }
-    if is_array && record.count == UNKNOWN {
-        return UNKNOWN;
-    }
-    record.size
-}
-
-/// Links and names `record` and all that it leads to. `None` when there is no room for some of that.
-pub(super) fn complete(record: &'static Record) -> Option<()> {
-    if record.state.load(Acquire) == NAMED && record.number < DONE.load(Acquire) {
-        return Some(());
-    }
-    let first = DONE.load(Acquire);
-    let at = |number: u32| numbered(number + 1).filter(|record| record.state.load(Acquire) != 0);
-    let mut number = first;
-    while number < USED.load(Acquire) {
-        // A record without a state is being written by someone else, and nothing leads to it yet.
-        if let Some(record) = at(number) {
-            link(record)?;
-        }
-        number += 1;
-    }
-    let end = number;
-    let mut whole = true;
-    for number in first..end {
-        match at(number) {
-            Some(record) => name(record)?,
-            None => whole = false,
-        }
-    }
-    if whole {
-        DONE.fetch_max(end, AcqRel);
-    }
-    Some(())
-}
-
-fn link(record: &'static Record) -> Option<()> {
-    if record.state.load(Acquire) != RESERVED {
-        return Some(());
-    }
-    if let (Some((image, source)), Some(module)) =
-        (record.source(), modules::numbered(record.module))
-    {
-        let kind = record.kind();
-        let points = is_derived(image, source)
-            || matches!(
-                kind,
-                TypeKind::MemberPointer | TypeKind::Pointer | TypeKind::Enum
-            );
-        if points && (source.target != NO_TYPE || kind != TypeKind::Enum) {
-            let target = of_image(module, image, source.target)?;
-            keep_first(&record.target, target);
-        }
-        let members = match kind {
-            TypeKind::Enum => enumerators(image, image.enumerators_of(source))?,
-            _ => members(module, image, image.members_of(source))?,
-        };
-        keep_first(&record.members, members);
-    }
-    // A record that was made has its links from its maker.
-    let _ = record
-        .state
-        .compare_exchange(RESERVED, LINKED, AcqRel, Acquire);
-    Some(())
-}
-
-fn keep_first<T>(place: &AtomicPtr<T>, value: *const T) {
-    let null = core::ptr::null_mut();
-    // Whoever comes second found the same.
-    let _ = place.compare_exchange(null, value.cast_mut(), Release, Relaxed);
-}
-
-fn c_string(image: &Image<'_>, at: u32) -> *const c_char {
-    image.c_string(at).unwrap_or(c"".as_ptr())
-}
-
-fn members(module: &Module, image: &Image<'_>, members: &[MemberRecord]) -> Option<*const Member> {
-    let to = room::take::<Member>(members.len());
-    if to.is_null() {
-        return None;
-    }
-    for (number, member) in members.iter().enumerate() {
-        let r#type = of_image(module, image, member.r#type)?;
-        let new = Member {
-            name: c_string(image, member.name),
-            r#type,
-            offset: member.offset,
-            bit_offset: member.bit_offset,
-            bit_size: member.bit_size,
-            flags: member.flags,
-        };
-        // SAFETY: room for as many was taken.
-        unsafe { to.add(number).write(new) };
-    }
-    Some(to)
-}
-
-fn enumerators(image: &Image<'_>, enumerators: &[EnumeratorRecord]) -> Option<*const Member> {
-    let to = room::take::<Member>(enumerators.len());
-    if to.is_null() {
-        return None;
-    }
-    for (number, enumerator) in enumerators.iter().enumerate() {
-        let new = Member {
-            name: c_string(image, enumerator.name),
-            r#type: core::ptr::null(),
-            offset: enumerator.value.cast_unsigned(),
-            bit_offset: 0,
-            bit_size: 0,
-            flags: 0,
-        };
-        // SAFETY: room for as many was taken.
-        unsafe { to.add(number).write(new) };
-    }
-    Some(to)
-}
-
-fn name(record: &'static Record) -> Option<()> {
-    if record.state.load(Acquire) != LINKED {
-        return Some(());
-    }
-    let name = names::of(record);
-    let copy = room::copy(name.as_bytes());
-    if copy.is_null() {
-        return None;
-    }
-    keep_first(&record.name, copy.cast::<c_char>());
-    record.state.store(NAMED, Release);
-    Some(())
-}
-
-/// A pointer or reference to `target`, or an array of it.
-pub(super) fn derived(
-    kind: TypeKind,
-    target: &'static Record,
-    length: u64,
-) -> Option<&'static Record> {
-    let key = Key::derived(kind as u8).and(target.key());
-    let (key, size, length) = match kind {
-        TypeKind::Pointer | TypeKind::Reference | TypeKind::RvalueReference => (key, 8, 0),
-        TypeKind::Array => {
-            let size = match (length, target.size) {
-                (UNKNOWN, _) | (_, UNKNOWN) => UNKNOWN,
-                (length, size) => length.checked_mul(size)?,
-            };
-            (key.with([length, 0]), size, length)
-        }
-        _ => return None,
-    };
-    let outline = Outline {
-        length,
-        target: Some(target),
-        ..Outline::made(key, kind as u8, size)
-    };
-    made(outline, &[])
-}
-
-/// A function with these parameters; no result is `void`.
-pub(super) fn function(
-    result: &'static Record,
-    parameters: &[*const Record],
-) -> Option<&'static Record> {
-    let mut key = Key::derived(TypeKind::Function as u8).and(result.key());
-    for parameter in parameters {
-        key = key.and(given(*parameter)?.key());
-    }
-    let outline = Outline {
-        target: Some(result),
-        ..Outline::made(key, TypeKind::Function as u8, UNKNOWN)
-    };
-    made_of(outline, parameters.iter().map(|parameter| (*parameter, 0)))
-}
-
-/// One of `parts`, all at offset 0.
-pub(super) fn union(parts: &[*const Record]) -> Option<&'static Record> {
-    let mut key = Key::derived(TypeKind::Union as u8);
-    let mut size = 0;
-    for part in parts {
-        let part = given(*part)?;
-        key = key.and(part.key());
-        size = part.size.max(size);
-    }
-    let outline = Outline::made(key, TypeKind::Union as u8, size);
-    made_of(outline, parts.iter().map(|part| (*part, 0)))
-}
-
-/// A header and the array behind it; without `tail`, something.
-pub(super) fn trailed(
-    header: &'static Record,
-    tail: Option<&'static Record>,
-) -> Option<&'static Record> {
-    let array = tail.and_then(|tail| derived(TypeKind::Array, tail, UNKNOWN));
-    let key = Key::derived(TRAILED)
-        .and(header.key())
-        .and(array.map_or(Key::VOID, Record::key));
-    let parts = [(header, 0), (array.unwrap_or(header), header.size)];
-    let parts = &parts[..1 + usize::from(array.is_some())];
-    made(Outline::made(key, TRAILED, UNKNOWN), parts)
-}
-
-fn made(outline: Outline, parts: &[(&'static Record, u64)]) -> Option<&'static Record> {
-    let parts = parts
-        .iter()
-        .map(|(part, offset)| (core::ptr::from_ref(*part), *offset));
-    made_of(outline, parts)
-}
-
-fn made_of(
-    outline: Outline,
-    parts: impl ExactSizeIterator<Item = (*const Record, u64)>,
-) -> Option<&'static Record> {
-    if let Some(known) = find(outline.key) {
-        complete(known)?;
-        return Some(known);
-    }
-    let members_len = u32::try_from(parts.len()).ok()?;
-    let members = room::take::<Member>(parts.len());
-    if members.is_null() {
-        return None;
-    }
-    for (number, (part, offset)) in parts.enumerate() {
-        let member = Member {
-            name: c"".as_ptr(),
-            r#type: part,
-            offset,
-            bit_offset: 0,
-            bit_size: 0,
-            flags: 0,
-        };
-        // SAFETY: room for as many was taken.
-        unsafe { members.add(number).write(member) };
-    }
-    let record = reserve(Outline {
-        members_len,
-        members,
-        ..outline
-    })?;
-    complete(record)?;
-    Some(record)
-}
-
-/// Calls `each` for every record that is named until it gives something.
-pub(super) fn find_map<T>(each: impl FnMut(&'static Record) -> Option<T>) -> Option<T> {
+/// The first record that is named and is it.
+pub(super) fn find_by(mut is_it: impl FnMut(&'static Record) -> bool) -> Option<&'static Record> {
     let used = USED.load(Acquire);
-    (1..=used)
+    let record = (1..=used)
         .filter_map(numbered)
-        .filter(|record| record.state.load(Acquire) == NAMED)
-        .find_map(each)
+        .find(|record| record.state.load(Acquire) == NAMED && is_it(record))?;
+    // Of two that were written for one key at once, one was left unused: it must not be handed out.
+    find(record.key)
 }

@@ -1,7 +1,7 @@
 // What does one question cost the program that asks? Nanoseconds a call, warm, for each kind of pointer; with nothing
 // to answer when run without Pointee.
 //
-//   gcc -g -O2 -I include benches/queries/queries.c -o queries && pointee run -- ./queries
+//   gcc -g -O2 -I include benches/overhead/queries.c -o queries && pointee run -- ./queries
 #define _GNU_SOURCE
 #include <pointee.h>
 

@@ -1,0 +1,13 @@
+/* A library that asks too: its type is the program's, at the same address. */
+#include "pointee.h"
+
+struct point { int x, y; };
+static struct point own;
+struct opaque { long inside[3]; };
+struct opaque exported_by_the_library;
+
+const struct uniqtype *type_of_the_library(void);
+const struct uniqtype *type_of_the_library(void)
+{
+    return pointee_type(&own);
+}

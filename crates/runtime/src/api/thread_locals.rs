@@ -1,0 +1,73 @@
+//! *Which thread-local variable of the asking thread lies at this address?* — the program's own, not its libraries'.
+//!
+//! glibc and musl keep a vector of blocks behind the second word of the thread control block (ELF Handling For Thread-Local
+//! Storage, §3.4.6, variant II); the program's is the first, whatever else is loaded.
+
+#![allow(unsafe_code)] // Reads the thread control block.
+
+use super::objects;
+use crate::modules::{self, Module};
+use core::arch::asm;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+use pointee_model::image::VariableRecord;
+
+/// Bytes of the program's block.
+static LEN: AtomicU64 = AtomicU64::new(0);
+
+/// Notes the program's block.
+pub(super) fn set_up() {
+    modules::each(|module| {
+        if module.is_executable {
+            LEN.store(module.thread_local_len(), Relaxed);
+        }
+    });
+}
+
+/// A variable, or a part of the block that is none that is known, and where it starts.
+pub(super) struct Found {
+    pub(super) module: &'static Module,
+    pub(super) variable: Option<&'static VariableRecord>,
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+/// What lies at `address` in the asking thread's block.
+pub(super) fn at(address: u64) -> Option<Found> {
+    let len = LEN.load(Relaxed);
+    let offset = address.wrapping_sub(block()?);
+    if offset >= len {
+        return None;
+    }
+    // The program is the first of the modules.
+    let module = modules::numbered(0).filter(|module| module.is_executable)?;
+    let variables = objects::image(module).map_or(&[][..], |image| image.thread_locals());
+    let after = variables.partition_point(|variable| variable.address <= offset);
+    let variable = variables[..after]
+        .iter()
+        .rev()
+        .take(64)
+        .find(|variable| offset - variable.address < variable.size);
+    Some(Found {
+        module,
+        variable,
+        start: address - offset + variable.map_or(0, |variable| variable.address),
+        len: variable.map_or(len, |variable| variable.size),
+    })
+}
+
+/// Where the block lies.
+fn block() -> Option<u64> {
+    if LEN.load(Relaxed) == 0 {
+        return None;
+    }
+    let vector: u64;
+    // SAFETY: the thread control block is there in every thread of a program with thread-local variables.
+    unsafe { asm!("mov {}, fs:8", out(reg) vector, options(nostack, readonly, preserves_flags)) };
+    if vector == 0 || vector & 7 != 0 {
+        return None;
+    }
+    // SAFETY: entries of two words, the first of which is the vector's own; the program's block is made with the thread.
+    let block = unsafe { *(vector as *const u64).add(2) };
+    (block != 0 && block != u64::MAX).then_some(block)
+}

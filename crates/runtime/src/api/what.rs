@@ -1,0 +1,201 @@
+//! *What lies at this address?* — the deepest allocation that is known.
+
+#![allow(unsafe_code)] // Answers hold pointers for C; the asking thread's stack is read.
+
+use super::allocators::{self, Allocator};
+use super::types::Record;
+use super::{frames, index, mappings, objects, sites, stated, thread_locals};
+use crate::modules::Module;
+use core::ffi::c_char;
+use pointee_index::read::Block;
+use pointee_model::image::{NO_TYPE, TypeIndex};
+
+/// `enum pointee_kind`.
+mod kind {
+    pub(super) const NOTHING: u32 = 0;
+    pub(super) const HEAP: u32 = 1;
+    pub(super) const STATIC: u32 = 2;
+    pub(super) const FUNCTION: u32 = 3;
+    pub(super) const SECTION: u32 = 4;
+    pub(super) const LOCAL: u32 = 5;
+    pub(super) const FRAME: u32 = 6;
+    pub(super) const THREAD: u32 = 7;
+    pub(super) const MAPPING: u32 = 8;
+}
+
+/// `struct pointee_answer`.
+#[repr(C)]
+pub(crate) struct Answer {
+    kind: u32,
+    reserved: u32,
+    pub(super) base: u64,
+    size: u64,
+    pub(super) r#type: *const Record,
+    site: u64,
+    pub(super) allocator: *const Allocator,
+    name: *const c_char,
+    module: *const c_char,
+}
+
+impl Answer {
+    pub(super) const EMPTY: Self = Self {
+        kind: kind::NOTHING,
+        reserved: 0,
+        base: 0,
+        size: 0,
+        r#type: core::ptr::null(),
+        site: 0,
+        allocator: core::ptr::null(),
+        name: core::ptr::null(),
+        module: core::ptr::null(),
+    };
+}
+
+/// Where a call came from: the stack pointer at its entry, and the frame pointer.
+#[derive(Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) slot: u64,
+    pub(super) rbp: u64,
+}
+
+/// # Safety
+/// `caller` is a call of this thread that goes on.
+#[inline(always)]
+pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: Caller) -> bool {
+    let Some(index) = index() else {
+        *answer = Answer::EMPTY;
+        return false;
+    };
+    let Err(skip) = allocators::ask(address, skip, answer) else {
+        return true;
+    };
+    *answer = Answer::EMPTY;
+    if let Some(block) = index.block_at(address) {
+        if skip != 0 {
+            return false;
+        }
+        tell_block(&block, answer);
+        return true;
+    }
+    if skip != 0 {
+        return false;
+    }
+    if let Some(module) = objects::holding(address) {
+        return in_module(module, address, answer);
+    }
+    if let Some(found) = thread_locals::at(address) {
+        answer.kind = kind::THREAD;
+        answer.base = found.start;
+        answer.size = found.len;
+        answer.allocator = &raw const allocators::THREAD;
+        answer.module = found.module.path.as_c_str().as_ptr();
+        if let Some(variable) = found.variable {
+            answer.name = string(found.module, variable.name);
+            fill_type(answer, found.module, variable.r#type);
+        }
+        return true;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { on_stack(address, answer, caller) }
+}
+
+#[inline(always)]
+pub(super) fn tell_block(block: &Block, answer: &mut Answer) {
+    answer.kind = kind::HEAP;
+    answer.base = block.base;
+    answer.size = block.size;
+    if let Some(made) = sites::of(block.origin) {
+        answer.site = made.site();
+        answer.r#type = made.record();
+        answer.allocator = made.allocator();
+    }
+    if let Some(stated) = stated::of(block) {
+        answer.r#type = stated;
+    }
+}
+
+fn fill_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
+    if index != NO_TYPE
+        && let Some(record) = objects::type_of(module, index)
+    {
+        answer.r#type = record;
+    }
+}
+
+fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool {
+    answer.allocator = &raw const allocators::STATIC;
+    answer.module = module.path.as_c_str().as_ptr();
+    if let Some((variable, start)) = objects::variable_at(module, address) {
+        answer.kind = kind::STATIC;
+        answer.base = start;
+        answer.size = variable.size;
+        answer.name = string(module, variable.name);
+        fill_type(answer, module, variable.r#type);
+    } else if let Some((_, function)) = objects::function_at(module, address) {
+        answer.kind = kind::FUNCTION;
+        answer.base = function.start.wrapping_add(module.bias);
+        answer.size = function.end - function.start;
+        answer.name = string(module, function.name);
+    } else if let Some((_, section)) = objects::section_at(module, address) {
+        answer.kind = kind::SECTION;
+        answer.base = section.address.wrapping_add(module.bias);
+        answer.size = section.size;
+        answer.name = string(module, section.name);
+    } else {
+        answer.kind = kind::SECTION;
+        answer.base = module.start;
+        answer.size = module.end - module.start;
+    }
+    true
+}
+
+pub(super) fn string(module: &Module, at: u32) -> *const c_char {
+    let text = objects::image(module).and_then(|image| image.c_string(at));
+    text.unwrap_or(core::ptr::null())
+}
+
+/// Addresses below are never mapped (`vm.mmap_min_addr`), and small numbers are no pointers.
+const LOWEST_MAPPED: u64 = 1 << 16;
+
+#[cold]
+pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
+    if index().is_none() || address < LOWEST_MAPPED {
+        return false;
+    }
+    let Some(mapping) = mappings::at(address) else {
+        return false;
+    };
+    answer.kind = kind::MAPPING;
+    answer.base = mapping.start;
+    answer.size = mapping.end - mapping.start;
+    answer.allocator = &raw const allocators::MAPPINGS;
+    true
+}
+
+/// # Safety
+/// As for [`tell`].
+unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        frames::walk(caller.slot, caller.rbp, |frame| {
+            if !frame.spans(address) {
+                return frame.end > address;
+            }
+            answer.kind = kind::FRAME;
+            answer.base = frame.slot + 8;
+            answer.size = frame.end - frame.slot - 8;
+            answer.site = frame.return_address;
+            answer.allocator = &raw const allocators::STACK;
+            answer.module = frame.module().path.as_c_str().as_ptr();
+            if let Some(local) = frame.local_at(address) {
+                answer.kind = kind::LOCAL;
+                answer.base = local.start;
+                answer.name = string(local.module, local.record.name);
+                fill_type(answer, local.module, local.record.r#type);
+                answer.size = answer.r#type.as_ref().map_or(0, |record| record.size);
+            }
+            true
+        });
+    }
+    answer.kind != kind::NOTHING
+}
