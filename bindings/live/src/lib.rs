@@ -6,7 +6,8 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::AtomicU64;
 
-use pointee_live::{EntryHook, Pause, Refusal};
+use pointee_live::wrap::{Call, Return};
+use pointee_live::{EntryHook, Observers, Pause, Refusal};
 use pointee_model::addr::RunAddr;
 
 /// `struct pointee_result`: what an operation did.
@@ -57,6 +58,29 @@ pub unsafe extern "C" fn pointee_replace(
         pointee_live::replace(function, replacement, original)
     };
     Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// `enter` and `leave` are called with `data` at each call and return of `function`.
+///
+/// # Safety
+/// See `pointee_live::wrap`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_wrap(
+    function: *const c_void,
+    enter: extern "C" fn(&mut Call),
+    leave: extern "C" fn(&mut Return),
+    data: u64,
+) -> Outcome {
+    let observers = Observers { enter, leave, data };
+    // SAFETY: the caller's promise.
+    let done = unsafe { pointee_live::wrap(RunAddr(function as u64), &observers) };
+    Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// Calls of wrapped functions that were not seen.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_missed() -> u64 {
+    pointee_live::wrap::missed()
 }
 
 /// Takes a hook out.

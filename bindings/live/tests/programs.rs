@@ -76,3 +76,84 @@ fn eight_threads_in_the_pad() {
 fn sixty_four_threads_in_the_pad() {
     check(&build("races.c", "clang", &[]), &["64", &times(10)]);
 }
+
+#[test]
+fn unwinding_goes_through() {
+    for compiler in ["g++", "clang++"] {
+        let program = build("unwind.cc", compiler, &[]);
+        for kind in ["replace", "wrap"] {
+            check(&program, &[kind]);
+        }
+    }
+}
+
+#[test]
+fn observers_see_any_signature() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("signatures.c", compiler, &[]), &[]);
+    }
+}
+
+/// gdb on `unwind`, with `arguments` for gdb and the kind of hook.
+fn debug(arguments: &[&str], kind: &str) -> String {
+    let program = build("unwind.cc", "g++", &["-fno-inline-functions"]);
+    let ran = Command::new("gdb")
+        .args(["-nx", "-batch"])
+        .args(arguments)
+        .arg("--args")
+        .arg(program)
+        .args([kind, "stop"])
+        .output()
+        .expect("gdb");
+    String::from_utf8_lossy(&ran.stdout).into_owned()
+}
+
+#[test]
+fn a_debugger_sees_the_callers() {
+    let rows: [(&str, &[&str]); 2] = [
+        (
+            "replace",
+            &["innermost", "hooked", "replacement", "outer", "main"],
+        ),
+        (
+            "wrap",
+            &["innermost", "hooked", "returned@hook", "outer", "main"],
+        ),
+    ];
+    for (kind, expected) in rows {
+        let commands = ["break innermost", "ignore 1 2", "run", "bt"].map(|c| ["-ex", c]);
+        let said = debug(&commands.concat(), kind);
+        let frames: Vec<&str> = said
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .filter_map(|line| line.split(" (").next()?.split(' ').next_back())
+            .collect();
+        assert_eq!(frames, expected, "{kind}: {said}");
+    }
+}
+
+#[test]
+fn a_debugger_sees_the_callers_from_every_instruction() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/steps.py");
+    for kind in ["replace", "wrap"] {
+        let said = debug(&["-x", &script.to_string_lossy()], kind);
+        let last = said
+            .lines()
+            .rfind(|line| line.starts_with("steps "))
+            .unwrap_or_default();
+        assert!(
+            last.ends_with(" lost 0") && !last.starts_with("steps 0"),
+            "{kind}: {said}"
+        );
+    }
+}
+
+#[test]
+fn coming_and_going_leaks_nothing() {
+    check(&build("loop.c", "gcc", &[]), &[&times(10)]);
+}
+
+#[test]
+fn system_calls_go_on() {
+    check(&build("calls.c", "gcc", &[]), &[]);
+}

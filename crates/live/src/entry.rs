@@ -29,12 +29,17 @@ use pointee_model::addr::RunAddr;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::{Entry, EntryPlan, find_inward_branches, plan_entry};
 
+use crate::announce::Announcement;
+use crate::frames::Frames;
 use crate::island::{Islands, RELAY, SLOT};
 use crate::maps::Maps;
+use crate::pages::Pages;
 use crate::refusal::Refusal;
 use crate::stop::{self, Exclusive, Pause, Stopped, Thread};
+use crate::stubs;
 use crate::text::Text;
 use crate::unwinder;
+use crate::wrap::{self, Observers};
 
 /// How often it is tried to stop the threads at a moment when none has a counter saved in the pad.
 const ATTEMPTS: u32 = 16;
@@ -51,6 +56,8 @@ enum State {
     Free = 0,
     Installed = 1,
     Retired = 2,
+    /// Nobody can come to it.
+    Idle = 3,
 }
 
 /// One slot of an island, and the hook that uses it.
@@ -61,13 +68,19 @@ pub(crate) struct Hook {
     /// Of a slot that is not free.
     plan: MaybeUninit<EntryPlan>,
     purpose: MaybeUninit<Purpose>,
+    announcement: Announcement,
 }
+
+/// First and last but one of the addresses by which a thread can come to a slot, three times.
+type Reach = [[u64; 2]; 3];
 
 /// What calls of the function come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
     /// This function instead.
     Replace(RunAddr),
+    /// The function itself, between these.
+    Wrap(Observers),
 }
 
 /// A hook at a function's entry. Dropping it leaves the hook in place.
@@ -283,12 +296,18 @@ impl Hook {
         unsafe { self.plan.assume_init_ref() }
     }
 
-    fn purpose(&self) -> Purpose {
+    /// The hooked function.
+    pub(crate) fn function(&self) -> RunAddr {
+        self.plan().entry
+    }
+
+    pub(crate) fn purpose(&self) -> Purpose {
         // SAFETY: as above.
         unsafe { self.purpose.assume_init() }
     }
 
-    fn original(&self) -> RunAddr {
+    /// Where the function is called as it was.
+    pub(crate) fn original(&self) -> RunAddr {
         self.plan().trampoline_at
     }
 
@@ -297,9 +316,12 @@ impl Hook {
         let mut maps = Maps::read().map_err(Refusal::NoMaps)?;
         let mapping = maps.find(function).filter(|mapping| mapping.executable);
         let mapping = mapping.ok_or(Refusal::NotCode)?;
-        let known_len = unwinder::function_len(function);
+        let rules = unwinder::rules_at(function);
+        let known_len = rules
+            .as_ref()
+            .filter(|rules| rules.start == function)
+            .map(|rules| rules.len);
         let left = mapping.end.0 - function.0;
-        let Purpose::Replace(destination) = purpose;
         let trampoline_at = self.slot.plus(RELAY);
         // SAFETY: mapped, readable and executable; code that changes under us is checked again below.
         let (code, around) = unsafe {
@@ -328,7 +350,19 @@ impl Hook {
         }
         let mut relay = [0; RELAY as usize];
         let mut emitter = Emitter::new(&mut relay, self.slot);
-        emitter.jump(destination).map_err(|_| Refusal::NoRoom)?;
+        let mut pushed = 0;
+        let emitted = match purpose {
+            Purpose::Replace(replacement) => emitter.jump(replacement),
+            Purpose::Wrap(_) => {
+                let (stub, hook) = (stubs::entry_stub(), core::ptr::from_ref(self) as u64);
+                let emitted = emitter.push_from(emitter.jump_len(stub));
+                pushed = emitter.len() as u8;
+                emitted
+                    .and_then(|()| emitter.jump(stub))
+                    .and_then(|()| emitter.bytes(&hook.to_le_bytes()))
+            }
+        };
+        emitted.map_err(|_| Refusal::NoRoom)?;
         let len = emitter.len();
         // SAFETY: a free slot of ours.
         unsafe {
@@ -336,6 +370,10 @@ impl Hook {
                 .and_then(|()| text.write(trampoline_at, &plan.trampoline))
                 .map_err(Refusal::NoMemoryFile)?;
         }
+        let frames = Frames::of_slot(self.slot, RELAY, pushed, &plan, rules.as_ref());
+        let name = unwinder::name_of(function).unwrap_or(b"function");
+        self.announcement
+            .announce(&frames, self.slot, SLOT as u64, name);
         self.plan.write(plan);
         self.purpose.write(purpose);
         self.state = State::Retired;
@@ -366,11 +404,15 @@ impl Hook {
     }
 
     /// The addresses that a thread has in its counter, a register or its stack while it can still come to this slot.
-    fn reach(&self) -> [core::ops::Range<u64>; 2] {
-        let slot = self.slot.0..self.slot.0 + SLOT as u64;
-        let Purpose::Replace(hook) = self.purpose();
-        let len = unwinder::function_len(hook).unwrap_or(UNKNOWN_LEN);
-        [slot, hook.0..hook.0 + len]
+    fn reach(&self) -> Reach {
+        let slot = [self.slot.0, self.slot.0 + SLOT as u64];
+        match self.purpose() {
+            Purpose::Replace(hook) => {
+                let len = unwinder::function_len(hook).unwrap_or(UNKNOWN_LEN);
+                [slot, [hook.0, hook.0 + len], [0, 0]]
+            }
+            Purpose::Wrap(_) => [slot, stubs::range(), wrap::thunks()],
+        }
     }
 
     /// Where a thread at `pc` in this slot goes on in the function, whose bytes are its own again.
@@ -409,28 +451,51 @@ fn settle_under(held: &mut Exclusive) -> Result<usize, Refusal> {
     };
     if retired().next().is_some() {
         let text = Text::open().map_err(Refusal::NoMemoryFile)?;
+        // What asks the unwinder is done before the threads stand still.
+        let room = retired().count() * size_of::<Reach>();
+        let mut reaches = Pages::new(room).map_err(|_| Refusal::NoRoom)?;
+        for (hook, reach) in retired().zip(reaches.words::<Reach>()) {
+            *reach = hook.reach();
+        }
+        let reaches = core::cell::RefCell::new(reaches);
         change(held, &text, |_, stopped, maps| {
-            for hook in retired() {
-                if is_idle(hook, stopped, maps)? {
-                    hook.state = State::Free;
+            let mut reaches = reaches.borrow_mut();
+            for (hook, reach) in retired().zip(reaches.words::<Reach>()) {
+                if is_idle(hook, reach, stopped, maps)? {
+                    hook.state = State::Idle;
                 }
             }
             Ok(())
         })?;
-        ledger(held).give_back();
+        // Not before the threads run again: the unwinder takes locks.
+        let islands = ledger(held);
+        for hook in islands.hooks().filter(|hook| hook.state == State::Idle) {
+            hook.announcement.withdraw();
+            hook.state = State::Free;
+        }
+        islands.give_back();
+        let wraps = |hook: &Hook| !hook.is_free() && matches!(hook.purpose(), Purpose::Wrap(_));
+        if !islands.hooks().any(|hook| wraps(hook)) {
+            wrap::give_back_arena();
+        }
     }
     Ok(retired().count())
 }
 
 /// Whether no thread can come to the slot any more. Counters in it are moved home first.
-fn is_idle(hook: &Hook, stopped: &mut Stopped<'_>, maps: &mut Maps) -> Result<bool, Refusal> {
-    let reach = hook.reach();
+fn is_idle(
+    hook: &Hook,
+    reach: &Reach,
+    stopped: &mut Stopped<'_>,
+    maps: &mut Maps,
+) -> Result<bool, Refusal> {
     let mut idle = true;
     for mut thread in stopped.threads() {
         if let Some(home) = hook.home_of(thread.pc()) {
             thread.set_pc(home);
         }
-        for range in &reach {
+        for [start, end] in *reach {
+            let range = &(start..end);
             idle &= !thread.registers().iter().any(|word| range.contains(word));
             idle &= !stack_holds(&thread, maps, range)?;
         }

@@ -21,7 +21,9 @@
 //! Other processes (they are stopped by ptrace), and code in which every instruction is to be seen (`pointee-probe`).
 #![no_std]
 
+mod announce;
 pub mod entry;
+mod frames;
 mod island;
 mod lock;
 mod maps;
@@ -29,12 +31,15 @@ mod pages;
 pub mod refusal;
 mod restart;
 pub mod stop;
+pub mod stubs;
 mod sys;
 pub mod tasks;
 mod text;
 mod unwinder;
+pub mod wrap;
 
 pub use entry::{EntryHook, replace, settle};
 pub use refusal::Refusal;
 pub use stop::{Pause, StopError};
 pub use sys::Errno;
+pub use wrap::{Observers, wrap};
