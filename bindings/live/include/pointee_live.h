@@ -3,6 +3,7 @@
 #ifndef POINTEE_LIVE_H
 #define POINTEE_LIVE_H
 
+#include <stddef.h>
 #include <stdint.h>
 #ifndef __cplusplus
 #include <stdalign.h>
@@ -52,6 +53,24 @@ struct pointee_result pointee_wrap(void *function, void (*enter)(struct pointee_
 
 /* Calls of wrapped functions that were not seen: made by ENTER or LEAVE, more than 128 deep, or on more than 1,024 threads. */
 uint64_t pointee_missed(void);
+
+/* The call or jump at SITE (call rel32, jmp rel32, call [rip+d], jmp [rip+d]) goes to DESTINATION, and no other does;
+ * *ORIGINAL is set to where it went before it first does. Taken out by pointee_remove. */
+struct pointee_result pointee_redirect_call(void *site, void *destination, void **original);
+
+/* Slots of an imported symbol, while they lead to a hook. */
+struct pointee_imports {
+	uint64_t private_words[8];
+};
+
+/* All objects but those that hold one of the COUNT addresses EXCEPT come to DESTINATION where they import NAME; *ORIGINAL is set
+ * before. No thread is stopped. The answer: how many slots; -1 if nobody imports it. */
+int pointee_redirect_imports(struct pointee_imports *, const char *name, void *destination, void *const *except,
+                             size_t count, void **original);
+/* The same for objects that were loaded since: how many slots. */
+int pointee_refresh_imports(struct pointee_imports *, const char *name, void *const *except, size_t count);
+/* The slots lead where they did: how many. */
+int pointee_restore_imports(struct pointee_imports *);
 
 /* Takes a hook out. From its return on, no call begins that goes to the hook. */
 struct pointee_result pointee_remove(void *hook);

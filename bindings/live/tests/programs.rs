@@ -157,3 +157,19 @@ fn coming_and_going_leaks_nothing() {
 fn system_calls_go_on() {
     check(&build("calls.c", "gcc", &[]), &[]);
 }
+
+#[test]
+fn slots_of_every_kind() {
+    let library = build("imported.c", "gcc", &["-shared", "-fPIC", "-fno-builtin"]);
+    let library = library.to_string_lossy();
+    let rows: [&[&str]; 3] = [&["-Wl,-z,lazy"], &["-Wl,-z,now,-z,relro"], &["-fno-plt"]];
+    for options in rows {
+        let options = [options, &["-fno-builtin"]].concat();
+        check(&build("slots.c", "gcc", &options), &[&library]);
+    }
+}
+
+#[test]
+fn calls_are_redirected_one_by_one() {
+    check(&build("sites.c", "gcc", &[]), &[&times(30)]);
+}

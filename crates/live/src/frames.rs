@@ -80,6 +80,13 @@ impl Frames {
         frames
     }
 
+    /// Of a relay alone.
+    pub(crate) fn of_relay(at: RunAddr, len: u64) -> Self {
+        let mut frames = Self::empty();
+        frames.part(USUAL, &AT_ENTRY, at, len, |_| Some(()));
+        frames
+    }
+
     /// Of a slot: its relay, of which the first `pushed` bytes push a word if that is not zero, and its trampoline.
     pub(crate) fn of_slot(
         relay: RunAddr,

@@ -332,11 +332,6 @@ pub(crate) struct Thread<'a> {
 }
 
 impl Thread<'_> {
-    /// Its id.
-    pub(crate) fn id(&self) -> u32 {
-        self.node.tid
-    }
-
     /// The instruction that it goes on with.
     pub(crate) fn pc(&self) -> RunAddr {
         RunAddr(self.registers()[register::RIP])

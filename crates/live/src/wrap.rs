@@ -33,8 +33,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use pointee_model::addr::RunAddr;
 
 use crate::announce::Announcement;
-use crate::entry::{self, EntryHook, Hook, Purpose};
+use crate::entry;
 use crate::frames::Frames;
+use crate::hook::{Hook, Installed, Purpose};
 use crate::refusal::Refusal;
 use crate::stop::{self, Pause};
 use crate::stubs::{self, Saved};
@@ -52,7 +53,7 @@ const ALL_LEN: u64 = STACK_LEN * THREADS as u64;
 
 /// What is called at each call and return of a function, with the number given to [`wrap`]. They are not themselves
 /// seen, must return, and may change what they are given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Observers {
     /// Before the function's first instruction.
     pub enter: extern "C" fn(&mut Call),
@@ -61,6 +62,15 @@ pub struct Observers {
     /// Given to both.
     pub data: u64,
 }
+
+impl PartialEq for Observers {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |o: &Self| (o.enter as usize, o.leave as usize, o.data);
+        key(self) == key(other)
+    }
+}
+
+impl Eq for Observers {}
 
 /// A function that is being called.
 #[repr(C)]
@@ -143,7 +153,7 @@ pub fn missed() -> u64 {
 pub unsafe fn wrap(
     function: RunAddr,
     observers: &Observers,
-) -> Result<(EntryHook, Pause), Refusal> {
+) -> Result<(Installed, Pause), Refusal> {
     let mut held = stop::exclusive();
     make_arena()?;
     entry::install(&mut held, function, Purpose::Wrap(*observers), |_| {})
@@ -207,8 +217,8 @@ pub(crate) unsafe extern "C" fn enter(
 ) -> u64 {
     // SAFETY: hooks stay while a thread is in the stub.
     let hook = unsafe { &*hook };
-    let original = hook.original().0;
-    let Purpose::Wrap(observers) = hook.purpose() else {
+    let original = hook.made().original.0;
+    let Purpose::Wrap(observers) = hook.made().purpose else {
         return original;
     };
     // SAFETY: this thread's own.
@@ -226,7 +236,7 @@ pub(crate) unsafe extern "C" fn enter(
         cell.place = place as u64;
         cell.hook = hook;
         let mut call = Call {
-            function: hook.function(),
+            function: hook.made().target,
             data: observers.data,
             return_address: RunAddr(return_address),
             // SAFETY: what lies above the return address.
@@ -254,13 +264,13 @@ pub(crate) unsafe extern "C" fn leave(saved: *mut Saved, thunk: u64) -> u64 {
     let local = unsafe { &mut *stubs::local() };
     // What lies above was left by a jump.
     local.depth = (offset / STRIDE % DEPTH as u64) as u32;
-    if let Purpose::Wrap(observers) = hook.purpose()
+    if let Purpose::Wrap(observers) = hook.made().purpose
         && !local.is_busy(saved as u64)
     {
         local.busy = saved as u64;
         let busy = &raw mut local.busy;
         let mut result = Return {
-            function: hook.function(),
+            function: hook.made().target,
             data: observers.data,
             return_address: RunAddr(return_address),
             registers: saved,
