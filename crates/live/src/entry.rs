@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Release};
 
 use pointee_model::addr::RunAddr;
 use pointee_patch::arch::x86_64::PAD_LEN;
-use pointee_patch::arch::x86_64::emit::Emitter;
+use pointee_patch::arch::x86_64::emit::{Emitter, is_near};
 use pointee_patch::{Entry, find_inward_branches, plan_entry};
 
 use crate::frames::Frames;
@@ -86,7 +86,12 @@ fn make(
     };
     let slot = hook.slot_at();
     let trampoline_at = slot.plus(RELAY);
-    let plan = plan_entry(&entry, trampoline_at, slot).map_err(Refusal::Plan)?;
+    // Straight to the replacement, where the pad reaches it.
+    let pad_to = match purpose {
+        Purpose::Replace(replacement) if is_near(function, replacement) => replacement,
+        _ => slot,
+    };
+    let plan = plan_entry(&entry, trampoline_at, pad_to).map_err(Refusal::Plan)?;
     if plan.looped {
         return Err(Refusal::Looped);
     }

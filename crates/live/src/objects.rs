@@ -181,7 +181,7 @@ impl Object<'_> {
                     CStr::from_ptr((strings.0 as *const c_char).add((*symbol).name as usize))
                 };
                 let slot = self.bias.to_run(LinkAddr(relocation.offset));
-                if imported == name && slot.0 % 8 == 0 {
+                if imported == name && slot.0.is_multiple_of(8) {
                     visit(slot);
                 }
             }

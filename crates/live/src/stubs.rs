@@ -257,9 +257,9 @@ fn form() -> [RunAddr; 2] {
             // SAFETY: register 0 exists where `xgetbv` does.
             unsafe { _xgetbv(0) }
         }
-        // SAFETY: asked for only where the kernel has switched it on.
         let states = match __cpuid(1).ecx & OSXSAVE {
             0 => 0,
+            // SAFETY: the kernel has switched it on.
             _ => unsafe { enabled() },
         };
         let form = match states {
