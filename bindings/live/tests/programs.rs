@@ -28,7 +28,8 @@ fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
         .arg("-L")
         .arg(&libraries)
         .args(["-lpointee_live", "-rdynamic"])
-        .arg(format!("-Wl,-rpath,{}", libraries.display()))
+        // Before LD_LIBRARY_PATH, in which cargo puts a folder with an older build.
+        .arg(format!("-Wl,--disable-new-dtags,-rpath,{}", libraries.display()))
         .output()
         .expect("a compiler");
     assert!(
