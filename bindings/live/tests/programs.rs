@@ -2,43 +2,11 @@
 //! the library. Each checks itself, prints what it saw, and ends with 0 when all was well.
 #![allow(missing_docs)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod programs_built;
 
-/// Builds `programs/SOURCE` with `compiler` and `options`.
-fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let libraries = std::env::current_exe()
-        .expect("this test")
-        .parent()
-        .expect("a folder")
-        .to_owned();
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
-        "{}-{compiler}{}",
-        source.replace('.', "-"),
-        options.concat()
-    ));
-    let built = Command::new(compiler)
-        .args(["-O2", "-g", "-Wall", "-pthread", "-I"])
-        .arg(folder.join("include"))
-        .arg(folder.join("tests/programs").join(source))
-        .arg("-o")
-        .arg(&program)
-        .args(options)
-        .arg("-L")
-        .arg(&libraries)
-        .args(["-lpointee_live", "-rdynamic"])
-        // Before LD_LIBRARY_PATH, in which cargo puts a folder with an older build.
-        .arg(format!("-Wl,--disable-new-dtags,-rpath,{}", libraries.display()))
-        .output()
-        .expect("a compiler");
-    assert!(
-        built.status.success(),
-        "{source}: {}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    program
-}
+use programs_built::build;
+use std::path::Path;
+use std::process::Command;
 
 /// Runs a program that checks itself, and gives what it printed.
 fn check(program: &Path, arguments: &[&str]) -> String {
@@ -157,6 +125,11 @@ fn coming_and_going_leaks_nothing() {
 #[test]
 fn system_calls_go_on() {
     check(&build("calls.c", "gcc", &[]), &[]);
+}
+
+#[test]
+fn refusals_have_a_reason_and_do_no_harm() {
+    check(&build("refusals.c", "gcc", &[]), &[]);
 }
 
 #[test]

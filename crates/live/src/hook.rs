@@ -310,6 +310,18 @@ impl Hook {
         unsafe { self.made.assume_init_ref() }
     }
 
+    /// What a stub needs of the hook at `this`, while another thread may hold the engine's lock.
+    ///
+    /// # Safety
+    /// `this` is a slot to which a relay has led this thread. What is read here is written only while the slot is free.
+    pub(crate) unsafe fn served(this: *const Self) -> (RunAddr, RunAddr, Purpose) {
+        // SAFETY: the caller's promise. Field by field: a reference to the whole would speak for what the engine writes.
+        unsafe {
+            let made = (&raw const (*this).made).cast::<Made>();
+            ((*made).target, (*made).original, (*made).purpose)
+        }
+    }
+
     fn uninstall(&mut self, held: &mut Exclusive) -> Result<Pause, Refusal> {
         let text = Text::open().map_err(Refusal::NoMemoryFile)?;
         let change_made = self.made().change;

@@ -11,7 +11,7 @@
 //! All registers that a call may change are saved around both stubs, with the vector registers in full.
 //!
 //! **The true return address.** Thunk and cell are a fixed distance apart, which is written in the thunk. The unwind rule of
-//! all thunks and of the exit stub is therefore one ([`crate::frames::THUNK_RULE`]): the return address is saved
+//! all thunks and of the exit stub is therefore one (`THUNK_RULE` in `frames.rs`): the return address is saved
 //! at that distance from `*(CFA − 8)`, for the word that was returned through is the thunk's own address. libgcc, gdb
 //! and whoever else reads rules in DWARF goes through. The processor's own prediction of returns misses once for each such call.
 //!
@@ -216,9 +216,8 @@ pub(crate) unsafe extern "C" fn enter(
     hook: *const Hook,
 ) -> u64 {
     // SAFETY: hooks stay while a thread is in the stub.
-    let hook = unsafe { &*hook };
-    let original = hook.made().original.0;
-    let Purpose::Wrap(observers) = hook.made().purpose else {
+    let (function, RunAddr(original), purpose) = unsafe { Hook::served(hook) };
+    let Purpose::Wrap(observers) = purpose else {
         return original;
     };
     // SAFETY: this thread's own.
@@ -236,7 +235,7 @@ pub(crate) unsafe extern "C" fn enter(
         cell.place = place as u64;
         cell.hook = hook;
         let mut call = Call {
-            function: hook.made().target,
+            function,
             data: observers.data,
             return_address: RunAddr(return_address),
             // SAFETY: what lies above the return address.
@@ -259,18 +258,20 @@ pub(crate) unsafe extern "C" fn leave(saved: *mut Saved, thunk: u64) -> u64 {
     let offset = thunk - 1 - ARENA.thunks.load(Relaxed);
     let cell = (ARENA.cells.load(Relaxed) + offset) as *const Cell;
     // SAFETY: the thunk's cell, in use until now.
-    let (return_address, hook) = unsafe { ((*cell).return_address, &*(*cell).hook) };
+    let (return_address, hook) = unsafe { ((*cell).return_address, (*cell).hook) };
+    // SAFETY: hooks stay while a call of theirs is under way.
+    let (function, _, purpose) = unsafe { Hook::served(hook) };
     // SAFETY: this thread's own.
     let local = unsafe { &mut *stubs::local() };
     // What lies above was left by a jump.
     local.depth = (offset / STRIDE % DEPTH as u64) as u32;
-    if let Purpose::Wrap(observers) = hook.made().purpose
+    if let Purpose::Wrap(observers) = purpose
         && !local.is_busy(saved as u64)
     {
         local.busy = saved as u64;
         let busy = &raw mut local.busy;
         let mut result = Return {
-            function: hook.made().target,
+            function,
             data: observers.data,
             return_address: RunAddr(return_address),
             registers: saved,

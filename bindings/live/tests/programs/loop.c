@@ -43,6 +43,27 @@ static void *user(void *unused)
 	return NULL;
 }
 
+static size_t read_file(const char *path, char *into, size_t room)
+{
+	FILE *file = fopen(path, "r");
+	size_t len = file ? fread(into, 1, room - 1, file) : 0;
+	into[len] = 0;
+	if (file)
+		fclose(file);
+	return len;
+}
+
+/* No page is writable and executable, ever. */
+static void check_pages(void)
+{
+	static char maps[1 << 16];
+	read_file("/proc/self/maps", maps, sizeof maps);
+	if (strstr(maps, " rwx") || strstr(maps, " -wx")) {
+		printf("a page is writable and executable:\n%s", maps);
+		exit(1);
+	}
+}
+
 static void cycle(void)
 {
 	static struct { void *function, *replacement; } const rows[] = {
@@ -61,6 +82,7 @@ static void cycle(void)
 		hooks[i] = in.hook;
 	}
 	use();
+	check_pages();
 	for (int i = COUNT; i-- > 0;) {
 		struct pointee_result out = pointee_remove(hooks[i]);
 		if (out.refusal[0]) {
@@ -70,16 +92,6 @@ static void cycle(void)
 	}
 	while (pointee_settle() != 0)
 		usleep(100);
-}
-
-static size_t read_file(const char *path, char *into, size_t room)
-{
-	FILE *file = fopen(path, "r");
-	size_t len = file ? fread(into, 1, room - 1, file) : 0;
-	into[len] = 0;
-	if (file)
-		fclose(file);
-	return len;
 }
 
 int main(int argc, char **argv)
