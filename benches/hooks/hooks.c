@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static void *originals[2];
 static void *on_malloc(size_t size) { return ((void *(*)(size_t))originals[0])(size); }

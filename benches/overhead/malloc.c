@@ -37,7 +37,7 @@ __attribute__((noinline)) static void *outer(size_t size)
 static uint32_t next(uint32_t *random) { return *random = *random * 1664525u + 1013904223u; }
 
 /* Four sites, each direct and wrapped; sizes as programs have them, small ones most often. */
-static void *allocate(uint32_t *random)
+static inline __attribute__((always_inline)) void *allocate(uint32_t *random)
 {
 	static const uint8_t sizes[16] = {16, 24, 32, 40, 48, 64, 80, 100, 128, 16, 200, 24, 255, 32, 48, 60};
 	uint32_t drawn = next(random);

@@ -121,7 +121,12 @@ pub fn image_of(bytes: &[u8]) -> Option<Vec<u8>> {
         build_id: elf.build_id().to_vec(),
         ..writer::Provenance::default()
     };
-    Some(writer::write(&facts, &sites, &provenance))
+    Some(writer::write(
+        &facts,
+        &sites,
+        &pointee_meta::config::Config::default(),
+        &provenance,
+    ))
 }
 
 /// Where the process of [`region_with`] has its heap.

@@ -30,13 +30,15 @@ Usage: cargo xtask COMMAND
   test              install what the tests need, then format check, lints, documentation, tests
   bench overhead    what Pointee costs, beside a do-nothing preload library and heaptrack
                       --rounds N      runs of each program and variant [default: 7]
-                      --only PART     programs, malloc, fork, start or instructions; may be repeated
+                      --only PART     programs, malloc, site, fork, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
   bench hooks       what hooks in a running program cost, and how long its threads stand still
                       --rounds N      runs of each variant [default: 9]
                       --times N       hooked and unhooked so often [default: 10000]
   bench images      how long it takes to make a file's metadata image, cold
                       [FILE…]         these files instead of jq and Pointee's own
+  bench probe       how probes are placed in files of this machine, and what they cost
+                      --rounds, --pointee as above
 ";
 
 fn main() -> ExitCode {
@@ -59,6 +61,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
         ["truth", rest @ ..] => truth::run(rest),
+        ["bench", "probe", options @ ..] => bench::probes::run(&bench::Options::parse(options)?),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}{}", truth::USAGE);
             Ok(())

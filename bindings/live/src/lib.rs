@@ -1,5 +1,5 @@
 //! *How does a C or C++ program hook functions of its own process?* The face of `pointee-live` for C, documented in
-//! `include/pointee_live.h`. World: **in the target**; the standard library is here only for a panic handler, nothing of it is called.
+//! `include/pointee_hooks.h`. World: **in the target**; the standard library is here only for a panic handler, nothing of it is called.
 
 #![allow(unsafe_code)] // Functions for C, with C's pointers.
 

@@ -11,7 +11,9 @@
 //!   SESSION/images/<build ID>.img          links to images that are up to date
 //! ```
 
+use crate::configuration;
 use pointee_meta::cache::{self, Options};
+use pointee_meta::config::Rule;
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
 use rayon::prelude::*;
@@ -37,12 +39,16 @@ fn note_of(program: &Path) -> Option<PathBuf> {
 /// Fills a folder of the session with links to the images of what `program` loaded last time.
 pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     let folder = session.join("images");
-    make_if_it_locates(program);
     let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
+    make_if_it_locates(program);
+    if !configuration::config().is_empty() {
+        let noted = note.iter().flat_map(|note| note.lines()).map(Path::new);
+        noted.take(OBJECTS).for_each(make_if_it_locates);
+    }
     if std::fs::create_dir(&folder).is_err() {
         return folder;
     }
-    let options = Options::default();
+    let options = configuration::options();
     let note = note.unwrap_or_default();
     let program = program.to_str().into_iter();
     let paths: Vec<&str> = note.lines().take(OBJECTS).chain(program).collect();
@@ -67,13 +73,17 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     folder
 }
 
-/// A stripped program may hold an allocator that only its debug file names: then the image, which names it to the
-/// runtime, has to be there before the program starts.
-fn make_if_it_locates(program: &Path) {
-    let Ok(elf) = Elf::open(program) else { return };
-    let options = Options::default();
-    if elf.section(".symtab").is_none() && !DebugFiles::find(&elf, &options.search).is_empty() {
-        // Without an image the allocator stays unseen, as it would without the debug file.
+/// Some allocators the runtime does not find by itself: those that only a debug file names, and those that the configuration
+/// declares. Then the image, which names them to it, has to be there before the program starts.
+fn make_if_it_locates(object: &Path) {
+    let Ok(elf) = Elf::open(object) else { return };
+    let options = configuration::options();
+    let declares = |rule: &Rule| rule.hooked_as().is_some();
+    let is_needed = options.config.selected_for(&elf).rules.iter().any(declares)
+        || (elf.section(".symtab").is_none()
+            && !DebugFiles::find(&elf, &options.search).is_empty());
+    if is_needed {
+        // Without an image the allocator stays unseen.
         let _ = cache::image_of(&elf, &options, &|_| ());
     }
 }

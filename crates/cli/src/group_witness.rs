@@ -70,8 +70,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 fn make() -> std::io::Result<(i32, UnixStream)> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    // SAFETY: the child, and the child's, make system calls only.
+    // SAFETY: this process has one thread, and the child makes system calls only.
     match unsafe { fork() }? {
+        // SAFETY: so does its child.
         ForkResult::Child => match unsafe { fork() } {
             Ok(ForkResult::Child) => wait_for_end(theirs.as_raw_fd()),
             // SAFETY: ends without running destructors.

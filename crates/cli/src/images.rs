@@ -4,6 +4,7 @@
 //! A file that is no longer the one that was loaded (replaced, deleted) is told by its build ID; the image
 //! of the one that was loaded may still be in the cache.
 
+use crate::configuration;
 use indicatif::{ProgressBar, ProgressStyle};
 use pointee_inspect::images::{AlignedBytes, ImageBytes, Images};
 use pointee_inspect::process::{ModuleInfo, ProcessData};
@@ -41,7 +42,10 @@ impl AsRef<[u8]> for Owned {
 impl ImageSource {
     /// Nothing loaded yet.
     pub(crate) fn new() -> Self {
-        Self::default()
+        Self {
+            options: configuration::options(),
+            ..Self::default()
+        }
     }
 
     /// Files that were open while the processes ran: looked at where a path leads to another file by now.

@@ -15,6 +15,7 @@
 
 mod acquaintance;
 mod commands;
+mod configuration;
 mod glob;
 mod group_witness;
 mod images;
@@ -31,6 +32,7 @@ mod supervise;
 mod tracked;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Status when Pointee itself failed.
@@ -50,6 +52,9 @@ const OWN_FAILURE: u8 = 125;
 Exit status: 125 when Pointee itself fails, 126 when the program cannot be executed, 127 when it is
 not found; `run` ends otherwise with the program's status, or by the same signal.")]
 struct Command {
+    /// Read this configuration too, on top of the user's and the folder's pointee.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     subcommand: Subcommands,
 }
@@ -81,6 +86,10 @@ fn main() -> ExitCode {
             };
         }
     };
+    if let Err(error) = configuration::read(command.config.as_deref()) {
+        eprintln!("pointee: {error:#}");
+        return OWN_FAILURE.into();
+    }
     let done = match &command.subcommand {
         Subcommands::Run(arguments) => commands::run::run(arguments),
         Subcommands::Histo(arguments) => commands::histo::run(arguments),

@@ -7,6 +7,7 @@
 
 use crate::glob;
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
@@ -186,15 +187,24 @@ impl Planner {
 }
 
 fn memory_file(name: &std::ffi::CStr, bytes: &[u8]) -> Option<OwnedFd> {
-    let mut file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).ok()?);
+    let mut file = File::from(memfd_create(name, sealable()).ok()?);
     file.write_all(bytes).ok()?;
+    // Whoever maps it may rely on it for good.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).ok()?;
     Some(file.into())
 }
 
 fn counters_file(header: &Header) -> Option<File> {
-    let file = File::from(memfd_create(c"pointee-counters", MFdFlags::MFD_CLOEXEC).ok()?);
+    let file = File::from(memfd_create(c"pointee-counters", sealable()).ok()?);
     file.set_len(header.counters_len() as u64).ok()?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).ok()?;
     Some(file)
+}
+
+fn sealable() -> MFdFlags {
+    MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING
 }
 
 /// A request: the object's path, and its file.

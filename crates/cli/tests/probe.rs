@@ -360,3 +360,170 @@ fn what_cannot_be_probed_is_said() {
         assert!(said.contains(message), "{words:?}: {said}");
     }
 }
+
+/// Functions that leave little room, each called a hundred times: name, assembly, what it returns.
+const TIGHT: [(&str, &str, u64); 10] = [
+    // A five-byte instruction.
+    ("long_first", "mov $7, %eax; ret", 7),
+    // Five bytes of neighbours.
+    (
+        "short_first",
+        "push %rbp; mov %rsp, %rbp; mov $1, %al; movzbl %al, %eax; pop %rbp; ret",
+        1,
+    ),
+    // Two bytes, then another function: a relay, in whatever is dead near by.
+    ("two_bytes", "jmp .Lfar_two_bytes", 9),
+    // One byte, then another function: only its callers can be changed.
+    ("one_byte", "ret", 100),
+    // A branch into the first five bytes.
+    (
+        "inward",
+        "xor %eax, %eax; 1: inc %eax; cmp $5, %eax; jne 1b; ret",
+        5,
+    ),
+    // The carry is read again after instructions that leave it alone, and the other flags too.
+    (
+        "flags",
+        "mov $-1, %rax; mov $3, %edx; add %rdx, %rax; mov $0, %eax; mov (%rsp), %rcx; adc $0, %eax; \
+      mov $5, %ecx; cmp $6, %ecx; mov (%rsp), %rcx; mov %rcx, -8(%rsp); setl %cl; movzbl %cl, %ecx; lea (%rax,%rcx,2), %eax; ret",
+        3,
+    ),
+    // Overflow and parity, with every register in use.
+    (
+        "overflow",
+        "mov $0x7f, %al; add $1, %al; mov (%rsp), %rdx; seto %dl; mov -16(%rsp), %rcx; setp %cl; movzbl %dl, %edx; movzbl %cl, %ecx; \
+      lea (%rdx,%rcx,4), %eax; ret",
+        1,
+    ),
+    // Data below the stack pointer.
+    (
+        "red_zone",
+        "movq $11, -8(%rsp); movq $12, -128(%rsp); mov $5, %ecx; cmp $5, %ecx; mov -8(%rsp), %rax; jne 1f; add -128(%rsp), %rax; 1: ret",
+        23,
+    ),
+    // `loop` and `jrcxz` have short forms only.
+    (
+        "loops",
+        "mov $4, %ecx; xor %eax, %eax; 1: add $2, %eax; loop 1b; jrcxz 2f; ud2; 2: ret",
+        8,
+    ),
+    // A call of a register, returning into a two-byte rest.
+    (
+        "calls",
+        "push %rbx; lea long_first(%rip), %rax; call *%rax; pop %rbx; ret",
+        7,
+    ),
+];
+
+#[test]
+fn tight_places_are_counted_exactly() {
+    let mut source = String::from(
+        "#include <stdio.h>\n__asm__(\".text\\n.Lfar_two_bytes: mov $9, %eax; ret\\n\"\n",
+    );
+    for (name, assembly, _) in TIGHT {
+        source += &format!(
+            "\"{name}: .type {name}, @function; {assembly}; .size {name}, . - {name}\\n\"\n"
+        );
+    }
+    source += ");\n";
+    for (name, _, _) in TIGHT {
+        source += &format!("extern long {name}(long) __asm__(\"{name}\");\n");
+    }
+    source += "int main(void) { long sum = 0; for (long i = 0; i < 100; i++) { long value;\n";
+    for (name, _, expect) in TIGHT {
+        // `one_byte` returns what is in the register.
+        source += &format!(
+            "__asm__ volatile(\"call {name}\" : \"=a\"(value) : \"a\"(100) : \"rcx\", \"rdx\", \"rsi\", \"rdi\", \"r8\", \"r9\", \"r10\", \"r11\", \"cc\", \"memory\");\n"
+        );
+        source += &format!(
+            "if ((unsigned)value != {expect}) printf(\"{name} %ld\\n\", value); sum += (unsigned)value;\n"
+        );
+    }
+    source += "} printf(\"%ld\\n\", sum); return 0; }\n";
+    // The assembly's calls want no red zone in main.
+    let (_folder, program) = compile("gcc", "p.c", &source, &["-O1", "-mno-red-zone"]);
+    let sum: u64 = TIGHT.iter().map(|(_, _, value)| 100 * value).sum();
+    let expect = format!("{sum}\n");
+    let plain = Command::new(&program).output().expect("runs");
+    assert_eq!(
+        String::from_utf8_lossy(&plain.stdout),
+        expect,
+        "without probes"
+    );
+    for kind in ALL {
+        let (output, modules) = probe(&["--at", kind, "--module", "program"], &[text(&program)]);
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            expect,
+            "{kind}: {output:?}"
+        );
+        if !["entry", "instruction"].contains(&kind) {
+            continue;
+        }
+        let counted = module(&modules, "program");
+        for (name, _, _) in TIGHT {
+            // It is called by another one of them, too.
+            let calls = if name == "long_first" { 200 } else { 100 };
+            assert_eq!(
+                entries(counted, name),
+                calls,
+                "{kind} {name}: {}",
+                counted["refused"]
+            );
+        }
+        assert!(
+            kind == "entry"
+                || hits(counted, "loops")
+                    .iter()
+                    .any(|(_, count)| *count == 400),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+fn a_debugger_sees_the_callers() {
+    let source = r#"
+        #include <stdio.h>
+        #include <unistd.h>
+        __attribute__((noinline)) int innermost(int n) { puts("here"); fflush(stdout); pause(); __asm__ volatile(""); return n; }
+        __attribute__((noinline)) int middle(int n) { int m = innermost(n + 1); __asm__ volatile(""); return m + 1; }
+        __attribute__((noinline)) int outer(int n) { int m = middle(n + 1); __asm__ volatile(""); return m + 1; }
+        int main(int argc, char **argv) { return outer(argc); }
+    "#;
+    let (_folder, program) = compile("gcc", "p.c", source, &["-O1", "-g"]);
+    for kind in ["entry", "call", "instruction"] {
+        use std::io::{BufRead, BufReader};
+        let mut supervisor = pointee()
+            .args(["probe", "--at", kind, "--report", "/dev/null", "--"])
+            .arg(&program)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let out = supervisor.stdout.take().expect("a pipe");
+        BufReader::new(out).read_line(&mut line).expect("a line");
+        let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
+        let pids = std::fs::read_to_string(children).expect("children");
+        let pid = pids.trim().to_owned();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let shown = Command::new("gdb")
+            .args(["-q", "-batch", "-ex", "bt", "-p", &pid])
+            .output()
+            .expect("gdb runs");
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let _ = Command::new("kill").args(["-9", &pid]).status();
+        let _ = supervisor.wait();
+        let at = |name: &str| {
+            shown
+                .find(&format!(" {name} ("))
+                .unwrap_or_else(|| panic!("{kind}: no {name} in {shown}"))
+        };
+        assert!(
+            at("innermost") < at("middle")
+                && at("middle") < at("outer")
+                && at("outer") < at("main"),
+            "{kind}: {shown}"
+        );
+    }
+}

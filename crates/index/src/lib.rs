@@ -30,6 +30,7 @@
 #![no_std]
 
 pub mod counters;
+pub mod direct;
 pub mod handoff;
 pub mod layout;
 pub mod origins;

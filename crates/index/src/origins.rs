@@ -282,6 +282,27 @@ impl Origins {
         self.each_of(module, |address| address & !UNLOADED);
     }
 
+    /// Calls `each` for every slot of the levels in use, empty ones too, in order.
+    pub fn each(&self, mut each: impl FnMut(&'static Node)) {
+        // SAFETY: the header is mapped as long as the region.
+        let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
+        for level in 0..used.min(ORIGIN_LEVELS) {
+            for at in 0..1usize << self.bits[level] {
+                if let Some(node) = self.slot(level, at) {
+                    each(node);
+                }
+            }
+        }
+    }
+
+    /// Slot `at` of level `level`.
+    #[must_use]
+    pub fn slot(&self, level: usize, at: usize) -> Option<&'static Node> {
+        let exists = level < ORIGIN_LEVELS && at < 1usize << self.bits[level];
+        // SAFETY: below the level's number of slots.
+        exists.then(|| unsafe { &*self.levels[level].add(at) })
+    }
+
     fn each_of(&self, module: u32, change: impl Fn(u64) -> u64) {
         // SAFETY: the header is mapped as long as the region.
         let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;

@@ -133,6 +133,13 @@ impl Writer {
         (!first.is_null()).then(|| (first.cast::<u8>().cast_mut(), len as usize))
     }
 
+    /// Number of tables in use.
+    #[must_use]
+    pub fn tables(&self) -> u64 {
+        let header = self.header();
+        u64::from(header.tables.load(Acquire).min(header.geometry.tables))
+    }
+
     /// Entry of the directory that table `number` belongs to.
     #[must_use]
     pub fn owner(&self, number: u64) -> Option<u64> {

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)] // Makes a region out of zeroed memory and writers for it.
 
+use pointee_index::direct::Reader;
 use pointee_index::layout::{Layout, MAGIC, VERSION};
 use pointee_index::{Geometry, Header, Index, Memory, Writer};
 use proptest::prelude::*;
@@ -37,6 +38,11 @@ impl Region {
             shape,
             layout,
         }
+    }
+
+    fn reader(&self) -> Reader {
+        // SAFETY: the region outlives the reader in every test.
+        unsafe { Reader::new(self.base, &self.layout) }
     }
 
     fn writer(&self) -> Writer {
@@ -160,6 +166,7 @@ fn check(start: u64, steps: &[Step]) -> Result<(), TestCaseError> {
         }
     }
     let index = Index::open(&region).unwrap();
+    let direct = region.reader();
     let mut found = BTreeMap::new();
     index.each_block(|block| {
         found.insert(block.base, (block.size, block.origin));
@@ -181,6 +188,7 @@ fn check(start: u64, steps: &[Step]) -> Result<(), TestCaseError> {
         );
         for at in inside {
             let block = index.block_at(at);
+            prop_assert_eq!(direct.block_at(at), block, "at {:#x}", at);
             prop_assert_eq!(
                 block.map(|block| (block.base, block.size, block.origin)),
                 Some((*base, *size, *origin)),
@@ -193,6 +201,7 @@ fn check(start: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 .range(..=at)
                 .next_back()
                 .filter(|(base, block)| at - **base < block.0.max(1));
+            prop_assert_eq!(direct.block_at(at), index.block_at(at), "at {:#x}", at);
             prop_assert_eq!(
                 index.block_at(at).map(|block| block.base),
                 expected.map(|(base, _)| *base),
@@ -229,7 +238,9 @@ fn eight_byte_blocks_at_eight_byte_steps() {
     }
     let index = Index::open(&region).unwrap();
     for n in (0..10_000u64).filter(|n| n % 9 != 0) {
-        let block = index.block_at(base + 8 * n + (n % 9 - 1)).unwrap();
+        let inside = base + 8 * n + (n % 9 - 1);
+        let block = index.block_at(inside).unwrap();
+        assert_eq!(region.reader().block_at(inside), Some(block));
         assert_eq!(
             (block.base, block.size, block.origin),
             (base + 8 * n, n % 9, n as u32 + 1)

@@ -88,6 +88,10 @@ pub struct SiteAnswer {
     pub allocator: String,
     /// The hooked function that was called.
     pub entry: String,
+    /// The function that the site calls, by its linker name: the hooked one, or a wrapper.
+    pub callee: Option<String>,
+    /// The function that takes the block back; `null` if nobody said. Filled in by who knows the configuration.
+    pub freed_by: Option<String>,
 }
 
 /// Answers for `address`.
@@ -441,5 +445,7 @@ fn site_answer(resolver: &Resolver<'_>, site: Site) -> SiteAnswer {
         wrappers: site.wrappers,
         allocator: site.allocator,
         entry: site.entry,
+        callee: site.callee,
+        freed_by: None,
     }
 }

@@ -19,8 +19,10 @@ use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
+use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
+use pointee_model::source::is_library_source;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -65,6 +67,8 @@ pub struct Site {
     pub allocator: String,
     /// The hooked function that was called.
     pub entry: String,
+    /// The function that the site calls, by its linker name: the hooked one, or a wrapper.
+    pub callee: Option<String>,
 }
 
 /// Resolves the paths of one process.
@@ -180,6 +184,7 @@ impl<'a> Resolver<'a> {
                 wrappers,
                 allocator,
                 entry,
+                callee: None,
             },
         }
     }
@@ -228,6 +233,9 @@ impl<'a> Resolver<'a> {
             wrappers,
             allocator,
             entry,
+            callee: witnessed
+                .map(|(record, image)| image.string(record.callee).to_owned())
+                .filter(|callee| !callee.is_empty()),
         }
     }
 
@@ -252,7 +260,9 @@ impl<'a> Resolver<'a> {
         };
         let family = match hook.role {
             HookRole::New | HookRole::Delete => "operator new",
-            _ => "malloc",
+            _ if role_of(&hook.name).is_some() => "malloc",
+            // Declared by the user's configuration.
+            _ => &hook.name,
         };
         let module = self.process.modules.get(hook.module as usize);
         let module = module.map_or("?", ModuleInfo::name);
@@ -358,18 +368,4 @@ pub fn position_at(image: &Image<'_>, address: LinkAddr) -> Position {
         place,
         inlined: places,
     }
-}
-
-/// Source that belongs to the language: libstdc++'s headers, Rust's std.
-fn is_library_source(file: &str) -> bool {
-    const PARTS: [&str; 7] = [
-        "/include/c++/",
-        "/libstdc++-v3/",
-        "/rustc/",
-        "/library/alloc/",
-        "/library/std/",
-        "/library/core/",
-        "/hashbrown-",
-    ];
-    PARTS.iter().any(|part| file.contains(part))
 }

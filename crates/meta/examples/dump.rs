@@ -24,7 +24,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let sites = sites::infer(&elf, &facts, &sites::Options::default());
     let inferred = start.elapsed();
-    let image = writer::write(&facts, &sites, &provenance);
+    let image = writer::write(
+        &facts,
+        &sites,
+        &pointee_meta::config::Config::default(),
+        &provenance,
+    );
     let written = start.elapsed();
     println!("{path}");
     println!(

@@ -11,10 +11,12 @@
 //! is made from (which debug files were found, the configuration), so that installing debug info
 //! changes the answer at the next question. A cached file that is not what its name says is made anew.
 
+use crate::config::{self, Config};
 use crate::debug_files::{DebugFiles, Search};
 use crate::dwarf::read_facts;
 use crate::elf::{Elf, ElfError, FileBytes};
-use crate::sites;
+use crate::facts::Facts;
+use crate::sites::{self, Sites};
 use crate::writer::{self, Provenance};
 use pointee_model::image::{FORMAT, Image, ImageError};
 use std::fs;
@@ -63,6 +65,8 @@ pub struct Options {
     pub places: Places,
     /// What the analysis of allocation sites may use.
     pub sites: sites::Options,
+    /// What people say about allocators.
+    pub config: Config,
 }
 
 /// What is being done, for those who wait.
@@ -206,7 +210,11 @@ pub fn image_of(
     options: &Options,
     progress: &dyn Fn(Stage),
 ) -> Result<LoadedImage, CacheError> {
-    if let Some(found) = embedded(elf) {
+    let config = options.config.selected_for(elf);
+    // An image that somebody else made knows nothing of this configuration.
+    if config.is_empty()
+        && let Some(found) = embedded(elf)
+    {
         return Ok(found);
     }
     let debug = DebugFiles::find(elf, &options.search);
@@ -215,7 +223,7 @@ pub fn image_of(
     let systems = options.places.system.iter().flat_map(|directory| {
         [
             (directory.join(&name), true),
-            (directory.join(short_name(elf)), false),
+            (directory.join(short_name(elf)), !config.is_empty()),
         ]
     });
     let user = options
@@ -245,6 +253,28 @@ pub fn cached(elf: &Elf, options: &Options) -> Option<PathBuf> {
         .find(|path| load(path, &provenance, true).is_some())
 }
 
+/// What analysis finds in a file, with the configuration applied; nothing is cached.
+#[must_use]
+pub fn analyse(elf: &Elf, options: &Options) -> (Facts, Sites) {
+    let debug = DebugFiles::find(elf, &options.search);
+    let facts = read_facts(elf, &debug);
+    let sites = find_sites(elf, &facts, &options.config.selected_for(elf), options);
+    (facts, sites)
+}
+
+fn find_sites(elf: &Elf, facts: &Facts, config: &Config, options: &Options) -> Sites {
+    let with_declared = sites::Options {
+        declared: config.declared(),
+        ..options.sites.clone()
+    };
+    let mut sites = sites::infer(elf, facts, &with_declared);
+    let path = elf
+        .path()
+        .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
+    config::apply(config, &path, facts, &mut sites);
+    sites
+}
+
 /// Makes an image, whatever is cached.
 fn make(
     elf: &Elf,
@@ -256,9 +286,10 @@ fn make(
     progress(Stage::DebugInfo);
     let facts = read_facts(elf, debug);
     progress(Stage::Sites);
-    let sites = sites::infer(elf, &facts, &options.sites);
+    let config = options.config.selected_for(elf);
+    let sites = find_sites(elf, &facts, &config, options);
     progress(Stage::Writing);
-    let bytes = writer::write(&facts, &sites, provenance);
+    let bytes = writer::write(&facts, &sites, &config, provenance);
     let mut diagnostics = facts.diagnostics;
     diagnostics.extend(sites.diagnostics);
     (bytes, diagnostics)
@@ -269,6 +300,10 @@ fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance
     hash.update(&FORMAT.to_le_bytes());
     hash.update(&debug.identity().to_le_bytes());
     hash.update(format!("{:?}", options.sites).as_bytes());
+    let config = options.config.selected_for(elf);
+    if !config.is_empty() {
+        hash.update(config.meaning().as_bytes());
+    }
     Provenance {
         build_id: elf.build_id().to_vec(),
         inputs: hash.digest128().to_le_bytes(),

@@ -4,14 +4,16 @@
 //!   the file itself                     .debug_info
 //!   else, by build ID                   ROOT/.build-id/xx/yyyy.debug
 //!   else, by .gnu_debuglink (CRC)       DIR/name, DIR/.debug/name, ROOT/DIR/name
+//!   else, where servers are configured  debuginfod, by build ID
 //!   shared by several (dwz)             .gnu_debugaltlink, .debug_sup: path, else build ID under ROOT
 //!   split by the compiler               FILE.dwp, else COMP_DIR/name.dwo, DIR/name.dwo
 //!   symbols only                        .gnu_debugdata (xz) inside the file
 //! ```
 //!
 //! A candidate counts only when what ties it to the file (build ID or checksum) agrees. Nothing is fetched
-//! from anywhere.
+//! unless servers are configured.
 
+use crate::debuginfod::Servers;
 use crate::elf::{Elf, unpack_xz};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -26,12 +28,16 @@ const MAX_SYMBOLS_ONLY: usize = 256 << 20;
 pub struct Search {
     /// Debug roots, in order of preference.
     pub roots: Vec<PathBuf>,
+    /// Servers that are asked last.
+    pub servers: Servers,
 }
 
 impl Default for Search {
+    /// `/usr/lib/debug`, and the servers that the environment names.
     fn default() -> Self {
         Self {
             roots: vec![PathBuf::from("/usr/lib/debug")],
+            servers: Servers::from_environment(),
         }
     }
 }
@@ -58,7 +64,9 @@ impl DebugFiles {
         let debug = if has_debug_info(elf) {
             None
         } else {
-            by_build_id(elf.build_id(), &search.roots).or_else(|| by_link(elf, &search.roots))
+            by_build_id(elf.build_id(), &search.roots)
+                .or_else(|| by_link(elf, &search.roots))
+                .or_else(|| by_server(elf.build_id(), &search.servers))
         };
         let holder = debug.as_ref().unwrap_or(elf);
         let alternate = alternate(holder, &search.roots);
@@ -136,12 +144,20 @@ fn by_build_id(id: &[u8], roots: &[PathBuf]) -> Option<Elf> {
     if rest.is_empty() {
         return None;
     }
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
     let relative = format!(".build-id/{}/{}.debug", hex(&[*first]), hex(rest));
     roots.iter().find_map(|root| {
         let found = Elf::open(root.join(&relative)).ok()?;
         (found.build_id() == id).then_some(found)
     })
+}
+
+fn by_server(id: &[u8], servers: &Servers) -> Option<Elf> {
+    let found = Elf::open(servers.debug_file(&hex(id))?).ok()?;
+    (found.build_id() == id).then_some(found)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn by_link(elf: &Elf, roots: &[PathBuf]) -> Option<Elf> {

@@ -3,6 +3,7 @@
 //! ```text
 //!   ELF file ──elf──▶ sections, symbols, build ID
 //!      │                        │
+//!      │   configuration (what people say) ──config──────────────────────┐
 //!      └─debug_files─▶ debug ELF, dwz, dwo ──dwarf──▶ Facts ──sites──▶ Sites
 //!                                                       └───────writer────┴──▶ image bytes ──cache──▶ file
 //! ```
@@ -11,7 +12,9 @@
 //! file make it panic, hang or take memory beyond a multiple of the file's size ([`read_untrusted`]).
 
 pub mod cache;
+pub mod config;
 pub mod debug_files;
+pub mod debuginfod;
 pub mod dwarf;
 pub mod elf;
 pub mod facts;
@@ -39,5 +42,5 @@ pub fn read_untrusted(bytes: &[u8]) -> usize {
         build_id: elf.build_id().to_vec(),
         ..writer::Provenance::default()
     };
-    writer::write(&facts, &sites, &provenance).len()
+    writer::write(&facts, &sites, &config::Config::default(), &provenance).len()
 }

@@ -3,6 +3,7 @@
 //! Records are filled in the order that the image format asks for, strings are interned once, and
 //! the sections are laid out one after the other, each 8-byte aligned.
 
+use crate::config::{Config, Rule};
 use crate::facts::{Facts, FrameBase, Function, LoadedSection, Place};
 use crate::sites::Sites;
 use pointee_model::entries::role_of;
@@ -26,7 +27,7 @@ pub struct Provenance {
 
 /// Writes an image.
 #[must_use]
-pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
+pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provenance) -> Vec<u8> {
     let mut strings = Strings::new();
     let files: Vec<StrRef> = facts
         .files
@@ -49,7 +50,7 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
         })
         .collect();
     let (records, evidence) = site_records(sites, &mut strings);
-    let entries = entries(facts, &mut strings);
+    let entries = entries(facts, config, &mut strings);
 
     let mut layout = Layout::default();
     layout.add(section_kind::TYPES, &types.records);
@@ -76,21 +77,26 @@ pub fn write(facts: &Facts, sites: &Sites, provenance: &Provenance) -> Vec<u8> {
     layout.finish(provenance, flags)
 }
 
-/// The allocation functions that go by a known name, exported or not, wherever that name was found.
-fn entries(facts: &Facts, strings: &mut Strings) -> Vec<EntryRecord> {
+/// The allocation functions that go by a known name or that the configuration names, exported or not, wherever that
+/// name was found. The configuration was cut to this file before.
+fn entries(facts: &Facts, config: &Config, strings: &mut Strings) -> Vec<EntryRecord> {
     let known = facts.functions.iter().filter_map(|function| {
-        let (name, _) = role_of(&function.linkage_name)?;
-        Some((function, name))
+        let name = function.linkage_name.as_str();
+        let said = config.rules.iter().rev().find(|rule| rule.names(name));
+        match said.and_then(Rule::hooked_as) {
+            Some(role) => Some((function, name, role as u32)),
+            None => Some((function, role_of(name)?.0, 0)),
+        }
     });
     known
-        .map(|(function, name)| EntryRecord {
+        .map(|(function, name, role)| EntryRecord {
             address: function.entry,
             size: function
                 .ranges
                 .first()
                 .map_or(0, |(start, end)| end.saturating_sub(*start)),
             name: strings.intern(name),
-            reserved: 0,
+            role,
         })
         .collect()
 }

@@ -13,6 +13,7 @@ fn options(at: &Path) -> Options {
     Options {
         search: Search {
             roots: vec![at.join("debug")],
+            ..Search::default()
         },
         places: Places {
             system: vec![at.join("system")],

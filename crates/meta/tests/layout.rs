@@ -70,6 +70,7 @@ fn facts_of(flags: &[&str], then: Then) -> (String, Facts) {
     let elf = Elf::open(&program).expect("ELF");
     let search = Search {
         roots: vec![at.to_owned()],
+        ..Search::default()
     };
     let debug = DebugFiles::find(&elf, &search);
     if matches!(then, Then::Dwz) {

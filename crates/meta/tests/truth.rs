@@ -209,6 +209,7 @@ fn check(name: &str, text: &str, elf: &Elf, folder: &Path, sources: bool, floor:
     let options = Options {
         sources,
         source_roots: vec![folder.to_owned()],
+        ..Options::default()
     };
     let found: Sites = infer(elf, &facts, &options);
     let rows = rows(text);

@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 7;
+pub const FORMAT: u32 = 18;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -469,8 +469,8 @@ pub struct EntryRecord {
     pub size: u64,
     /// Its name (`malloc`, `je_malloc` …).
     pub name: StrRef,
-    /// Zero.
-    pub reserved: u32,
+    /// The [`Role`](crate::entries::Role) that the configuration gives it; 0: the one that its name has.
+    pub role: u32,
 }
 
 /// Why bytes are not an image.
@@ -632,12 +632,34 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// The string at `at` for C, unchecked for UTF-8; `None` when out of bounds, or where the last string has no end.
+    #[must_use]
+    pub fn c_string(&self, at: StrRef) -> Option<*const core::ffi::c_char> {
+        let is_ended = self.strings.last() == Some(&0);
+        let tail = self.strings.get(at as usize..).filter(|_| is_ended)?;
+        Some(tail.as_ptr().cast())
+    }
+
+    /// Whether the string at `at` is `text`, which holds no NUL.
+    #[must_use]
+    pub fn is_string(&self, at: StrRef, text: &[u8]) -> bool {
+        let rest = self.strings.get(at as usize..);
+        rest.and_then(|tail| tail.strip_prefix(text))
+            .is_some_and(|tail| tail.first() == Some(&0))
+    }
+
     /// Path of a source file; empty when there is none.
     #[must_use]
     pub fn file_name(&self, file: FileIndex) -> &'a str {
         self.files
             .get(file as usize)
             .map_or("", |at| self.string(*at))
+    }
+
+    /// The same for C.
+    #[must_use]
+    pub fn file_name_c(&self, file: FileIndex) -> Option<*const core::ffi::c_char> {
+        self.c_string(*self.files.get(file as usize)?)
     }
 
     /// The type at `index`.

@@ -13,3 +13,4 @@ pub mod addr;
 pub mod entries;
 pub mod evidence;
 pub mod image;
+pub mod source;

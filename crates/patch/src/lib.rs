@@ -37,6 +37,10 @@
 //! An `endbr64` stays first, for indirect branches must land on one. When a function ends before
 //! the pad does (`ret`, then padding up to the next one), the padding is overwritten too.
 //!
+//! That is for one function at a time, in the target. For a whole file, with a probe at any of its
+//! instructions, the planning is done on the host (crate `pointee-probe`), and [`placement`] is what
+//! is handed over.
+//!
 //! # Invariants
 //!
 //! 1. *A pad is never entered but at its start.* The function's own direct branches are searched,

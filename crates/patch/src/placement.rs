@@ -4,7 +4,7 @@
 //! of bytes, so that it can be made in one process and applied in another:
 //!
 //! ```text
-//!   header │ island: code, page-aligned │ relative: u32* │ absolute: u32* │ counters: u32* │ pads: Pad* │ traps: Trap*
+//!   header │ island: code, page-aligned │ relative: u32* │ absolute: u32* │ counters: u32* │ pads: Pad*
 //! ```
 //!
 //! - The **island** is code that was laid out as if it lay at link-time address `base`. Loaded
@@ -20,7 +20,6 @@
 //!   island corrected by `delta` where `is_relative`.
 //! - The island begins with one **slot** of eight bytes for each [`Event`], to be filled with the
 //!   address of a function that keeps all registers. Copies of certain functions' entries call it.
-//! - **traps**: where an `int3` was written, and the offset in the island to go on at.
 
 use pointee_model::addr::LinkAddr;
 
@@ -135,8 +134,6 @@ pub struct Header {
     pub counters: u32,
     /// See the module.
     pub pads: u32,
-    /// See the module.
-    pub traps: u32,
     /// Functions that should call a slot, and do not: counters have to be locked from the start.
     pub unwatched: u32,
 }
@@ -154,7 +151,6 @@ impl Header {
             self.absolute,
             self.counters,
             self.pads,
-            self.traps,
             self.unwatched,
         ];
         for (at, count) in counts.iter().enumerate() {
@@ -180,7 +176,6 @@ pub struct Placement<'b> {
     absolute: &'b [u8],
     counters: &'b [u8],
     pads: &'b [u8],
-    traps: &'b [u8],
 }
 
 impl<'b> Placement<'b> {
@@ -199,8 +194,7 @@ impl<'b> Placement<'b> {
             absolute: u32_at(28)?,
             counters: u32_at(32)?,
             pads: u32_at(36)?,
-            traps: u32_at(40)?,
-            unwatched: u32_at(44)?,
+            unwatched: u32_at(40)?,
         };
         let mut rest = bytes.get(PAGE..)?;
         let mut section = |count: usize, each: usize| {
@@ -215,7 +209,6 @@ impl<'b> Placement<'b> {
             absolute: section(header.absolute as usize, 4)?,
             counters: section(header.counters as usize, 4)?,
             pads: section(header.pads as usize, PAD_RECORD_LEN)?,
-            traps: section(header.traps as usize, 16)?,
         })
     }
 
@@ -259,33 +252,6 @@ impl<'b> Placement<'b> {
         self.pads
             .chunks_exact(PAD_RECORD_LEN)
             .filter_map(PadBytes::from_bytes)
-    }
-
-    /// How many traps there are.
-    #[must_use]
-    pub fn traps_len(&self) -> usize {
-        self.traps.len() / 16
-    }
-
-    /// Where in the island to go on after the trap at `at`; they are sorted by address.
-    #[must_use]
-    pub fn trap(&self, at: LinkAddr) -> Option<u64> {
-        let record = |index: usize| {
-            let record = self.traps.get(16 * index..16 * index + 16)?;
-            let word = |at: usize| record[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-            Some((word(0), word(8)))
-        };
-        let (mut low, mut high) = (0, self.traps_len());
-        while low < high {
-            let middle = (low + high) / 2;
-            let (trap, island) = record(middle)?;
-            match trap.cmp(&at.0) {
-                core::cmp::Ordering::Equal => return Some(island),
-                core::cmp::Ordering::Less => low = middle + 1,
-                core::cmp::Ordering::Greater => high = middle,
-            }
-        }
-        None
     }
 }
 

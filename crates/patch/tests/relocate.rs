@@ -4,8 +4,12 @@
 #![allow(missing_docs)]
 
 use pointee_model::addr::RunAddr;
+use pointee_patch::arch::x86_64::decode::decode;
+use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::emit::relay;
-use pointee_patch::arch::x86_64::relocate::{RelocateError, relocate};
+use pointee_patch::arch::x86_64::relocate::{
+    Fields, RelocateError, call_as_jump, relocate, relocate_one,
+};
 
 const HOME: RunAddr = RunAddr(0x1000);
 const NEAR: RunAddr = RunAddr(0x2000);
@@ -188,5 +192,83 @@ fn relays() {
     ];
     for (at, expect) in rows {
         assert_eq!(hex(&relay(at, context, HOME)), hex(&bytes(expect)));
+    }
+}
+
+/// One instruction, whose target is 3000 and which returns to 1100: its copy, and where that holds
+/// what depends on places.
+#[test]
+fn one_instruction_and_its_fields() {
+    let rows = [
+        // mov rax, [rip+10]; cmp byte [rip+10], 0; nothing
+        ("48 8b 05 10000000", "48 8b 05 10f0ffff", (Some(3), None)),
+        ("80 3d 10000000 00", "80 3d 10f0ffff 00", (Some(2), None)),
+        ("55", "55", (None, None)),
+        // jmp rel8, je rel8, loop, jecxz
+        ("eb 10", "e9 fb0f0000", (Some(1), None)),
+        ("74 10", "0f 84 fa0f0000", (Some(2), None)),
+        ("e2 10", "e2 02 eb 05 e9 f70f0000", (Some(5), None)),
+        ("67 e3 10", "67 e3 02 eb 05 e9 f60f0000", (Some(6), None)),
+        // call rel32, call rax, call [rip+10], call [r12+8]
+        (
+            "e8 00010000",
+            "ff 35 05000000 e9 f50f0000 0011000000000000",
+            (Some(7), Some(11)),
+        ),
+        (
+            "ff d0",
+            "ff 35 02000000 ff e0 0011000000000000",
+            (None, Some(8)),
+        ),
+        (
+            "ff 15 10000000",
+            "ff 35 06000000 ff 25 0af0ffff 0011000000000000",
+            (Some(8), Some(12)),
+        ),
+        (
+            "41 ff 54 24 08",
+            "ff 35 05000000 41 ff 64 24 08 0011000000000000",
+            (None, Some(11)),
+        ),
+    ];
+    for (code, expect, (relative, absolute)) in rows {
+        let code_bytes = bytes(code);
+        let mut copy = [0; 64];
+        let mut emitter = Emitter::new(&mut copy, NEAR);
+        let instruction = decode(&code_bytes).expect("an instruction");
+        let fields = relocate_one(
+            &instruction,
+            &code_bytes,
+            HOME,
+            RunAddr(0x3000),
+            RunAddr(0x1100),
+            &mut emitter,
+        );
+        let len = emitter.len();
+        assert_eq!(
+            (hex(&copy[..len]), fields),
+            (hex(&bytes(expect)), Ok(Fields { relative, absolute })),
+            "{code}"
+        );
+    }
+    // call [rip+10], call [rbx+rcx*8], call [rsp+8]
+    let rows = [
+        ("ff 15 10000000", Ok(("ff 25 10f0ffff", Some(2)))),
+        ("ff 14 cb", Ok(("ff 24 cb", None))),
+        ("ff 54 24 08", Err(RelocateError::CallThroughStack)),
+    ];
+    for (code, expect) in rows {
+        let code_bytes = bytes(code);
+        let mut copy = [0; 64];
+        let mut emitter = Emitter::new(&mut copy, NEAR);
+        let instruction = decode(&code_bytes).expect("an instruction");
+        let field = call_as_jump(&instruction, &code_bytes, HOME, &mut emitter);
+        let len = emitter.len();
+        let found = field.map(|field| (hex(&copy[..len]), field));
+        assert_eq!(
+            found,
+            expect.map(|(bytes_then, field)| (hex(&bytes(bytes_then)), field)),
+            "{code}"
+        );
     }
 }

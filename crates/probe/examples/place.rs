@@ -16,7 +16,7 @@ fn main() {
     for file in words {
         let begun = std::time::Instant::now();
         let elf = Elf::open(&file).expect("an ELF file");
-        let options = Options { at, traps: false };
+        let options = Options { at };
         let plan = Plan::new(&elf, &options, |_| true).expect("a plan");
         let refused = plan.points.iter().filter(|point| point.placed.is_err());
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();

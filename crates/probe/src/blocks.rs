@@ -27,6 +27,8 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) struct Blocks {
     pub(crate) all: Vec<Block>,
+    /// For each instruction, the block that holds it.
+    holders: Vec<u32>,
 }
 
 impl Blocks {
@@ -62,21 +64,23 @@ impl Blocks {
             }
             open = !place.kind.ends_block() && !immovable;
         }
-        Self { all }
+        let mut holders = vec![0; code.places.len()];
+        for (at, block) in all.iter().enumerate() {
+            holders[block.first as usize..block.last as usize].fill(at as u32);
+        }
+        Self { all, holders }
     }
 
     /// The index of the block that begins at `address`.
-    pub(crate) fn at(&self, address: u64) -> Option<usize> {
-        self.all
-            .binary_search_by_key(&address, |block| block.start)
-            .ok()
+    pub(crate) fn at(&self, code: &Code<'_>, address: u64) -> Option<usize> {
+        let place = code.find(address)?;
+        let block = self.of_place(place);
+        (self.all[block].first as usize == place).then_some(block)
     }
 
     /// The index of the block that holds instruction `place`.
     pub(crate) fn of_place(&self, place: usize) -> usize {
-        self.all
-            .partition_point(|block| block.first as usize <= place)
-            - 1
+        self.holders[place] as usize
     }
 
     /// The block that adjoins `at` behind it.
@@ -93,7 +97,7 @@ impl Blocks {
         let block = &self.all[at];
         let last = &code.places[block.last as usize - 1];
         let branch = (last.target != 0 && last.kind != Kind::Call)
-            .then(|| self.at(last.target))
+            .then(|| self.at(code, last.target))
             .flatten();
         let next = (!last.kind.ends_flow()).then(|| self.next(at)).flatten();
         branch.into_iter().chain(next)

@@ -6,7 +6,7 @@
 //! | mark | control comes from |
 //! | --- | --- |
 //! | [`mark::TARGET`] | a direct branch in a function |
-//! | [`mark::OUTSIDE`] | anywhere: a function's start, a return, an exception, a pointer, a jump table, a branch in code that belongs to no function |
+//! | [`mark::OUTSIDE`] | anywhere: a function's start, a return from a call or the kernel, an exception, a pointer, a jump table, a branch in code that belongs to no function |
 //! | [`mark::INNER`] | a branch goes *into* the instruction (over a `lock` prefix, say): it must stay as it is |
 //!
 //! Pointers to code are taken from everything that can hold one: relocations, RIP-relative `lea`,
@@ -16,10 +16,7 @@
 
 use std::collections::BTreeSet;
 
-use object::elf::{
-    ET_EXEC, PF_X, PT_LOAD, R_X86_64_64, R_X86_64_IRELATIVE, R_X86_64_RELATIVE, SHF_ALLOC,
-    SHT_NOBITS, SHT_RELA, SHT_RELR,
-};
+use object::elf::{PF_X, PT_LOAD};
 use pointee_meta::elf::Elf;
 use pointee_model::addr::LinkAddr;
 use pointee_patch::arch::x86_64::decode::{Flow, Instruction, Map, decode};
@@ -27,6 +24,7 @@ use pointee_patch::arch::x86_64::sweep::{branch_target, sweep};
 
 use crate::functions::{self, Exclusion, Function};
 use crate::indirect;
+use crate::pointers::Pointers;
 
 /// Bits of [`Place::marks`].
 pub(crate) mod mark {
@@ -40,6 +38,9 @@ pub(crate) mod mark {
     pub(crate) const REACHED: u8 = 8;
     /// A pointer to it was found that may as well mean data.
     pub(crate) const TAKEN: u8 = 16;
+    /// More than the start of a function: a pointer, a table, an exception, or another object may
+    /// lead to it.
+    pub(crate) const POINTED: u8 = 32;
 }
 
 /// How control leaves an instruction.
@@ -85,6 +86,12 @@ impl Kind {
         matches!(self, Self::Call | Self::IndirectCall)
     }
 
+    /// Whether the copy of its block goes back for it, so that whoever looks at a thread that is
+    /// inside — an unwinder, a debugger, a signal handler — sees the original code.
+    pub(crate) fn stays(self) -> bool {
+        self.is_call() || self == Self::Syscall
+    }
+
     /// Whether control never goes on to the next instruction.
     pub(crate) fn ends_flow(self) -> bool {
         matches!(
@@ -95,7 +102,7 @@ impl Kind {
 
     /// Whether a block ends behind it.
     pub(crate) fn ends_block(self) -> bool {
-        !matches!(self, Self::Next | Self::Syscall)
+        self != Self::Next
     }
 }
 
@@ -137,7 +144,12 @@ pub(crate) struct Code<'e> {
     pub(crate) strays: Vec<u64>,
     /// Executable ranges by link-time address.
     executable: Vec<(u64, u64)>,
+    /// For each granule of code, the first instruction in it or behind it.
+    granules: Vec<u32>,
 }
+
+/// Bytes of code that one number of [`Code::granules`] stands for, as a power of two.
+const GRANULE: u32 = 6;
 
 impl<'e> Code<'e> {
     /// Reads the code of `elf`.
@@ -162,8 +174,10 @@ impl<'e> Code<'e> {
             spans: Vec::new(),
             strays: Vec::new(),
             executable,
+            granules: Vec::new(),
         };
         code.decode();
+        code.index();
         code.mark_direct();
         code.mark_gaps();
         for at in 0..code.functions.len() {
@@ -174,15 +188,21 @@ impl<'e> Code<'e> {
             }
         }
         for pad in found.landing_pads {
-            code.mark(pad, mark::OUTSIDE);
+            code.mark(pad, mark::OUTSIDE | mark::POINTED);
         }
         code.mark_returns();
-        let pointers = code.pointers();
+        let pointers = Pointers::of(&code);
         for pointer in pointers.certain {
-            code.mark(pointer, mark::OUTSIDE);
+            code.mark(pointer, mark::OUTSIDE | mark::POINTED);
         }
         for pointer in pointers.taken {
-            code.mark(pointer, mark::TAKEN);
+            code.mark(pointer, mark::TAKEN | mark::POINTED);
+        }
+        let exported = elf
+            .symbols()
+            .filter(|symbol| symbol.dynamic && symbol.is_function());
+        for address in exported.map(|symbol| symbol.address).chain([elf.entry()]) {
+            code.mark(address, mark::POINTED);
         }
         indirect::resolve(&mut code, &pointers.bases);
         code.reach();
@@ -191,9 +211,30 @@ impl<'e> Code<'e> {
 
     /// The index of the instruction at `address`.
     pub(crate) fn find(&self, address: u64) -> Option<usize> {
-        self.places
+        let granule =
+            usize::try_from(address.checked_sub(self.places.first()?.at)? >> GRANULE).ok()?;
+        let first = *self.granules.get(granule)? as usize;
+        let last = self
+            .granules
+            .get(granule + 1)
+            .map_or(self.places.len(), |last| *last as usize);
+        let at = self.places[first..last]
             .binary_search_by_key(&address, |place| place.at)
-            .ok()
+            .ok()?;
+        Some(first + at)
+    }
+
+    fn index(&mut self) {
+        let Some(base) = self.places.first().map(|place| place.at) else {
+            return;
+        };
+        for (at, place) in self.places.iter().enumerate() {
+            let granule = ((place.at - base) >> GRANULE) as usize;
+            // Code lies in the file, however far apart a damaged header says: no more granules than bytes.
+            if granule < self.elf.bytes().len() && granule >= self.granules.len() {
+                self.granules.resize(granule + 1, at as u32);
+            }
+        }
     }
 
     /// The index of the instruction that holds the byte at `address`.
@@ -313,7 +354,7 @@ impl<'e> Code<'e> {
             }
         }
         for target in &strays {
-            self.mark(*target, mark::TARGET | mark::OUTSIDE);
+            self.mark(*target, mark::TARGET | mark::OUTSIDE | mark::POINTED);
         }
         self.strays = strays.into_iter().collect();
     }
@@ -321,95 +362,8 @@ impl<'e> Code<'e> {
     fn mark_returns(&mut self) {
         for at in 1..self.places.len() {
             let before = self.places[at - 1];
-            if before.kind.is_call() && before.end() == self.places[at].at {
+            if before.kind.stays() && before.end() == self.places[at].at {
                 self.places[at].marks |= mark::OUTSIDE;
-            }
-        }
-    }
-
-    fn pointers(&self) -> Pointers {
-        let mut pointers = Pointers::default();
-        let relocated = self.elf.file_kind() != ET_EXEC;
-        for place in &self.places {
-            // Only `lea` and, in files that are not relocated, immediates hold addresses.
-            let Some(first) = self.bytes(place).first() else {
-                continue;
-            };
-            let plain = matches!(first, 0x48..=0x4f | 0x8d);
-            if !plain && relocated {
-                continue;
-            }
-            let Some(instruction) = self.instruction(place) else {
-                continue;
-            };
-            if instruction.is(Map::Primary, 0x8d)
-                && let Some(offset) = instruction.rip_offset()
-            {
-                let address = place.at.wrapping_add_signed(offset);
-                if self.is_executable(address) {
-                    pointers.taken.push(address);
-                }
-                pointers.bases.push(address);
-            } else if !relocated {
-                let operands = [instruction.immediate, instruction.displacement];
-                let numbers = operands
-                    .into_iter()
-                    .flatten()
-                    .filter(|field| field.len >= 4);
-                for number in numbers.map(|field| field.value as u64 & 0xffff_ffff) {
-                    if self.is_executable(number) {
-                        pointers.taken.push(number);
-                    }
-                    pointers.bases.push(number);
-                }
-            }
-        }
-        self.relocations(&mut pointers.certain);
-        for section in self.elf.sections() {
-            let holds_words = section.flags.0 & SHF_ALLOC.0 != 0
-                && section.kind != SHT_NOBITS
-                && (!relocated
-                    || section.name == ".data.rel.ro"
-                    || section.name == ".data"
-                    || section.name.ends_with("_array"));
-            let has_relr = self
-                .elf
-                .sections()
-                .iter()
-                .any(|section| section.kind == SHT_RELR);
-            if section.is_code() || !holds_words || (relocated && !has_relr) {
-                continue;
-            }
-            let words = self.elf.stored_bytes(section).chunks_exact(8);
-            for word in words
-                .filter_map(|word| word.try_into().ok())
-                .map(u64::from_le_bytes)
-            {
-                if self.is_executable(word) {
-                    pointers.certain.push(word);
-                }
-            }
-        }
-        pointers.bases.sort_unstable();
-        pointers.bases.dedup();
-        pointers
-    }
-
-    fn relocations(&self, found: &mut Vec<u64>) {
-        for section in self.elf.sections() {
-            if section.kind != SHT_RELA || section.flags.0 & SHF_ALLOC.0 == 0 {
-                continue;
-            }
-            for entry in self.elf.stored_bytes(section).chunks_exact(24) {
-                let word = |at: usize| entry[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
-                let kind = object::elf::RelocationType(word(8) as u32);
-                // `R_X86_64_64` against a section or local symbol has its offset in the addend too;
-                // the symbol itself is a function's start, which is marked already.
-                if matches!(kind, R_X86_64_RELATIVE | R_X86_64_IRELATIVE | R_X86_64_64)
-                    && self.is_executable(word(16))
-                {
-                    found.push(word(16));
-                }
             }
         }
     }
@@ -451,15 +405,4 @@ impl<'e> Code<'e> {
             }
         }
     }
-}
-
-/// Numbers that may be addresses of code, or of jump tables.
-#[derive(Default)]
-struct Pointers {
-    /// They can be nothing else.
-    certain: Vec<u64>,
-    /// They may as well be the address of data among code.
-    taken: Vec<u64>,
-    /// Where jump tables may begin, sorted.
-    bases: Vec<u64>,
 }

@@ -94,7 +94,7 @@ impl Liveness {
                     }
                     let leaves = place.kind == Kind::Jump || place.kind == Kind::ConditionalJump;
                     if leaves
-                        && blocks.at(place.target).is_none()
+                        && blocks.at(code, place.target).is_none()
                         && code.find(place.target).is_none()
                     {
                         live |= at_return[function];

@@ -62,14 +62,16 @@ pub(crate) fn resolve(code: &mut Code<'_>, bases: &[u64]) {
             unresolved.extend(search.neighbours());
         }
     }
+    targets.sort_unstable();
+    targets.dedup();
     for target in targets {
-        code.mark(target, mark::OUTSIDE);
+        code.mark(target, mark::OUTSIDE | mark::POINTED);
     }
     for number in unresolved {
         code.unresolved[number] = true;
         let (first, last) = code.spans[number];
         for place in &mut code.places[first as usize..last as usize] {
-            place.marks |= mark::OUTSIDE;
+            place.marks |= mark::OUTSIDE | mark::POINTED;
         }
     }
 }

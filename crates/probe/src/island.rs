@@ -8,6 +8,9 @@
 //!     a jump to what comes next, unless its copy comes next here too
 //! ```
 //!
+//! A call or a system call is not copied where it can stay: the copy jumps to it, and it returns to a
+//! pad. So a thread that waits is never seen in a copy.
+//!
 //! A counter is moved up over instructions that can neither fault nor go elsewhere, if the flags are
 //! dead there: nobody can tell. Where they are live nowhere near, they are kept by `lahf` and
 //! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
@@ -25,7 +28,7 @@ use pointee_patch::placement::{Event, Header, PAD_MAX, PAGE, PadBytes, UNLOCKED}
 use crate::blocks::Blocks;
 use crate::code::{Code, Kind, Place};
 use crate::flags::{Liveness, dead_register, is_plain};
-use crate::place::{Displaced, Pad, Placement};
+use crate::place::{Displaced, Pad, Placement, callers};
 
 /// How far a counter is moved up.
 const HOIST: usize = 8;
@@ -35,7 +38,7 @@ const LOOK_AHEAD: usize = 12;
 const JUMP: u8 = 0xe9;
 const SHORT_JUMP: u8 = 0xeb;
 const CALL: u8 = 0xe8;
-const TRAP: u8 = 0xcc;
+const FILL: u8 = 0xcc;
 /// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
 const FILLER: u8 = 0x67;
 
@@ -69,6 +72,8 @@ struct Builder<'b, 'e> {
     counted: Vec<u32>,
     /// Distances to blocks: field, address. Known when all copies are written.
     links: Vec<(u32, u64)>,
+    /// All direct branches and calls, if any of their targets is reached by them alone.
+    callers: Vec<(u64, u32)>,
 }
 
 /// Writes the copies and the pads.
@@ -103,7 +108,16 @@ pub(crate) fn build(
         counters: Vec::new(),
         counted: Vec::new(),
         links: Vec::new(),
+        callers: Vec::new(),
     };
+    if placement
+        .displaced
+        .iter()
+        .flatten()
+        .any(|displaced| displaced.pad == Pad::Callers)
+    {
+        builder.callers = callers(code);
+    }
     for (at, displaced) in placement.displaced.iter().enumerate() {
         if let Some(displaced) = displaced {
             builder.copy(at, displaced, liveness, points)?;
@@ -132,10 +146,8 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
-                at != self.code.places[first].at
-            }
-            Pad::None | Pad::Call { .. } => false,
+            Pad::Near { at } | Pad::Short { at, .. } => at != self.code.places[first].at,
+            Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
         let slots = self.slots(first, last, liveness, points);
         let mut slots = slots.into_iter().peekable();
@@ -153,7 +165,7 @@ impl Builder<'_, '_> {
             if index == first && behind_mark {
                 continue; // The `endbr64` runs at home.
             }
-            if is_last && displaced.call_stays {
+            if is_last && displaced.last_stays {
                 self.jump_to_module(place.at);
                 return Ok(());
             }
@@ -299,13 +311,13 @@ impl Builder<'_, '_> {
         let start = self.island.len() as u32;
         // What `place` displaced was tried there; were it refused nevertheless, a trap says where.
         let Ok(fields) = copied else {
-            self.island.push(TRAP);
+            self.island.push(FILL);
             return;
         };
         self.island.extend(&buffer[..len]);
         if let Some(field) = fields.relative {
             let field = start + u32::from(field);
-            if is_branch {
+            if is_branch || place.kind == Kind::Call && self.is_redirected(place.target) {
                 self.links.push((field, place.target));
             } else {
                 self.relative.push(field);
@@ -319,7 +331,11 @@ impl Builder<'_, '_> {
     /// A call whose return address is on the stack already.
     fn copy_called(&mut self, place: &Place) {
         if place.kind == Kind::Call {
-            self.jump_to_module(place.target);
+            if self.is_redirected(place.target) {
+                self.jump(place.target);
+            } else {
+                self.jump_to_module(place.target);
+            }
             return;
         }
         let bytes = self.code.bytes(place);
@@ -336,7 +352,7 @@ impl Builder<'_, '_> {
                 self.relative
                     .extend(field.map(|field| start + u32::from(field)));
             }
-            None => self.island.push(TRAP),
+            None => self.island.push(FILL),
         }
     }
 
@@ -358,7 +374,7 @@ impl Builder<'_, '_> {
 
     /// The island offset of the copy of what lies at `address`, if that can be jumped to.
     fn copy_of(&self, address: u64) -> Option<u32> {
-        let block = self.blocks.at(address)?;
+        let block = self.blocks.at(self.code, address)?;
         self.goes_on_in(block).then(|| self.starts[block]).flatten()
     }
 
@@ -383,9 +399,8 @@ impl Builder<'_, '_> {
     }
 
     /// The pads that lead to the copies.
-    fn pads(&self) -> (Vec<PadBytes>, Vec<(u64, u64)>) {
+    fn pads(&self) -> Vec<PadBytes> {
         let mut pads = Vec::new();
-        let mut traps = Vec::new();
         for (at, displaced) in self.placement.displaced.iter().enumerate() {
             let (Some(displaced), Some(start)) = (displaced, self.starts[at]) else {
                 continue;
@@ -393,6 +408,7 @@ impl Builder<'_, '_> {
             let copy = self.base + u64::from(start);
             match displaced.pad {
                 Pad::None => {}
+                Pad::Callers => self.redirect(self.blocks.all[at].start, copy, &mut pads),
                 Pad::Near { at } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
                 Pad::Call { at } => {
                     let len = usize::from(self.code.places[displaced.first as usize].len);
@@ -405,15 +421,44 @@ impl Builder<'_, '_> {
                     pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
                     pads.extend(self.pad(relay, &[JUMP], Some(copy)));
                 }
-                Pad::Trap { at } => {
-                    pads.extend(self.pad(at, &[TRAP], None));
-                    traps.push((at, u64::from(start)));
-                }
             }
         }
         pads.sort_by_key(|pad| pad.at);
-        traps.sort_unstable();
-        (pads, traps)
+        pads
+    }
+
+    /// Sends what leads to `address`, and stays where it is, to `copy` instead.
+    fn redirect(&self, address: u64, copy: u64, pads: &mut Vec<PadBytes>) {
+        let from = self
+            .callers
+            .partition_point(|(target, _)| *target < address);
+        for (_, source) in self.callers[from..]
+            .iter()
+            .take_while(|(target, _)| *target == address)
+        {
+            let place = &self.code.places[*source as usize];
+            let block = self.blocks.of_place(*source as usize);
+            let moved = self.placement.displaced[block].is_some_and(|displaced| {
+                (displaced.first..displaced.last).contains(source)
+                    && !(displaced.last_stays && *source + 1 == displaced.last)
+            });
+            let bytes = self.code.bytes(place);
+            if let Some(head) = bytes
+                .len()
+                .checked_sub(4)
+                .and_then(|len| bytes.get(..len))
+                .filter(|_| !moved)
+            {
+                pads.extend(self.pad(place.at, head, Some(copy)));
+            }
+        }
+    }
+
+    /// Whether calls of `address` go to its copy.
+    fn is_redirected(&self, address: u64) -> bool {
+        let block = self.blocks.at(self.code, address);
+        let displaced = block.and_then(|block| self.placement.displaced[block]);
+        displaced.is_some_and(|displaced| displaced.pad == Pad::Callers)
     }
 
     /// `head`, and the distance to `target`.
@@ -442,13 +487,13 @@ impl Builder<'_, '_> {
 
     fn finish(mut self) -> Island {
         self.island
-            .resize(self.island.len().next_multiple_of(PAGE), TRAP);
+            .resize(self.island.len().next_multiple_of(PAGE), FILL);
         let counters = std::mem::take(&mut self.counters);
         for (number, at) in counters.iter().enumerate() {
             let counter = self.island.len() as u64 + 8 * number as u64;
             self.fill(at + 4, counter.wrapping_sub(u64::from(*at) + 8) as u32);
         }
-        let (pads, traps) = self.pads();
+        let pads = self.pads();
         let header = Header {
             base: self.base,
             island_len: self.island.len() as u64,
@@ -456,7 +501,6 @@ impl Builder<'_, '_> {
             absolute: self.absolute.len() as u32,
             counters: counters.len() as u32,
             pads: pads.len() as u32,
-            traps: traps.len() as u32,
             unwatched: (self.watched.len() - self.heard) as u32,
         };
         let mut bytes = header.to_bytes().to_vec();
@@ -466,12 +510,6 @@ impl Builder<'_, '_> {
             bytes.extend(list.iter().flat_map(|at| at.to_le_bytes()));
         }
         bytes.extend(pads.iter().flat_map(PadBytes::to_bytes));
-        bytes.extend(
-            traps
-                .iter()
-                .flat_map(|(at, island)| [at.to_le_bytes(), island.to_le_bytes()])
-                .flatten(),
-        );
         Island {
             bytes,
             counted: self.counted,

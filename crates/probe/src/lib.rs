@@ -1,8 +1,8 @@
 //! *Where does a probe at each instruction of a file go?* — world: host (`std`).
 //!
 //! ```text
-//!   ELF file ─functions, landing_pads─▶ functions ─code, indirect─▶ instructions, marks
-//!        ─blocks─▶ blocks ─points─▶ points ─place─▶ pads ─flags, island─▶ placement (bytes)
+//!   ELF file ─functions, landing_pads─▶ functions ─code, pointers, indirect─▶ instructions, marks
+//!        ─blocks─▶ blocks ─points─▶ points ─place, room─▶ pads ─flags, island─▶ placement (bytes)
 //! ```
 //!
 //! [`Plan::new`] reads one file and answers with a [`Plan`]: the bytes that put a counter at each
@@ -30,8 +30,14 @@
 //!
 //! # What it does not do yet
 //!
+//! - Traps: a function of one byte that others point to, with another function behind it, gets no
+//!   counter.
+//! - A breakpoint that a debugger sets in displaced code, in the original bytes, is not hit.
 //! - The copies have no unwind information of their own: an unwinder that starts *inside* a copy, in
-//!   a signal handler, does not get out of the innermost frame.
+//!   a signal handler, does not get out of the innermost frame. (A thread that waits in the kernel, or
+//!   has called something, is never in a copy.)
+//! - A program that handles its own faults by the address of the instruction (some virtual machines)
+//!   will not know the copy's.
 //! - Restartable sequences (`rseq`) are not looked for; glibc's own use none.
 
 mod blocks;
@@ -43,9 +49,12 @@ mod island;
 mod landing_pads;
 mod place;
 mod plan;
+mod pointers;
 mod points;
+mod room;
+mod tactics;
 
 pub use functions::{Exclusion, Function};
-pub use place::{Refusal, Tactic};
 pub use plan::{Options, Plan, PlanError, Point};
 pub use points::At;
+pub use tactics::{Refusal, Tactic};

@@ -10,16 +10,15 @@ use crate::code::{Code, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
 use crate::island;
-use crate::place::{self, Pad, Placement, Refusal, Tactic};
+use crate::place::{self, Pad, Placement};
 use crate::points::{At, mark_points};
+use crate::tactics::{Refusal, Tactic};
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Which instructions.
     pub at: At,
-    /// Whether an `int3` may be used where nothing else fits.
-    pub traps: bool,
 }
 
 /// Functions of glibc that whoever applies a placement has to hear of, by their exported names.
@@ -87,7 +86,7 @@ impl Plan {
         let watched = watched(&code);
         let mut needed = marked.clone();
         watched.keys().for_each(|place| needed[*place] = true);
-        let placement = place::place(&code, &blocks, &needed, dense, options.traps);
+        let placement = place::place(&code, &blocks, &needed, dense);
         let liveness = Liveness::of(&code, &blocks);
         let island = island::build(&code, &blocks, &liveness, &placement, &marked, &watched)
             .map_err(|island::TooLarge| PlanError::TooLarge)?;
@@ -207,7 +206,7 @@ fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Op
         }
         Pad::Call { .. } => Tactic::Call,
         Pad::Short { .. } => Tactic::Relay,
-        Pad::Trap { .. } => Tactic::Trap,
+        Pad::Callers => Tactic::Callers,
     };
     Some(if index == first {
         padded

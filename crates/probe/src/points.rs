@@ -1,6 +1,6 @@
 //! *At which instructions is counted?*
 
-use crate::code::{Code, Kind, mark};
+use crate::code::{Code, Kind, Place, mark};
 
 /// Which instructions of a file are points.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -25,26 +25,27 @@ pub(crate) fn mark_points(code: &Code<'_>, at: At, wanted: impl Fn(&str) -> bool
             continue;
         }
         let (first, last) = code.spans[number];
-        for index in first as usize..last as usize {
-            let place = &code.places[index];
-            points[index] = match at {
-                At::Entry => index == first as usize && function.exclusion.is_none(),
-                At::Call => place.kind.is_call() && place.is(mark::REACHED),
+        let span = first as usize..last as usize;
+        let places = &code.places[span.clone()];
+        for (index, (point, place)) in points[span].iter_mut().zip(places).enumerate() {
+            let reached = place.is(mark::REACHED);
+            *point = match at {
+                At::Entry => index == 0 && function.exclusion.is_none(),
+                At::Call => place.kind.is_call() && reached,
                 At::Jump => {
                     let jumps = [Kind::Jump, Kind::ConditionalJump, Kind::IndirectJump];
-                    jumps.contains(&place.kind) && place.is(mark::REACHED)
+                    jumps.contains(&place.kind) && reached
                 }
-                At::Syscall => place.kind == Kind::Syscall && place.is(mark::REACHED),
+                At::Syscall => place.kind == Kind::Syscall && reached,
                 // What is never reached and does nothing is padding, not an instruction.
-                At::Instruction => place.is(mark::REACHED) || !is_padding(code, index),
+                At::Instruction => reached || !is_padding(code, place),
             };
         }
     }
     points
 }
 
-fn is_padding(code: &Code<'_>, index: usize) -> bool {
-    let place = &code.places[index];
+fn is_padding(code: &Code<'_>, place: &Place) -> bool {
     let bytes = code.bytes(place);
     matches!(bytes.first(), Some(0xcc | 0))
         || code

@@ -15,6 +15,7 @@
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
 //!     heap       the index ahead of a growing heap
+//!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
@@ -24,6 +25,7 @@
 //! could hold, and changes no errno (it knows none). On the hot path it makes no system call.
 #![no_std]
 
+mod api;
 mod cfi;
 mod environ_end;
 mod environment;

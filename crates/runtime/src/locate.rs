@@ -51,7 +51,7 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
         }
         if !is_allocator(&places) {
             // The image's maker has read what is not in the file: debug files, compressed symbols.
-            module.each_entry(|name, address, len| {
+            module.each_entry(|name, address, len, _| {
                 if let Some(at) = family.iter().position(|(known, _)| *known == name) {
                     places[at] = (address, len);
                 }
@@ -72,6 +72,18 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
             }
         }
     }
+    // What the user's configuration declares is named by no table.
+    module.each_entry(|name, address, len, role| {
+        let role = Role::from_byte(role as u8);
+        if role != Role::Other {
+            found(Function {
+                name,
+                role,
+                address,
+                len,
+            });
+        }
+    });
     let operators = OPERATORS.iter().filter(|_| has_malloc);
     let is_libc = exported("__libc_start_main").is_some();
     let has_inner_fork = exported("_Fork").is_some();
@@ -88,6 +100,11 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
             });
         }
     }
+}
+
+/// Address of the function `name`, if `module` exports it.
+pub(crate) fn exported(module: &Module, name: &str) -> Option<u64> {
+    Symbols::of(module)?.find(name).map(|(address, _)| address)
 }
 
 /// Whether the object is a C library.

@@ -112,7 +112,10 @@ pub(crate) struct Module {
     /// First and one past the last byte of its executable segment.
     pub(crate) text: (u64, u64),
     unwind: (u64, u64),
-    image: Option<Image<'static>>,
+    /// Address and number of its program headers.
+    headers: (u64, u64),
+    /// Its metadata image, if the session has given one.
+    pub(crate) image: Option<Image<'static>>,
     build_id: BuildId,
     loaded: AtomicBool,
     pub(crate) path: PathBuffer,
@@ -146,19 +149,61 @@ pub(crate) fn find(address: u64) -> Option<&'static Module> {
         .find(|module| (module.start..module.end).contains(&address) && module.loaded.load(Relaxed))
 }
 
+/// The module whose record has `number`, loaded or not.
+pub(crate) fn numbered(number: u32) -> Option<&'static Module> {
+    // Records and elements are appended together.
+    let known = number < MODULES.used.load(Acquire);
+    known
+        .then(|| module(number))
+        .filter(|module| module.number == number)
+}
+
 impl Module {
+    /// Calls `each` with owner, type, and address of the description of every ELF note in memory.
+    pub(crate) fn each_note(&self, mut each: impl FnMut([u8; 8], u32, u64)) {
+        let (headers, count) = self.headers;
+        for at in 0..count {
+            // SAFETY: within the program header table of a loaded object.
+            let segment = unsafe { *(headers as *const Segment).add(at as usize) };
+            if segment.kind != PT_NOTE {
+                continue;
+            }
+            let mut note = self.bias.wrapping_add(segment.address);
+            let end = note.wrapping_add(segment.len);
+            while note + 20 <= end {
+                // SAFETY: twelve bytes of header and eight of name are below `end`.
+                let (header, owner) =
+                    unsafe { (*(note as *const [u32; 3]), *((note + 12) as *const [u8; 8])) };
+                let [name_len, len, kind] = header;
+                let description = note + 12 + u64::from(name_len).next_multiple_of(4);
+                if description + u64::from(len) > end {
+                    break;
+                }
+                if name_len == 8 {
+                    each(owner, kind, description);
+                }
+                note = description + u64::from(len).next_multiple_of(4);
+            }
+        }
+    }
+
+    /// Whether it is loaded now.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded.load(Relaxed)
+    }
+
     /// `.eh_frame_hdr` in memory.
     pub(crate) fn unwind_table(&self) -> Option<(u64, u64)> {
         (self.unwind.0 != 0).then_some(self.unwind)
     }
 
-    /// Calls `each` with name, address and length of every allocation function that the image knows.
-    pub(crate) fn each_entry(&self, mut each: impl FnMut(&str, u64, u64)) {
+    /// Calls `each` with name, address, length and declared role (0: none) of every allocation function that the image knows.
+    pub(crate) fn each_entry(&self, mut each: impl FnMut(&'static str, u64, u64, u32)) {
         let Some(image) = &self.image else { return };
         for entry in image.entries {
             let address = entry.address.wrapping_add(self.bias);
             if (self.text.0..self.text.1).contains(&address) {
-                each(image.string(entry.name), address, entry.size);
+                each(image.string(entry.name), address, entry.size, entry.role);
             }
         }
     }
@@ -183,7 +228,7 @@ impl Module {
         }
     }
 
-    fn file_name(&self) -> &[u8] {
+    pub(crate) fn file_name(&self) -> &[u8] {
         let path = self.path.as_bytes();
         let start = path.iter().rposition(|byte| *byte == b'/');
         &path[start.map_or(0, |slash| slash + 1)..]
@@ -446,6 +491,7 @@ unsafe fn describe(
         dynamic,
         text,
         unwind,
+        headers: (headers, count),
         image: map_image(build_id),
         build_id: BuildId::of(build_id),
         loaded: AtomicBool::new(true),

@@ -86,12 +86,10 @@ pub(crate) fn add(module: &Module) {
     }
     // SAFETY: see `Cell`.
     let ledger = unsafe { &mut *LEDGER.0.get() };
-    let again = ledger.applied.iter().flatten();
-    let same = |applied: &&Applied| applied.bias == module.bias && applied.start == module.start;
-    if let Some(applied) = again.copied().find(|applied| same(&applied)) {
-        // The same file at the same place; its island still serves.
-        write_pads(&applied);
-        return;
+    let same = |applied: &Applied| applied.bias == module.bias && applied.start == module.start;
+    let before = ledger.applied.iter().flatten().copied().find(same);
+    if before.is_some_and(|applied| write_pads(&applied)) {
+        return; // The same file at the same place; its island serves again.
     }
     if ledger.count == ROOM {
         return;

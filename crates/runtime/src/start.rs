@@ -9,7 +9,7 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{hooks, locate, probes, process, threads};
+use crate::{api, hooks, locate, probes, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::unseen;
@@ -126,6 +126,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         probes::start();
         return;
     }
+    modules::each(api::arrived);
     let Some(planter) = Planter::new() else {
         header.unseen.fetch_or(unseen::HOOK_REFUSED, Relaxed);
         return;
@@ -174,6 +175,7 @@ pub(crate) fn link_map_changed() {
         }
         let mut planter = None;
         modules::refresh(debug, None, |module| {
+            api::arrived(module);
             locate::functions(module, |function| {
                 if let Some(planter) = planter.get_or_insert_with(Planter::new) {
                     planter.plant(module, &function);

@@ -54,6 +54,8 @@ pub(crate) struct State {
     /// What the fast path keeps over the call of the original: the origin and the requested size.
     pub(crate) origin: AtomicU32,
     pub(crate) size: AtomicU64,
+    /// Where it stores what is not to be stored.
+    pub(crate) aside: AtomicU32,
     /// What the index keeps of this thread.
     pub(crate) thread: AtomicPtr<Thread>,
     /// The thread's counters, by origin.
@@ -81,6 +83,7 @@ static ALL: States = States {
             tid: AtomicU32::new(0),
             origin: AtomicU32::new(0),
             size: AtomicU64::new(0),
+            aside: AtomicU32::new(0),
             thread: AtomicPtr::new(ptr::null_mut()),
             counters: AtomicU64::new(0),
         }

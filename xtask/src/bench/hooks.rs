@@ -59,8 +59,8 @@ fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
         "-pthread",
         &include,
         &format!("-L{}", libraries.display()),
-        "-lpointee_live",
-        &format!("-Wl,-rpath,{}", libraries.display()),
+        "-lpointee_hooks",
+        &format!("-Wl,--disable-new-dtags,-rpath,{}", libraries.display()),
     ];
     let shared = [&["-shared", "-fPIC"], &linked[..]].concat();
     let sources = |path: &str| -> [PathBuf; 1] { [workspace.root().join(path)] };

@@ -14,7 +14,9 @@ pub(crate) mod images;
 mod instructions;
 mod malloc;
 mod measure;
+pub(crate) mod probes;
 mod programs;
+mod site;
 mod start;
 mod table;
 mod variant;
@@ -35,7 +37,14 @@ pub(crate) struct Options {
     pointee: Option<PathBuf>,
 }
 
-const PARTS: &[&str] = &["instructions", "start", "fork", "malloc", "programs"];
+const PARTS: &[&str] = &[
+    "instructions",
+    "start",
+    "fork",
+    "site",
+    "malloc",
+    "programs",
+];
 
 impl Options {
     pub(crate) fn parse(words: &[&str]) -> Result<Self> {
@@ -108,6 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "instructions" => instructions::measure(&bench)?,
             "start" => start::measure(&bench)?,
             "fork" => fork::measure(&bench)?,
+            "site" => site::measure(&bench)?,
             "malloc" => malloc::measure(&bench)?,
             _ => programs::measure(&bench)?,
         }

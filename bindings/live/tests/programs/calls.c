@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static void *original;
 __attribute__((noinline)) int function(int x) { __asm__ volatile("" : "+r"(x)); return x * 3 + 1; }

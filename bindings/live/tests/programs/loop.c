@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static int stop;
 static long entered;

@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static int failures, unblock;
 static void *original;

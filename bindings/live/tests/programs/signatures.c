@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static int failures;
 static long entered, left;

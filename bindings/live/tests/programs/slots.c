@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 enum { MORE = 1000 };
 static int failures;

@@ -10,7 +10,7 @@
 #include <string>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static int failures;
 #define CHECK(condition) \

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 static const char *const names[] = { "malloc", "free", "realloc", "calloc", "memcpy", "memset", "strlen", "memchr", "strcmp", "read", "write",
 	"pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "sysconf", "getenv", "fwrite", "qsort", "strtol", "vsnprintf", "epoll_wait", "poll" };

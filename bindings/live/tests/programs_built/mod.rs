@@ -16,16 +16,18 @@ pub(crate) fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
         source.replace('.', "-"),
         options.concat()
     ));
+    // Tests run side by side, and some want the same program: it appears when it is whole.
+    let unfinished = program.with_extension(format!("{:?}", std::thread::current().id()));
     let built = Command::new(compiler)
         .args(["-O2", "-g", "-Wall", "-pthread", "-I"])
         .arg(folder.join("include"))
         .arg(folder.join("tests/programs").join(source))
         .arg("-o")
-        .arg(&program)
+        .arg(&unfinished)
         .args(options)
         .arg("-L")
         .arg(&libraries)
-        .args(["-lpointee_live", "-rdynamic"])
+        .args(["-lpointee_hooks", "-rdynamic"])
         // Before LD_LIBRARY_PATH, in which cargo puts a folder with an older build.
         .arg(format!(
             "-Wl,--disable-new-dtags,-rpath,{}",
@@ -38,5 +40,6 @@ pub(crate) fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
         "{source}: {}",
         String::from_utf8_lossy(&built.stderr)
     );
+    std::fs::rename(&unfinished, &program).expect("a finished program");
     program
 }

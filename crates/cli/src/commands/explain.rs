@@ -1,11 +1,13 @@
-//! `pointee explain`: *what was changed in this process, and why?*
+//! `pointee explain`: *what was changed in this process, and why?* (Of an executable: [`explain_file`].)
 
+use super::explain_file;
 use crate::output::{Format, Listing, json, print};
 use crate::subject::Subject;
 use anyhow::{Context, Result};
 use pointee_inspect::explain::{Explanation, HookRow};
 use pointee_inspect::text::{Style, bytes, grouped, short};
 use std::fmt::Write;
+use std::path::Path;
 
 /// List every hook with its reason, and every byte of code that differs from the files
 #[derive(Debug, clap::Args)]
@@ -13,18 +15,23 @@ use std::fmt::Write;
   pointee explain 4711
   pointee explain 4711 --format json | jq '.differences[] | select(.hook == null)'
   pointee explain heap.pointee          the hooks on record; a snapshot has no code to compare
+  pointee explain ./server              which functions allocate for their callers, why, and what
+                                        the configuration says of them
 
 Of a running process all code is compared with the files it was loaded from, and every resolved
 binding is looked at. What no hook explains is listed as unexplained.")]
 pub(crate) struct Arguments {
-    /// A process id, or a snapshot file.
-    #[arg(value_name = "PID|SNAPSHOT")]
+    /// A process id, a snapshot file, or an executable or library.
+    #[arg(value_name = "PID|SNAPSHOT|FILE")]
     subject: String,
     #[command(flatten)]
     listing: Listing,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if explain_file::is_elf(Path::new(&arguments.subject)) {
+        return explain_file::run(Path::new(&arguments.subject), &arguments.listing);
+    }
     let subject = Subject::open(&arguments.subject)?;
     let explanation = match subject.memory {
         Some(_) => Explanation::of_process(&subject.process, subject.circumstances.pid)

@@ -1,9 +1,10 @@
 //! `pointee meta`: *what is known of this file?*
 
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result, bail};
 use pointee_inspect::text::{Style, bytes, grouped};
-use pointee_meta::cache::{self, LoadedImage, Options, Origin};
+use pointee_meta::cache::{self, LoadedImage, Origin};
 use pointee_model::image::{NO_TYPE, header_flags, site_flags};
 use serde::Serialize;
 use std::fmt::Write;
@@ -49,7 +50,7 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let options = Options::default();
+    let options = configuration::options();
     if let Some(out) = &arguments.embed {
         let [file] = arguments.files.as_slice() else {
             bail!("--embed takes one file");

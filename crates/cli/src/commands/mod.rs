@@ -1,6 +1,7 @@
 //! *What can be asked for?* — one file a subcommand.
 
 pub(crate) mod explain;
+mod explain_file;
 pub(crate) mod histo;
 pub(crate) mod maps;
 pub(crate) mod meta;
@@ -8,5 +9,6 @@ pub(crate) mod probe;
 pub(crate) mod run;
 pub(crate) mod runtime_path;
 pub(crate) mod sites;
+mod sites_explain;
 pub(crate) mod snapshot;
 pub(crate) mod what;

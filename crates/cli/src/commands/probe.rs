@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
     /// Where the report goes: a file, or `-` for standard output [default: standard error].
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out what only a trap (int3) could serve. (No traps are used so far: always in effect.)
+    /// Leave out what only a trap (int3) could serve: so it is always, no traps are used.
     #[arg(long)]
     no_traps: bool,
     /// Show how the points of FILE would be placed; nothing is run.
@@ -164,7 +164,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let wish = Wish {
         options: Options {
             at: arguments.at.into(),
-            traps: false,
         },
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),

@@ -41,8 +41,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end, after SECONDS, or at its end but told as at the heap's highest point, by type and site (blocks
-    /// are those of the end).
+    /// When: at its end (`exit`), after SECONDS, or told as at its highest point (`peak`; blocks as at the end).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",

@@ -1,5 +1,7 @@
 //! `pointee sites`: *which instructions of this file allocate, and what?*
 
+use super::sites_explain;
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::report::PlaceRow;
@@ -18,6 +20,8 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   pointee sites /usr/bin/jq
   pointee sites ./server --format json | jq '.[] | select(.type == null)'
+  pointee sites --explain 0x8d0e6 ./server
+  pointee sites --explain object.c:43 ./server
 
 Nothing is run. Types need debug info, wherever it is installed.")]
 pub(crate) struct Arguments {
@@ -30,6 +34,9 @@ pub(crate) struct Arguments {
     /// A folder in which the source files that debug info names are looked for too; may be repeated.
     #[arg(long, value_name = "DIR")]
     source_root: Vec<PathBuf>,
+    /// Show the reasoning for one site, step by step: the address of its call, or FILE:LINE.
+    #[arg(long, value_name = "SITE")]
+    explain: Option<String>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -52,13 +59,18 @@ struct Row {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let configured = configuration::options();
     let options = cache::Options {
         sites: sites::Options {
             sources: !arguments.no_sources,
             source_roots: arguments.source_root.clone(),
+            ..configured.sites
         },
-        ..cache::Options::default()
+        ..configured
     };
+    if let Some(site) = &arguments.explain {
+        return sites_explain::explain(&arguments.file, site, &options);
+    }
     let loaded = cache::image_for(&arguments.file, &options, &|_| {})
         .with_context(|| arguments.file.display().to_string())?;
     let image = loaded.image();

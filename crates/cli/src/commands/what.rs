@@ -1,5 +1,6 @@
 //! `pointee what`: *what lies at this address?*
 
+use crate::configuration;
 use crate::output::{Format, Listing, json, print};
 use crate::subject::{Subject, Wanted};
 use anyhow::Result;
@@ -55,15 +56,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let subject = Subject::survey(&arguments.subject, stop, wanted)?;
     let resolver = subject.resolver();
     let space = subject.space(&resolver);
-    let answer = |address: &u64| lookup::what(&space, Alleged(*address));
+    let answer = |address: &u64| {
+        let mut answer = lookup::what(&space, Alleged(*address));
+        if let Some(site) = &mut answer.site {
+            let called = site.callee.as_deref().unwrap_or(&site.entry);
+            site.freed_by = configuration::config().freed_by(called);
+        }
+        answer
+    };
     let answers: Vec<Answer> = arguments.addresses.iter().map(answer).collect();
     let output = match arguments.listing.format {
         Format::Json => json(&answers)?,
         Format::Text => {
             let style = arguments.listing.style_of_stdout();
+            let unmapped = match subject.layout.mappings.is_empty() {
+                true => "in no block; nothing else was saved, for the process had ended",
+                false => "nothing is mapped there",
+            };
             let texts = answers
                 .iter()
-                .map(|answer| render(answer, subject.why_no_contents(), style));
+                .map(|answer| render(answer, subject.why_no_contents(), unmapped, style));
             let note = subject.is_at_peak().then_some(OF_THE_END);
             let texts = note.map(str::to_owned).into_iter().chain(texts);
             texts.collect::<Vec<_>>().join("\n")
@@ -76,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 const OF_THE_END: &str = "Blocks are as at the end of the run; what was alive at the highest is known by type and site \
                           (`pointee histo`), not by address.\n";
 
-fn render(answer: &Answer, no_contents: Option<&str>, style: Style) -> String {
+fn render(answer: &Answer, no_contents: Option<&str>, unmapped: &str, style: Style) -> String {
     let mut out = String::new();
     let mut line = |label: &str, text: &str| {
         // Writing to a string does not fail.
@@ -84,7 +96,7 @@ fn render(answer: &Answer, no_contents: Option<&str>, style: Style) -> String {
     };
     let module = answer.module.as_deref().map_or("?", |path| short(path, 1));
     match answer.kind {
-        None => line("", "nothing is mapped there"),
+        None => line("", unmapped),
         Some(kind) => head(answer, kind, module, &mut line),
     }
     if answer.kind == Some("heap") || answer.r#type.is_some() {
@@ -207,9 +219,13 @@ fn site_lines(site: &SiteAnswer, module: &str, line: &mut impl FnMut(&str, &str)
     if !site.wrappers.is_empty() {
         line("through", &site.wrappers.join(" ← "));
     }
+    let freed_by = site
+        .freed_by
+        .as_ref()
+        .map_or_else(String::new, |name| format!("; to be freed by {name}"));
     line(
         "allocator",
-        &format!("{}, by {}", site.allocator, site.entry),
+        &format!("{}, by {}{freed_by}", site.allocator, site.entry),
     );
     if !site.evidence.is_empty() {
         line(

@@ -1,7 +1,7 @@
 /* For ever: allocates, reallocates and frees blocks of all sizes, small ones above all, and logs each call itself: for allocators that are linked in. */
 #include "call_log.h"
 
-enum { HELD = 5000 };
+enum { HELD = 2000 };
 
 #define SITE __attribute__((noinline)) static
 

@@ -164,7 +164,8 @@ fn read(file: &Path) -> BTreeMap<u64, Vec<Frame>> {
     let frame = |word: &str| {
         let mut parts = word.split(':');
         let pc = hex(parts.next().expect("an address"));
-        let (start, path) = starts.range(..=pc).next_back().expect("a loaded file");
+        // What gdb finds beyond the program's first function may be no code at all.
+        let (start, path) = starts.range(..=pc).next_back().unwrap_or((&0, &"?"));
         Frame {
             place: ((*path).to_owned(), pc - start),
             function: parts.next().expect("a function").to_owned(),

@@ -27,6 +27,8 @@ const PREVIOUS_IN_USE: u64 = 1;
 const FLAGS: u64 = 7;
 /// `MINSIZE`.
 const LEAST: u64 = 32;
+/// How often an arena whose chain breaks off is read.
+const TRIES: usize = 3;
 /// A chain of that many chunks is one, wherever it breaks off.
 const CONVINCING: usize = 256;
 /// Chunks of one arena that are looked at.
@@ -69,6 +71,20 @@ pub(super) struct Chunk {
 }
 
 impl Arena {
+    /// Whether its chunks reach its end.
+    fn is_whole(&self) -> bool {
+        self.end == self.span.end.0
+    }
+
+    /// What lies before the first chunk of an arena that is not the main one: its records.
+    pub(super) fn records(&self) -> Option<Span> {
+        let end = RunAddr(*self.chunks.first()?);
+        (!self.is_main && end > self.span.start).then_some(Span {
+            start: self.span.start,
+            end,
+        })
+    }
+
     /// The chunks that overlap `start..end`, in order.
     pub(super) fn chunks_in<'c>(
         &'c self,
@@ -88,7 +104,7 @@ impl Arena {
         let start = self.chunks[number];
         let next = self.chunks.get(number + 1).copied();
         let state = match next {
-            None if self.end == self.span.end.0 => ChunkState::Top,
+            None if self.is_whole() => ChunkState::Top,
             None => ChunkState::InUse,
             Some(next) => match word(contents, next + 8) {
                 Some(size) if size & PREVIOUS_IN_USE == 0 => ChunkState::Free,
@@ -115,7 +131,7 @@ pub(super) fn arenas(layout: &Layout, contents: &dyn Contents) -> Vec<Arena> {
         if mapping.path == "[heap]" {
             return chain(mapping, 0..SEARCHED * 8, contents);
         }
-        if !mapping.path.is_empty() || mapping.start.0 % HEAP_MAX != 0 {
+        if !mapping.path.is_empty() || !mapping.start.0.is_multiple_of(HEAP_MAX) {
             return None;
         }
         let owner = word(contents, mapping.start.0)?;
@@ -130,7 +146,18 @@ pub(super) fn arenas(layout: &Layout, contents: &dyn Contents) -> Vec<Arena> {
                 .flatten()
         })
     };
-    layout.mappings.iter().filter_map(arena).collect()
+    // A chain that breaks off may have been changed while it was read.
+    let settled = |mapping: &Mapping| {
+        let mut found = arena(mapping);
+        for _ in 1..TRIES {
+            if found.as_ref().is_none_or(Arena::is_whole) {
+                break;
+            }
+            found = arena(mapping);
+        }
+        found
+    };
+    layout.mappings.iter().filter_map(settled).collect()
 }
 
 /// The chain of chunks that starts at one of the offsets `from` of the mapping and goes farthest; `None` where none gets on.

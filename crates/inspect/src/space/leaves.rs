@@ -615,6 +615,11 @@ impl<'a> Space<'a> {
             if !overlaps(arena.span, window) {
                 continue;
             }
+            leaves.extend(arena.records().map(|records| Leaf {
+                span: records,
+                kind: Kind::Allocator,
+                what: What::Mapping,
+            }));
             for chunk in arena.chunks_in(window.start.0, window.end.0, contents) {
                 let header = Leaf::new(chunk.header, chunk.start, Kind::Header, What::Mapping);
                 leaves.push(header);

@@ -9,6 +9,7 @@
 mod append;
 mod bytes;
 mod compression;
+mod instruction;
 mod linkage;
 mod symbols;
 
@@ -19,6 +20,7 @@ pub use linkage::Callee;
 pub use symbols::Symbol;
 
 use compression::{Packing, unpack};
+pub use instruction::instruction_at;
 use linkage::Linkage;
 use object::LittleEndian;
 use object::elf::{

@@ -344,6 +344,12 @@ impl<'f> Interpreter<'_, 'f> {
         let Some(origins) = Self::start_of(value) else {
             return;
         };
+        if let Value::Parameter { index, offset: 0 } = to.value {
+            let calls = self.origins.calls(origins);
+            self.outcome
+                .handed
+                .extend(calls.iter().map(|call| (*call, index)));
+        }
         if let Value::Allocated {
             origins: holders,
             offset,

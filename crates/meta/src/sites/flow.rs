@@ -73,6 +73,8 @@ pub(super) struct Outcome {
     pub(super) observations: Vec<Observation>,
     /// Allocations that are returned, with the offset in the block.
     pub(super) returned: Vec<(u64, i64)>,
+    /// Allocations that are stored where a parameter points, with the parameter.
+    pub(super) handed: Vec<(u64, u8)>,
     /// The function was too long to be looked at.
     pub(super) incomplete: bool,
 }

@@ -34,7 +34,9 @@ mod verdict;
 mod wrappers;
 
 pub use model::Size;
+pub use verdict::Request;
 
+use crate::config::Declared;
 use crate::elf::Elf;
 use crate::facts::{Facts, Function};
 use calls::{Key, Program};
@@ -48,7 +50,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use typing::{Pointee, Types};
 use value::Value;
-use verdict::{Clue, Decision, Request, decide};
+use verdict::{Clue, Decision, decide};
 
 /// What may be configured.
 #[derive(Clone, Debug)]
@@ -57,6 +59,8 @@ pub struct Options {
     pub sources: bool,
     /// Folders in which the paths that debug info states are looked for too.
     pub source_roots: Vec<PathBuf>,
+    /// Allocation functions that the configuration names, the last of several for one name holding.
+    pub declared: Vec<Declared>,
 }
 
 impl Default for Options {
@@ -64,6 +68,7 @@ impl Default for Options {
         Self {
             sources: true,
             source_roots: Vec::new(),
+            declared: Vec::new(),
         }
     }
 }
@@ -102,6 +107,10 @@ pub struct Site {
     pub flags: u16,
     /// All that was seen, nearest first.
     pub evidence: Vec<Evidence>,
+    /// What is asked for, as far as the code tells.
+    pub request: Request,
+    /// The types that were seen and are not the answer, with the reason.
+    pub dropped: Vec<(TypeIndex, &'static str)>,
 }
 
 /// One thing that was seen of a site.
@@ -141,7 +150,7 @@ pub struct Wrapper {
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     let types = Types::new(facts);
     let program = Program::new(elf, facts);
-    let found = wrappers::fixpoint(&program, &types, facts);
+    let found = wrappers::fixpoint(&program, &types, facts, &options.declared);
     let sources = source::Sources::new(facts, options);
     let context = Context {
         program: &program,
@@ -442,6 +451,8 @@ impl Context<'_, '_> {
             verdict: decision.verdict,
             flags,
             evidence: decision.evidence,
+            request: Request::of(met, flags & site_flags::REALLOC != 0),
+            dropped: decision.dropped,
         }
     }
 }

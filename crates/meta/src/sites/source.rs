@@ -284,8 +284,9 @@ impl Scope<'_, '_> {
             _ => None,
         };
         if let Some((at, index, words)) = first {
-            let alone = arguments.iter().filter(|token| token.is("sizeof")).count() == 1;
-            let part = alone.then(|| part(arguments, *at)).flatten();
+            // `sizeof(T) + n * sizeof(T)` is an array all the same.
+            let count = arguments.iter().filter(|token| token.is("sizeof")).count();
+            let part = part(arguments, *at).filter(|_| count == sizes.len());
             clues.push(Clue {
                 role: part,
                 ..clue(Witness::SizeofInSource, *index, words)

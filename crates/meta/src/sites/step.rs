@@ -51,6 +51,11 @@ impl<'f> Interpreter<'_, 'f> {
             M::Xor | M::Sub if same_register(instruction) => {
                 self.write(instruction, 0, state, Value::Constant(0));
             }
+            // n + n has a step that the sum of two unknown numbers has not.
+            M::Add if same_register(instruction) => {
+                let twice = self.read(instruction, 0, state).times(2);
+                self.write(instruction, 0, state, twice);
+            }
             M::Add => self.arithmetic(instruction, state, Value::plus),
             M::Sub => self.arithmetic(instruction, state, Value::minus),
             M::Shl | M::Sal => self.arithmetic(instruction, state, |value, by| match by {
@@ -377,6 +382,7 @@ impl<'f> Interpreter<'_, 'f> {
             None => Value::Unknown,
         };
         let sum = match value(index) {
+            Some(number) if base == index && start.is_number() => number.times(scale + 1),
             Some(index) => start.plus(index.times(scale)),
             None => start,
         };

@@ -129,6 +129,11 @@ impl Value {
         )
     }
 
+    /// Whether this may be a number and is not seen to be a pointer.
+    pub(super) fn is_number(self) -> bool {
+        self == Self::Unknown || self.is_scalar()
+    }
+
     /// Drops what a write of 32 bits destroys: pointers, and the upper half of constants.
     pub(super) fn truncated(self) -> Self {
         match self {
@@ -233,10 +238,16 @@ impl Value {
                 let (scale_b, add_b, x_b) = b.form();
                 let from = a.from() | b.from();
                 let exact = x_a == Computed::Exactly && x_b == Computed::Exactly;
-                let same = exact && a.from() == b.from() && from.count_ones() == 1;
+                let one = exact && a.from() == b.from() && from.count_ones() == 1;
+                // 2(n + 1) + (n + 1): proportional to the last digit, they are of one n.
+                let proportional = add_a != 0
+                    && a.from() == b.from()
+                    && add_a.checked_mul(i64::from(scale_b))
+                        == add_b.checked_mul(i64::from(scale_a));
+                let same = one || proportional;
                 Self::Linear {
                     from,
-                    x: if same {
+                    x: if one {
                         Computed::Exactly
                     } else {
                         Computed::Somehow

@@ -34,16 +34,16 @@ pub(super) struct Clue {
 }
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Request {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Request {
     /// Bytes, if constant.
-    pub(super) total: Option<u64>,
+    pub total: Option<u64>,
     /// Bytes of one element, if count and size are given apart or the size is a multiple.
-    pub(super) unit: Option<u64>,
+    pub unit: Option<u64>,
     /// Bytes before the multiple.
-    pub(super) head: u64,
+    pub head: u64,
     /// The request replaces an older block.
-    pub(super) grows: bool,
+    pub grows: bool,
 }
 
 /// The answer for one site.
@@ -53,6 +53,35 @@ pub(super) struct Decision {
     pub(super) role: Role,
     pub(super) verdict: Verdict,
     pub(super) evidence: Vec<Evidence>,
+    /// The candidates that lost, and why.
+    pub(super) dropped: Vec<(TypeIndex, &'static str)>,
+}
+
+/// The candidates that are left, and those that are not.
+#[derive(Default)]
+struct Candidates {
+    left: Vec<TypeIndex>,
+    dropped: Vec<(TypeIndex, &'static str)>,
+}
+
+impl Candidates {
+    fn drop_where(&mut self, why: &'static str, test: impl Fn(TypeIndex) -> bool) {
+        let dropped = &mut self.dropped;
+        self.left.retain(|at| {
+            let goes = test(*at);
+            if goes {
+                dropped.push((*at, why));
+            }
+            !goes
+        });
+    }
+
+    /// Keeps those that pass a test, if there is a choice and any does.
+    fn keep(&mut self, why: &'static str, test: impl Fn(TypeIndex) -> bool) {
+        if self.left.len() > 1 && self.left.iter().any(|at| test(*at)) {
+            self.drop_where(why, |at| !test(at));
+        }
+    }
 }
 
 impl Request {
@@ -82,7 +111,7 @@ impl Request {
 /// Weighs the clues of one site.
 pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Request) -> Decision {
     let clues = &resolved(types, clues)[..];
-    let mut candidates: Vec<TypeIndex> = Vec::new();
+    let mut candidates = Candidates::default();
     let mut nearest: Vec<&Clue> = clues.iter().collect();
     // What comes after the call tells more than what lies before it in the code.
     nearest.sort_by_key(|clue| {
@@ -91,22 +120,26 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     });
     for clue in &nearest {
         for index in &clue.types {
-            if !candidates.contains(index) {
-                candidates.push(*index);
+            if !candidates.left.contains(index) {
+                candidates.left.push(*index);
             }
         }
     }
-    let all = candidates.clone();
-    candidates.retain(|index| !refuted(types, *index, request));
+    let none = candidates.left.is_empty();
+    candidates.drop_where("bigger than what is asked for", |at| {
+        refuted(types, at, request)
+    });
     // The arms of a union count where nothing else tells a type, or for what they confirm.
-    let alone = |index: &TypeIndex| clues.iter().any(|clue| clue.types == [*index]);
-    if candidates.iter().any(alone) {
-        candidates.retain(alone);
+    let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
+    candidates.keep("an arm of a union that nothing else names", alone);
+    narrow(types, &mut candidates, clues, request);
+    if is_view(types, &candidates.left, clues, request) {
+        candidates.drop_where(
+            "how a variable looks at memory that is kept as void *",
+            |_| true,
+        );
     }
-    let mut left = narrow(types, candidates, clues, request);
-    if is_view(types, &left, clues, request) {
-        left.clear();
-    }
+    let Candidates { left, dropped } = candidates;
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
     // An array of one looks like one object; an allocator is asked for so many objects of its type.
@@ -140,7 +173,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             None => at,
         },
     );
-    let verdict = match (left.len(), all.is_empty(), clues.is_empty()) {
+    let verdict = match (left.len(), none, clues.is_empty()) {
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
         (0, true, false) => Verdict::Opaque,
@@ -174,6 +207,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         role,
         verdict,
         evidence,
+        dropped,
     }
 }
 
@@ -224,17 +258,7 @@ fn refuted(types: &Types<'_>, index: TypeIndex, request: Request) -> bool {
     }
 }
 
-fn narrow(
-    types: &Types<'_>,
-    mut left: Vec<TypeIndex>,
-    clues: &[Clue],
-    request: Request,
-) -> Vec<TypeIndex> {
-    let keep = |left: &mut Vec<TypeIndex>, test: &dyn Fn(TypeIndex) -> bool| {
-        if left.len() > 1 && left.iter().any(|at| test(*at)) {
-            left.retain(|at| test(*at));
-        }
-    };
+fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], request: Request) {
     let size = |at: TypeIndex| types.size(at).unwrap_or(0);
     // 0. What is said of the allocation itself, not of where its result goes.
     for witness in [
@@ -243,39 +267,45 @@ fn narrow(
         Witness::Model,
         Witness::TemplateArgument,
     ] {
-        keep(&mut left, &|at| {
+        candidates.keep("not what is said of the allocation itself", |at| {
             let said = |clue: &Clue| clue.witness == witness && clue.types == [at];
             clues.iter().any(said)
         });
     }
     // A record gives way to one derived from it before sizes are compared: `(n + 2) · 16` bytes may
     // be a header of 32 and an array, and the base may have 16.
-    most_derived(types, &mut left, &|part| is_record(types, part));
+    most_derived(types, candidates, |part| is_record(types, part));
     // 1. Exactly that size. One byte fits everything and says nothing.
     if let Some(total) = request.total.filter(|total| *total > 1) {
-        keep(&mut left, &|at| size(at) == total);
+        candidates.keep("another has just the size asked for", |at| {
+            size(at) == total
+        });
     }
     if let Some(unit) = request.unit.filter(|unit| *unit > 1) {
-        keep(&mut left, &|at| {
+        // The factor found may be a divisor of the true one: what is left over tells.
+        let left_over = request.head != 1 && !request.head.is_multiple_of(unit);
+        let header = |at: &TypeIndex| {
+            is_record(types, *at) && (unit + 1..=request.head).contains(&size(*at))
+        };
+        let whole = !left_over && !candidates.left.iter().any(header);
+        candidates.keep("another has just the size of one element", |at| {
             let tail = types
                 .flexible(at)
                 .and_then(|(_, element)| types.size(element));
-            size(at) == unit || tail == Some(unit)
+            (whole && size(at) == unit) || tail == Some(unit)
         });
     }
     // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them;
     // and so is `sizeof(long)` for what is unsigned.
-    let first = left.first().map(|at| size(*at));
+    let first = candidates.left.first().map(|at| size(*at));
     let alike = |at: &TypeIndex| types.is_integer(*at) && Some(size(*at)) == first;
-    if left.len() > 1
-        && (left.iter().all(|at| types.pointee(*at).is_some()) || left.iter().all(alike))
-    {
-        let said = |at: TypeIndex| {
+    let pointer = |at: &TypeIndex| types.pointee(*at).is_some();
+    if candidates.left.iter().all(pointer) || candidates.left.iter().all(alike) {
+        candidates.keep("only its size is meant", |at| {
             clues
                 .iter()
                 .any(|clue| kind(clue.witness) != SIZEOF && clue.types.contains(&at))
-        };
-        keep(&mut left, &said);
+        });
     }
     // 2. Structure before bytes.
     let fits = |at: TypeIndex| {
@@ -283,25 +313,30 @@ fn narrow(
         size > 1
             && (types.flexible(at).is_some() || request.total.is_none_or(|total| total % size == 0))
     };
-    keep(&mut left, &|at| !types.is_character(at) && fits(at));
-    keep(&mut left, &|at| !types.is_character(at));
+    let bytes = "bytes give way to structure";
+    candidates.keep(bytes, |at| !types.is_character(at) && fits(at));
+    candidates.keep(bytes, |at| !types.is_character(at));
     // 3. The most derived.
-    most_derived(types, &mut left, &|_| true);
+    most_derived(types, candidates, |_| true);
     // 4. Text and bytes are told apart by the nearest witness only.
-    if left.iter().all(|at| types.is_character(*at)) {
-        left.truncate(1);
+    if candidates.left.iter().all(|at| types.is_character(*at)) {
+        let nearest = candidates.left.first().copied();
+        candidates.drop_where("farther from the call", |at| Some(at) != nearest);
     }
-    left
 }
 
 /// Drops the types, among those that `may_go`, which another one starts with.
-fn most_derived(types: &Types<'_>, left: &mut Vec<TypeIndex>, may_go: &dyn Fn(TypeIndex) -> bool) {
-    let whole = left.clone();
-    left.retain(|part| {
+fn most_derived(
+    types: &Types<'_>,
+    candidates: &mut Candidates,
+    may_go: impl Fn(TypeIndex) -> bool,
+) {
+    let whole = candidates.left.clone();
+    candidates.drop_where("another starts with it", |part| {
         let derived = |other: &TypeIndex| {
-            other != part && types.starts_with(*other, *part) && !types.starts_with(*part, *other)
+            *other != part && types.starts_with(*other, part) && !types.starts_with(part, *other)
         };
-        !(may_go(*part) && whole.iter().any(derived))
+        may_go(part) && whole.iter().any(derived)
     });
 }
 
@@ -361,6 +396,9 @@ pub(super) fn role(
             let header = flexible.is_some() || (record && size % unit != 0);
             if header && head > 0 && head >= opens_at {
                 Role::Header
+            } else if record && unit != size && head >= size {
+                // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
+                Role::Unknown
             } else if steps && head % size == 0 {
                 Role::Element
             } else if record && head >= opens_at {
@@ -372,7 +410,7 @@ pub(super) fn role(
         Request { head, .. } if record && head >= opens_at => Role::Header,
         _ if flexible.is_some() => Role::Header,
         // A part that is no multiple: something else lies in the block too.
-        Request { head, .. } if !record && head > 1 && head % size != 0 => Role::Unknown,
+        Request { head, .. } if !record && head % size != 0 => Role::Unknown,
         _ if !record || request.grows => Role::Element,
         _ => Role::Unknown,
     };

@@ -18,6 +18,7 @@ use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
 use super::{Wrapper, identity, unnamed};
+use crate::config::Declared;
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -50,6 +51,21 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
+    /// One that the configuration names.
+    fn declared(declared: &Declared) -> Self {
+        Self {
+            size: declared.size,
+            old: declared.old,
+            out: None,
+            makes: Makes::Whatever,
+            base: None,
+            offset: 0,
+            header: 0,
+            returns_it: true,
+            stores: None,
+        }
+    }
+
     /// Where in the block the result of a call with these arguments points.
     pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
         match offset_parameter(self.offset) {
@@ -82,7 +98,7 @@ pub(super) struct Found<'f> {
 }
 
 impl<'f> Allocators<'f> {
-    fn roots(program: &Program<'_>, facts: &'f Facts) -> Self {
+    fn roots(program: &Program<'_>, facts: &'f Facts, declared: &[Declared]) -> Self {
         let imports = (0..)
             .zip(&program.imports)
             .map(|(at, name)| (Key::Import(at), *name));
@@ -92,7 +108,10 @@ impl<'f> Allocators<'f> {
         let by_key = imports
             .chain(locals)
             .filter_map(|(key, name)| {
-                let row = model::row(name)?;
+                let Some(row) = model::row(name) else {
+                    let declared = declared.iter().rev().find(|declared| declared.is(name))?;
+                    return Some((key, Allocator::declared(declared)));
+                };
                 Some((
                     key,
                     Allocator {
@@ -182,8 +201,9 @@ pub(super) fn fixpoint<'f>(
     program: &Program<'f>,
     types: &Types<'f>,
     facts: &'f Facts,
+    declared: &[Declared],
 ) -> Found<'f> {
-    let mut allocators = Allocators::roots(program, facts);
+    let mut allocators = Allocators::roots(program, facts, declared);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
     for _ in 0..ROUNDS {
@@ -323,6 +343,10 @@ fn derive(
     let mut calls = Vec::new();
     for met in &outcome.met {
         let Some(&(_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
+            if let Some(allocator) = hands_through(types, body, met, outcome) {
+                calls.push(met.call);
+                found = found.or(Some(allocator));
+            }
             continue;
         };
         let Some(callee) = allocators.get(met.callee) else {
@@ -435,6 +459,37 @@ fn either(a: Size, b: Size) -> Size {
         (Size::Derived(_), plain) | (plain, Size::Derived(_)) => plain,
         _ => Size::Unknown,
     }
+}
+
+/// What callers get from a function that stores an allocation of a size they ask for where a parameter
+/// of type `void **` points.
+fn hands_through(
+    types: &Types<'_>,
+    body: &super::calls::Body<'_>,
+    met: &Met,
+    outcome: &Outcome,
+) -> Option<Allocator> {
+    let (_, index) = *outcome.handed.iter().find(|(call, _)| *call == met.call)?;
+    let size = size_rule(met);
+    let parameter = super::parameters::parameters(body, types)
+        .by_register
+        .get(usize::from(index))
+        .copied()??;
+    let Some(Pointee::Type(target)) = types.pointee(parameter.r#type) else {
+        return None;
+    };
+    let untyped = types.pointee(target) == Some(Pointee::Void);
+    (untyped && size != Size::Unknown).then_some(Allocator {
+        size,
+        old: None,
+        out: Some(index),
+        makes: Makes::Whatever,
+        base: None,
+        offset: 0,
+        header: 0,
+        returns_it: false,
+        stores: None,
+    })
 }
 
 fn hands_out(

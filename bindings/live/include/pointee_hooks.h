@@ -1,7 +1,7 @@
 /* Hooks in a running program: each function here may be called at any time, from any thread, while other threads run
- * through the code that is changed. Link with -lpointee_live. */
-#ifndef POINTEE_LIVE_H
-#define POINTEE_LIVE_H
+ * through the code that is changed. Link with -lpointee_hooks. */
+#ifndef POINTEE_HOOKS_H
+#define POINTEE_HOOKS_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,0 +1,44 @@
+#!/bin/sh
+# Builds the programs whose allocation sites are scored, from Debian's source packages with -g:
+#
+#   benches/truth/build.sh DIR [PROGRAM…]
+#   cargo xtask truth score benches/truth/git.tsv DIR/git-2.39.5/git …
+#
+# Needs deb-src lines in apt's sources, a compiler, tclsh (sqlite3), and cargo for the two in Rust. The rows were
+# drawn from the versions named here (Debian 12); line numbers of other versions differ.
+set -e
+dir=$1
+shift
+[ -n "$dir" ] || { echo "usage: build.sh DIR [PROGRAM…]" >&2; exit 2; }
+mkdir -p "$dir"
+cd "$dir"
+flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis"
+
+# The unpacked folder of a source package, Debian's patches left out.
+fetch() {
+    ls "$1"_*.orig.tar.* > /dev/null 2>&1 || apt-get source --download-only -qq "$1"
+    for archive in "$1"_*.orig.tar.*; do
+        case $archive in *.asc) ;; *) tar xf "$archive" ;; esac
+    done
+}
+
+for program in ${*:-$all}; do
+    echo "== $program"
+    case $program in
+    bzip2) fetch bzip2; (cd bzip2-1.0.8 && make CFLAGS="$flags -D_FILE_OFFSET_BITS=64" bzip2) ;;
+    lua5.4) fetch lua5.4; (cd lua-5.4.4/src && make CC="gcc -std=gnu99" MYCFLAGS="-g" linux) ;;
+    sqlite3) fetch sqlite3; (cd sqlite3-3.40.1 && ./configure CFLAGS="$flags" && make sqlite3) ;;
+    libzstd) fetch libzstd; (cd zstd-1.5.4 && make -C programs zstd-release CFLAGS="$flags" HAVE_LZMA=0 HAVE_LZ4=0) ;;
+    redis) fetch redis; (cd redis-7.0.15 && make -C src redis-server MALLOC=libc CFLAGS="$flags" OPTIMIZATION=-O2) ;;
+    gnugo) fetch gnugo; (cd gnugo-3.8 && ./configure && make CFLAGS="-g -O2 -fcommon") ;;
+    jq) fetch jq; (cd jq-1.6 && autoreconf -fi && ./configure --disable-maintainer-mode CFLAGS="$flags" && make jq) ;;
+    git) fetch git; (cd git-2.39.5 && make CFLAGS="$flags" NO_CURL=1 NO_TCLTK=1 NO_PERL=1 NO_PYTHON=1 NO_EXPAT=1 git) ;;
+    tmux) fetch tmux; (cd tmux-3.3a && sh autogen.sh && ./configure CFLAGS="$flags" && make) ;;
+    ninja-build) fetch ninja-build; (cd ninja-1.11.1 && CFLAGS="-g -O2" CXXFLAGS="-g -O2" python3 configure.py --bootstrap) ;;
+    cppcheck) fetch cppcheck; (cd cppcheck-2.10 && make CXXFLAGS="$flags -DNDEBUG" cppcheck) ;;
+    ripgrep) CARGO_PROFILE_RELEASE_DEBUG=2 cargo install --locked --root rg ripgrep --version 14.1.1 ;;
+    mini-redis) CARGO_PROFILE_RELEASE_DEBUG=2 cargo install --locked --root mini mini-redis --version 0.4.1 ;;
+    *) echo "$program is not known: $all" >&2; exit 2 ;;
+    esac
+done

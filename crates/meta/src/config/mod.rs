@@ -1,0 +1,362 @@
+//! *What did somebody say about allocators that analysis cannot see?* — one configuration, of several layers.
+//!
+//! ```text
+//!   built-in  <  found by analysis  <  user's file  <  project's file  <  --config FILE  <  LIBALLOCS_… environment
+//! ```
+//!
+//! A *rule* names functions (a pattern with `*`), perhaps of some modules only, and says what they are. Of several rules for
+//! one function the one of the highest layer holds, in one layer the last. A *correction* gives one site its type. All layers but the
+//! found one are [`Config`]; [`Config::selected_for`] is what of it concerns one file, and goes into its image's
+//! provenance, so that a change of the configuration makes that image anew.
+
+mod apply;
+mod environment;
+mod file;
+mod signature;
+
+pub use environment::from_environment;
+pub use file::{ConfigError, parse};
+pub use signature::{Signature, SignatureError};
+
+pub(crate) use apply::apply;
+
+use crate::elf::Elf;
+use crate::sites::Size;
+use pointee_model::entries::{FAMILIES, Role};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// What a rule says its functions are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Hands out memory of its own: its calls are recorded, what it calls is not.
+    Allocator,
+    /// Passes on, for its callers, what an allocator handed out: their calls are the sites.
+    Wrapper,
+    /// Hands out parts of blocks: its calls are sites; the parts are not recorded.
+    Pool,
+    /// Takes back what an allocator of its family handed out.
+    Free,
+    /// Whatever analysis found: none of these.
+    Ignore,
+    /// Only says what frees what these hand out.
+    Pair,
+}
+
+impl Kind {
+    /// The word of the file, which is also the table's name.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Allocator => "allocator",
+            Self::Wrapper => "wrapper",
+            Self::Pool => "pool",
+            Self::Free => "free",
+            Self::Ignore => "ignore",
+            Self::Pair => "pair",
+        }
+    }
+}
+
+/// An allocation function, as the analysis of sites needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    name: String,
+    /// How many bytes a call asks for.
+    pub size: Size,
+    /// The argument that is the old block, if it reallocates.
+    pub old: Option<u8>,
+}
+
+impl Declared {
+    /// Whether it is function `name`.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        matches(&self.name, name)
+    }
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A file, and the line in it.
+    File(PathBuf, usize),
+    /// An environment variable.
+    Environment(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Self::Environment(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What is said of some functions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What they are.
+    pub kind: Kind,
+    /// Their linker name; `*` stands for any characters.
+    pub name: String,
+    /// File name of the modules it holds for; any if there is none.
+    pub module: Option<String>,
+    /// Which argument is what.
+    pub signature: Option<Signature>,
+    /// What it does, where the signature does not tell.
+    pub role: Option<Role>,
+    /// The function that frees what these hand out.
+    pub free: Option<String>,
+    /// Where that is said.
+    pub origin: Origin,
+}
+
+impl Rule {
+    /// Whether it speaks of function `name` in file `module`.
+    #[must_use]
+    pub fn is_about(&self, name: &str, module: &str) -> bool {
+        matches(&self.name, name) && self.is_in(module)
+    }
+
+    /// Whether it speaks of functions of that name, in whatever module.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        matches(&self.name, name)
+    }
+
+    fn is_in(&self, module: &str) -> bool {
+        let base = module.rsplit('/').next().unwrap_or(module);
+        self.module
+            .as_ref()
+            .is_none_or(|pattern| matches(pattern, base) || matches(pattern, module))
+    }
+
+    /// What the hook of these functions has to do; `None`: they are not hooked.
+    #[must_use]
+    pub fn hooked_as(&self) -> Option<Role> {
+        match self.kind {
+            Kind::Allocator | Kind::Free => self
+                .role
+                .or_else(|| self.signature.as_ref().and_then(Signature::role)),
+            Kind::Wrapper | Kind::Pool | Kind::Ignore | Kind::Pair => None,
+        }
+    }
+
+    /// All but where it stands.
+    fn meaning(&self) -> impl fmt::Debug + '_ {
+        (
+            self.kind,
+            &self.name,
+            &self.module,
+            &self.signature,
+            self.role,
+            &self.free,
+        )
+    }
+}
+
+/// The type of one site, as somebody knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Correction {
+    /// File name of the modules it holds for.
+    pub module: Option<String>,
+    /// The function that the call stands in.
+    pub function: Option<String>,
+    /// End of the source file's path.
+    pub file: Option<String>,
+    /// Line of the call.
+    pub line: Option<u32>,
+    /// `struct H + struct T[]`, `struct T[]`, `T`.
+    pub r#type: String,
+    /// Where that is said.
+    pub origin: Origin,
+}
+
+/// All that is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// In order of layers, the lowest first.
+    pub rules: Vec<Rule>,
+    /// In order of layers.
+    pub corrections: Vec<Correction>,
+}
+
+impl Config {
+    /// Puts the layer `above` on top.
+    pub fn add(&mut self, above: Self) {
+        self.rules.extend(above.rules);
+        self.corrections.extend(above.corrections);
+    }
+
+    /// The rule that holds for function `name` in `module`, and those it outdoes.
+    #[must_use]
+    pub fn rules_for(&self, name: &str, module: &str) -> Vec<&Rule> {
+        let mut rules: Vec<&Rule> = self
+            .rules
+            .iter()
+            .filter(|rule| rule.is_about(name, module))
+            .collect();
+        rules.reverse();
+        rules
+    }
+
+    /// The function that frees what `name` hands out: as declared, else as built in, else by the family of its name.
+    #[must_use]
+    pub fn freed_by(&self, name: &str) -> Option<String> {
+        let declared = |config: &Self| {
+            let mut rules = config.rules.iter().rev();
+            rules.find_map(|rule| rule.free.clone().filter(|_| rule.names(name)))
+        };
+        declared(self)
+            .or_else(|| declared(built_in()))
+            .or_else(|| Some(family_free(name)?.to_owned()))
+    }
+
+    /// What of it concerns `elf`: rules for functions that its symbols name, corrections for its name.
+    #[must_use]
+    pub fn selected_for(&self, elf: &Elf) -> Self {
+        if self.rules.is_empty() && self.corrections.is_empty() {
+            return Self::default();
+        }
+        let module = elf
+            .path()
+            .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
+        let names: Vec<&str> = elf.symbols().map(|symbol| symbol.name).collect();
+        let named = |rule: &Rule| names.iter().any(|name| matches(&rule.name, name));
+        // Of a stripped file only debug info knows the names.
+        let is_stripped = elf.section(".symtab").is_none();
+        let about = |rule: &&Rule| {
+            rule.kind != Kind::Pair && rule.is_in(&module) && (is_stripped || named(rule))
+        };
+        let in_module = |correction: &&Correction| {
+            let base = module.rsplit('/').next().unwrap_or("");
+            let pattern = correction.module.as_ref();
+            pattern.is_none_or(|pattern| matches(pattern, base) || matches(pattern, &module))
+        };
+        Self {
+            rules: self.rules.iter().filter(about).cloned().collect(),
+            corrections: self.corrections.iter().filter(in_module).cloned().collect(),
+        }
+    }
+
+    /// What the analysis of sites is to take for allocation functions.
+    #[must_use]
+    pub fn declared(&self) -> Vec<Declared> {
+        let allocates = |rule: &&Rule| !matches!(rule.kind, Kind::Free | Kind::Ignore | Kind::Pair);
+        let declared = |rule: &Rule| {
+            let signature = rule.signature.as_ref();
+            Declared {
+                name: rule.name.clone(),
+                size: signature.map_or(Size::Unknown, Signature::amount),
+                old: signature.and_then(Signature::old),
+            }
+        };
+        self.rules.iter().filter(allocates).map(declared).collect()
+    }
+
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.corrections.is_empty()
+    }
+
+    /// What it says, without where: for the provenance of images.
+    #[must_use]
+    pub fn meaning(&self) -> String {
+        let rules: Vec<_> = self.rules.iter().map(Rule::meaning).collect();
+        let corrections: Vec<_> = self
+            .corrections
+            .iter()
+            .map(|c| (&c.module, &c.function, &c.file, c.line, &c.r#type))
+            .collect();
+        format!("{rules:?} {corrections:?}")
+    }
+}
+
+/// What ships inside, in the form of anyone's file.
+#[must_use]
+pub fn built_in() -> &'static Config {
+    static BUILT_IN: OnceLock<Config> = OnceLock::new();
+    // A test reads it: here a mistake would only lose the names of frees.
+    BUILT_IN.get_or_init(|| parse(BUILT_IN_TEXT, Path::new("built-in")).unwrap_or_default())
+}
+
+const BUILT_IN_TEXT: &str = include_str!("builtin.toml");
+
+/// The name by which the family of an allocation function frees.
+fn family_free(name: &str) -> Option<&'static str> {
+    let family = FAMILIES
+        .iter()
+        .find(|family| family.iter().any(|(known, _)| *known == name))?;
+    let (free, _) = family.iter().find(|(_, role)| *role == Role::Free)?;
+    Some(free)
+}
+
+/// Whether `text` is what `pattern` says; `*` stands for any characters, also none.
+fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frees_are_named() {
+        parse(BUILT_IN_TEXT, Path::new("builtin.toml")).expect("what ships inside is sound");
+        let own = parse(
+            "[[wrapper]]\nname = \"xmalloc\"\nfree = \"xfree\"\n",
+            Path::new("p"),
+        );
+        let config = own.expect("sound");
+        for (name, expect) in [
+            ("malloc", Some("free")),
+            ("je_calloc", Some("je_free")),
+            ("_Znwm", Some("operator delete")),
+            ("_ZnamRKSt9nothrow_t", Some("operator delete[]")),
+            ("fopen64", Some("fclose")),
+            ("xmalloc", Some("xfree")),
+            ("make_node", None),
+        ] {
+            assert_eq!(config.freed_by(name).as_deref(), expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expect) in [
+            ("malloc", "malloc", true),
+            ("malloc", "mallocx", false),
+            ("x*", "xmalloc", true),
+            ("*alloc", "xmalloc", true),
+            ("*alloc", "allocate", false),
+            ("g_*_new*", "g_slice_new0", true),
+            ("g_*_new*", "g_new", false),
+            ("*", "", true),
+            ("a*a", "a", false),
+            ("a*b*c", "a-b-b-c", true),
+        ] {
+            assert_eq!(matches(pattern, text), expect, "{pattern} {text}");
+        }
+    }
+}
