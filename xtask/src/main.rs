@@ -32,6 +32,9 @@ Usage: cargo xtask COMMAND
                       --rounds N      runs of each program and variant [default: 7]
                       --only PART     programs, malloc, site, fork, start or instructions; may be repeated
                       --pointee FILE  measure this command instead of building it
+  bench hooks       what hooks in a running program cost, and how long its threads stand still
+                      --rounds N      runs of each variant [default: 9]
+                      --times N       hooked and unhooked so often [default: 10000]
   bench images      how long it takes to make a file's metadata image, cold
                       [FILE…]         these files instead of jq and Pointee's own
   bench probe       how probes are placed in files of this machine, and what they cost
@@ -54,6 +57,7 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["demo"] => demo::run(),
         ["test"] => test::run(),
+        ["bench", "hooks", options @ ..] => bench::hooks::run(options),
         ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
         ["truth", rest @ ..] => truth::run(rest),

@@ -1,12 +1,14 @@
 //! *How does a C or C++ program hook functions of its own process?* The face of `pointee-live` for C, documented in
-//! `include/pointee_live.h`. World: **in the target**; the standard library is here only for a panic handler, nothing of it is called.
+//! `include/pointee_hooks.h`. World: **in the target**; the standard library is here only for a panic handler, nothing of it is called.
 
 #![allow(unsafe_code)] // Functions for C, with C's pointers.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
 
-use pointee_live::{EntryHook, Pause, Refusal};
+use pointee_live::wrap::{Call, Return};
+use pointee_live::{Installed, Observers, Pause, Refusal, SlotHook};
 use pointee_model::addr::RunAddr;
 
 /// `struct pointee_result`: what an operation did.
@@ -59,10 +61,129 @@ pub unsafe extern "C" fn pointee_replace(
     Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
 }
 
+/// `enter` and `leave` are called with `data` at each call and return of `function`.
+///
+/// # Safety
+/// See `pointee_live::wrap`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_wrap(
+    function: *const c_void,
+    enter: extern "C" fn(&mut Call),
+    leave: extern "C" fn(&mut Return),
+    data: u64,
+) -> Outcome {
+    let observers = Observers { enter, leave, data };
+    // SAFETY: the caller's promise.
+    let done = unsafe { pointee_live::wrap(RunAddr(function as u64), &observers) };
+    Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// The call or jump at `site` goes to `destination`; `*original` is set before it first does.
+///
+/// # Safety
+/// `original` is valid for good; see `pointee_live::redirect` for the rest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_redirect_call(
+    site: *const c_void,
+    destination: *const c_void,
+    original: *mut *mut c_void,
+) -> Outcome {
+    let (site, destination) = (RunAddr(site as u64), RunAddr(destination as u64));
+    // SAFETY: as in `pointee_replace`.
+    let done = unsafe {
+        let original = AtomicU64::from_ptr(original.cast());
+        pointee_live::redirect(site, destination, original)
+    };
+    Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// `struct pointee_imports`: room for a hook of slots.
+#[repr(C)]
+pub struct Imports {
+    hook: MaybeUninit<SlotHook>,
+    _unused: [MaybeUninit<u64>; IMPORTS - size_of::<SlotHook>() / 8],
+}
+
+/// Words that C sets aside.
+const IMPORTS: usize = 8;
+
+/// Objects but those that hold one of `except` reach `destination` where they import `name`. The number of slots, or -1.
+///
+/// # Safety
+/// `imports` stays until [`pointee_restore_imports`], `original` for good; `except` holds `count` addresses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_redirect_imports(
+    imports: *mut Imports,
+    name: *const c_char,
+    destination: *const c_void,
+    except: *const RunAddr,
+    count: usize,
+    original: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let except = slice(except, count);
+        let (name, destination) = (CStr::from_ptr(name), RunAddr(destination as u64));
+        let original = AtomicU64::from_ptr(original.cast());
+        let Ok(hook) = pointee_live::redirect_imports(name, destination, except, original) else {
+            return -1;
+        };
+        let slots = hook.len();
+        (*imports).hook.write(hook);
+        slots as c_int
+    }
+}
+
+/// Looks for slots of objects that were loaded since. Their number, or -1.
+///
+/// # Safety
+/// `imports` was filled, and not restored; `except` holds `count` addresses.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_refresh_imports(
+    imports: *mut Imports,
+    name: *const c_char,
+    except: *const RunAddr,
+    count: usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let found = unsafe {
+        let hook = (*imports).hook.assume_init_mut();
+        hook.refresh(CStr::from_ptr(name), slice(except, count))
+    };
+    found.map_or(-1, |found| found as c_int)
+}
+
+/// The slots lead where they did. How many were restored, or -1.
+///
+/// # Safety
+/// `imports` was filled, and not restored.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_restore_imports(imports: *mut Imports) -> c_int {
+    // SAFETY: the caller's promise; it is not used again.
+    let hook = unsafe { (*imports).hook.assume_init_read() };
+    hook.remove().map_or(-1, |restored| restored as c_int)
+}
+
+/// # Safety
+/// `first` is at `count` addresses, or `count` is 0.
+unsafe fn slice<'a>(first: *const RunAddr, count: usize) -> &'a [RunAddr] {
+    if count == 0 {
+        return &[];
+    }
+    // SAFETY: the caller's promise.
+    unsafe { std::slice::from_raw_parts(first, count) }
+}
+
+/// Calls of wrapped functions that were not seen.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_missed() -> u64 {
+    pointee_live::wrap::missed()
+}
+
 /// Takes a hook out.
 #[unsafe(no_mangle)]
 pub extern "C" fn pointee_remove(hook: *mut c_void) -> Outcome {
-    let done = match EntryHook::from_raw(hook as usize) {
+    let done = match Installed::from_raw(hook as usize) {
         Some(hook) => hook.remove().map_err(|(_, refusal)| refusal),
         None => Err(Refusal::NotHooked),
     };

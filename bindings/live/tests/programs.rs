@@ -2,42 +2,11 @@
 //! the library. Each checks itself, prints what it saw, and ends with 0 when all was well.
 #![allow(missing_docs)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod programs_built;
 
-/// Builds `programs/SOURCE` with `compiler` and `options`.
-fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let libraries = std::env::current_exe()
-        .expect("this test")
-        .parent()
-        .expect("a folder")
-        .to_owned();
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
-        "{}-{compiler}{}",
-        source.replace('.', "-"),
-        options.concat()
-    ));
-    let built = Command::new(compiler)
-        .args(["-O2", "-g", "-Wall", "-pthread", "-I"])
-        .arg(folder.join("include"))
-        .arg(folder.join("tests/programs").join(source))
-        .arg("-o")
-        .arg(&program)
-        .args(options)
-        .arg("-L")
-        .arg(&libraries)
-        .args(["-lpointee_live", "-rdynamic"])
-        .arg(format!("-Wl,-rpath,{}", libraries.display()))
-        .output()
-        .expect("a compiler");
-    assert!(
-        built.status.success(),
-        "{source}: {}",
-        String::from_utf8_lossy(&built.stderr)
-    );
-    program
-}
+use programs_built::build;
+use std::path::Path;
+use std::process::Command;
 
 /// Runs a program that checks itself, and gives what it printed.
 fn check(program: &Path, arguments: &[&str]) -> String {
@@ -75,4 +44,106 @@ fn eight_threads_in_the_pad() {
 #[test]
 fn sixty_four_threads_in_the_pad() {
     check(&build("races.c", "clang", &[]), &["64", &times(10)]);
+}
+
+#[test]
+fn unwinding_goes_through() {
+    for compiler in ["g++", "clang++"] {
+        let program = build("unwind.cc", compiler, &[]);
+        for kind in ["replace", "wrap"] {
+            check(&program, &[kind]);
+        }
+    }
+}
+
+#[test]
+fn observers_see_any_signature() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("signatures.c", compiler, &[]), &[]);
+    }
+}
+
+/// gdb on `unwind`, with `arguments` for gdb and the kind of hook.
+fn debug(arguments: &[&str], kind: &str) -> String {
+    let program = build("unwind.cc", "g++", &["-fno-inline-functions"]);
+    let ran = Command::new("gdb")
+        .args(["-nx", "-batch"])
+        .args(arguments)
+        .arg("--args")
+        .arg(program)
+        .args([kind, "stop"])
+        .output()
+        .expect("gdb");
+    String::from_utf8_lossy(&ran.stdout).into_owned()
+}
+
+#[test]
+fn a_debugger_sees_the_callers() {
+    let rows: [(&str, &[&str]); 2] = [
+        (
+            "replace",
+            &["innermost", "hooked", "replacement", "outer", "main"],
+        ),
+        (
+            "wrap",
+            &["innermost", "hooked", "returned@hook", "outer", "main"],
+        ),
+    ];
+    for (kind, expected) in rows {
+        let commands = ["break innermost", "ignore 1 2", "run", "bt"].map(|c| ["-ex", c]);
+        let said = debug(&commands.concat(), kind);
+        let frames: Vec<&str> = said
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .filter_map(|line| line.split(" (").next()?.split(' ').next_back())
+            .collect();
+        assert_eq!(frames, expected, "{kind}: {said}");
+    }
+}
+
+#[test]
+fn a_debugger_sees_the_callers_from_every_instruction() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/steps.py");
+    for kind in ["replace", "wrap"] {
+        let said = debug(&["-x", &script.to_string_lossy()], kind);
+        let last = said
+            .lines()
+            .rfind(|line| line.starts_with("steps "))
+            .unwrap_or_default();
+        assert!(
+            last.ends_with(" lost 0") && !last.starts_with("steps 0"),
+            "{kind}: {said}"
+        );
+    }
+}
+
+#[test]
+fn coming_and_going_leaks_nothing() {
+    check(&build("loop.c", "gcc", &[]), &[&times(10)]);
+}
+
+#[test]
+fn system_calls_go_on() {
+    check(&build("calls.c", "gcc", &[]), &[]);
+}
+
+#[test]
+fn refusals_have_a_reason_and_do_no_harm() {
+    check(&build("refusals.c", "gcc", &[]), &[]);
+}
+
+#[test]
+fn slots_of_every_kind() {
+    let library = build("imported.c", "gcc", &["-shared", "-fPIC", "-fno-builtin"]);
+    let library = library.to_string_lossy();
+    let rows: [&[&str]; 3] = [&["-Wl,-z,lazy"], &["-Wl,-z,now,-z,relro"], &["-fno-plt"]];
+    for options in rows {
+        let options = [options, &["-fno-builtin"]].concat();
+        check(&build("slots.c", "gcc", &options), &[&library]);
+    }
+}
+
+#[test]
+fn calls_are_redirected_one_by_one() {
+    check(&build("sites.c", "gcc", &[]), &[&times(30)]);
 }

@@ -11,7 +11,7 @@
 use pointee_model::addr::RunAddr;
 use pointee_patch::TRAMPOLINE_MAX;
 
-use crate::entry::Hook;
+use crate::hook::Hook;
 use crate::sys::{self, map};
 
 /// Slots of an island.

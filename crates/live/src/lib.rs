@@ -8,10 +8,10 @@
 //! | promise | how |
 //! | --- | --- |
 //! | any thread may call the engine at any time, while all others run | [`stop`] |
-//! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`EntryHook::remove`] returned does not | five bytes, written while all threads stand still |
+//! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`Installed::remove`] returned does not | five bytes, written while all threads stand still |
 //! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
 //! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
-//! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`entry`] |
+//! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`hook`] |
 //! | what cannot be done so is a [`Refusal`], and nothing has changed | |
 //!
 //! What the caller promises: the replacement has the type of what it replaces.
@@ -21,20 +21,33 @@
 //! Other processes (they are stopped by ptrace), and code in which every instruction is to be seen (`pointee-probe`).
 #![no_std]
 
+mod announce;
 pub mod entry;
+mod frames;
+pub mod hook;
 mod island;
 mod lock;
 mod maps;
+mod objects;
 mod pages;
 pub mod refusal;
 mod restart;
+pub mod sites;
+pub mod slots;
 pub mod stop;
+mod stubs;
 mod sys;
 pub mod tasks;
 mod text;
 mod unwinder;
+pub mod wrap;
 
-pub use entry::{EntryHook, replace, settle};
+pub use entry::replace;
+pub use hook::{Installed, settle};
 pub use refusal::Refusal;
+pub use sites::redirect;
+pub use slots::{SlotHook, redirect_imports};
 pub use stop::{Pause, StopError};
+pub use stubs::Saved;
 pub use sys::Errno;
+pub use wrap::{Observers, wrap};

@@ -37,10 +37,8 @@ impl Maps {
         let words: &mut [[u64; 2]] = ranges.words();
         let mut count = 0;
         let mut filled = 0;
-        loop {
-            let Some(free) = buffer.get_mut(filled..).filter(|free| !free.is_empty()) else {
-                break; // a line longer than the buffer
-            };
+        // Up to the end, or to a line longer than the buffer.
+        while let Some(free) = buffer.get_mut(filled..).filter(|free| !free.is_empty()) {
             let read = file.read(free)?;
             if read == 0 {
                 break;

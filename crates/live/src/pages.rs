@@ -48,3 +48,5 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for u32 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for [u64; 2] {}
+// SAFETY: plain numbers.
+unsafe impl Plain for [[u64; 2]; 3] {}

@@ -25,6 +25,10 @@ pub enum Refusal {
     AlreadyHooked,
     /// No hook of this engine is in place there.
     NotHooked,
+    /// No direct call or jump, or one through memory at a distance, of four bytes.
+    NotACall,
+    /// No object imports the symbol, or nobody has it.
+    NotImported,
     /// The function jumps to its own start, which a hook would take for a call.
     Looped,
     /// Others have changed the code since.
@@ -55,6 +59,8 @@ impl Refusal {
             Self::NotCode => "not executable memory",
             Self::AlreadyHooked => "hooked already",
             Self::NotHooked => "not hooked",
+            Self::NotACall => "no call or jump with a distance of four bytes",
+            Self::NotImported => "no object imports it",
             Self::Looped => "the function jumps to its own start",
             Self::TextChanged => "somebody else has changed the code",
             Self::Busy => "threads are interrupted where code would change",

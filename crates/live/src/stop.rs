@@ -23,12 +23,12 @@
 //! While our handler is in place, signals that are not ours are passed to the one before.
 //!
 //! **System calls** are interrupted and restarted (`SA_RESTART`), except those that the kernel does not restart after
-//! a handler (signal(7)): of them, [`crate::restart`] restarts those that can be without being longer.
+//! a handler (signal(7)): of them, `restart.rs` restarts those that can be without being longer.
 //! `vfork` waits for its child and so does the stopper: the child runs this program's code.
 //!
 //! # Invariants
 //!
-//! 1. While [`Stopped`] exists, no other thread of the process executes an instruction outside the handler's sleep.
+//! 1. While `Stopped` exists, no other thread of the process executes an instruction outside the handler's sleep.
 //! 2. Between the first signal and the release, the stopper takes no lock and allocates nothing: a stopped thread may have
 //!    any lock.
 //! 3. After an attempt that was given up, a signal may still be on its way; the handler stays in place until a stop
@@ -332,11 +332,6 @@ pub(crate) struct Thread<'a> {
 }
 
 impl Thread<'_> {
-    /// Its id.
-    pub(crate) fn id(&self) -> u32 {
-        self.node.tid
-    }
-
     /// The instruction that it goes on with.
     pub(crate) fn pc(&self) -> RunAddr {
         RunAddr(self.registers()[register::RIP])

@@ -6,7 +6,7 @@
 
 use pointee_model::addr::RunAddr;
 
-use crate::sys::{self, Errno, File};
+use crate::sys::{Errno, File};
 
 /// The process's memory as a file.
 pub(crate) struct Text(File);
@@ -32,10 +32,5 @@ impl Text {
     /// Reads, where the memory may be anything: fewer bytes, or an error, where it ends.
     pub(crate) fn read(&self, at: RunAddr, into: &mut [u8]) -> Result<usize, Errno> {
         self.0.read_at(into, at.0)
-    }
-
-    /// What was written is what runs, on all processors.
-    pub(crate) fn publish(&self) {
-        sys::synchronize_cores();
     }
 }

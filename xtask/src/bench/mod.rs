@@ -9,6 +9,7 @@
 //! Nothing is kept from one call to the next, and no figure is written down anywhere in the code.
 
 mod fork;
+pub(crate) mod hooks;
 pub(crate) mod images;
 mod instructions;
 mod malloc;

@@ -13,7 +13,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "pointee_live.h"
+#include "pointee_hooks.h"
 
 __attribute__((aligned(64))) uint64_t hot(uint64_t);
 __asm__(".text\n.globl hot\n.type hot, @function\n.balign 64\nhot:\n.cfi_startproc\n"

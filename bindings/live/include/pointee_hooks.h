@@ -1,0 +1,85 @@
+/* Hooks in a running program: each function here may be called at any time, from any thread, while other threads run
+ * through the code that is changed. Link with -lpointee_hooks. */
+#ifndef POINTEE_HOOKS_H
+#define POINTEE_HOOKS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#ifndef __cplusplus
+#include <stdalign.h>
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct pointee_result {
+	void *hook;        /* the hook; null when there is none */
+	uint64_t pause;    /* how long the other threads stood still, in nanoseconds */
+	uint32_t threads;  /* how many */
+	char refusal[60];  /* why nothing was done; empty when it was */
+};
+
+/* Calls of FUNCTION go to REPLACEMENT, which calls the function as it was through *ORIGINAL, set before its first call.
+ * ORIGINAL is used as long as the hook is in place. */
+struct pointee_result pointee_replace(void *function, void *replacement, void **original);
+
+/* The registers at a call or return. Vector registers from the lowest byte up, as wide as the processor has them. */
+struct pointee_registers {
+	uint64_t rdi, rsi, rdx, rcx, r8, r9, rax, r10, r11, unused[7];
+	alignas(64) uint8_t vectors[16][64];
+};
+
+struct pointee_call {
+	void *function;
+	uint64_t data;
+	void *return_address;
+	uint64_t *stack; /* arguments on the stack */
+	struct pointee_registers *registers;
+};
+
+struct pointee_return {
+	void *function;
+	uint64_t data;
+	void *return_address;
+	struct pointee_registers *registers;
+};
+
+/* ENTER is called before each call of FUNCTION, whatever its type, LEAVE after its return, both with DATA. They may change
+ * registers, must return, and are not themselves seen; LEAVE is not called when FUNCTION is left by longjmp or an
+ * exception. Both may be called by any thread as long as the hook is in place, and by calls that began before. */
+struct pointee_result pointee_wrap(void *function, void (*enter)(struct pointee_call *),
+                                   void (*leave)(struct pointee_return *), uint64_t data);
+
+/* Calls of wrapped functions that were not seen: made by ENTER or LEAVE, more than 128 deep, or on more than 1,024 threads. */
+uint64_t pointee_missed(void);
+
+/* The call or jump at SITE (call rel32, jmp rel32, call [rip+d], jmp [rip+d]) goes to DESTINATION, and no other does;
+ * *ORIGINAL is set to where it went before it first does. Taken out by pointee_remove. */
+struct pointee_result pointee_redirect_call(void *site, void *destination, void **original);
+
+/* Slots of an imported symbol, while they lead to a hook. */
+struct pointee_imports {
+	uint64_t private_words[8];
+};
+
+/* All objects but those that hold one of the COUNT addresses EXCEPT come to DESTINATION where they import NAME; *ORIGINAL is set
+ * before. No thread is stopped. The answer: how many slots; -1 if nobody imports it. */
+int pointee_redirect_imports(struct pointee_imports *, const char *name, void *destination, void *const *except,
+                             size_t count, void **original);
+/* The same for objects that were loaded since: how many slots. */
+int pointee_refresh_imports(struct pointee_imports *, const char *name, void *const *except, size_t count);
+/* The slots lead where they did: how many. */
+int pointee_restore_imports(struct pointee_imports *);
+
+/* Takes a hook out. From its return on, no call begins that goes to the hook. */
+struct pointee_result pointee_remove(void *hook);
+
+/* Gives back the memory of removed hooks, but of those that some thread may still be in: the answer is their number, or
+ * -1 when the threads could not be stopped. */
+int pointee_settle(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,147 @@
+// Exceptions, backtraces, cancellation and jumps through functions that are replaced and wrapped: unwind KIND, where KIND is
+// "replace" or "wrap". "unwind KIND stop" stops in the innermost function, for a debugger.
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <execinfo.h>
+#include <pthread.h>
+#include <string>
+#include <unistd.h>
+
+#include "pointee_hooks.h"
+
+static int failures;
+#define CHECK(condition) \
+	do { \
+		if (!(condition)) { \
+			printf("line %d: %s\n", __LINE__, #condition); \
+			failures++; \
+		} \
+	} while (0)
+
+static long entered, left_, destroyed;
+
+struct Guard {
+	~Guard() { destroyed++; }
+};
+
+extern "C" {
+jmp_buf back;
+std::string seen;
+
+__attribute__((noinline)) void innermost(int what)
+{
+	if (what == 0) {
+		void *frames[64];
+		int count = backtrace(frames, 64);
+		for (int i = 0; i < count; i++) {
+			Dl_info info;
+			if (dladdr((char *)frames[i] - 1, &info) && info.dli_sname)
+				seen += std::string(info.dli_sname) + " ";
+		}
+	}
+	if (what == 1)
+		throw 42;
+	if (what == 2)
+		longjmp(back, 1);
+	if (what == 3)
+		for (;;)
+			pause();
+}
+
+__attribute__((noinline)) int hooked(int what)
+{
+	Guard guard;
+	innermost(what);
+	return what + 1;
+}
+
+__attribute__((noinline)) int outer(int what)
+{
+	Guard guard;
+	return hooked(what) + 1;
+}
+
+static void *original;
+int replacement(int what)
+{
+	entered++;
+	int result = reinterpret_cast<int (*)(int)>(original)(what);
+	left_++;
+	return result;
+}
+}
+
+static void enter(pointee_call *call) { entered += call->data; }
+static void leave(pointee_return *result) { left_ += result->data; }
+
+static void *cancelled(void *)
+{
+	outer(3);
+	return nullptr;
+}
+
+int main(int argc, char **argv)
+{
+	const bool wraps = argc > 1 && !strcmp(argv[1], "wrap");
+	void *frames[4];
+	backtrace(frames, 4); // loads the unwinder
+	pointee_result in = wraps ? pointee_wrap((void *)hooked, enter, leave, 1)
+	                          : pointee_replace((void *)hooked, (void *)replacement, &original);
+	if (in.refusal[0]) {
+		printf("refused: %s\n", in.refusal);
+		return 1;
+	}
+	CHECK(outer(5) == 7);
+	CHECK(entered == 1 && left_ == 1);
+	if (argc > 2)
+		return outer(5) != 7 || outer(0) != 2;
+
+	outer(0);
+	size_t inner_at = seen.find("innermost "), hooked_at = seen.find("hooked "), outer_at = seen.find("outer "), main_at = seen.find("main ");
+	CHECK(inner_at < hooked_at && hooked_at < outer_at && outer_at < main_at && main_at != std::string::npos);
+	if (failures)
+		printf("%s\n", seen.c_str());
+
+	for (int i = 0; i < 1000; i++) {
+		int caught = 0;
+		destroyed = 0;
+		try {
+			outer(1);
+		} catch (int value) {
+			caught = value;
+		}
+		CHECK(caught == 42 && destroyed == 2);
+		if (failures)
+			break;
+	}
+	entered = left_ = 0;
+	for (volatile int i = 0; i < 1000; i++)
+		if (!setjmp(back))
+			outer(2);
+	CHECK(entered == 1000 && left_ == 0);
+	CHECK(outer(5) == 7 && left_ == 1);
+
+	for (int i = 0; i < 20; i++) {
+		pthread_t thread;
+		destroyed = 0;
+		entered = 0;
+		pthread_create(&thread, nullptr, cancelled, nullptr);
+		while (__atomic_load_n(&entered, __ATOMIC_RELAXED) == 0)
+			usleep(100);
+		usleep(1000);
+		pthread_cancel(thread);
+		void *result;
+		pthread_join(thread, &result);
+		CHECK(result == PTHREAD_CANCELED && destroyed == 2);
+	}
+	CHECK(!pointee_remove(in.hook).refusal[0]);
+	entered = 0;
+	CHECK(outer(5) == 7 && entered == 0);
+	CHECK(pointee_settle() == 0);
+	CHECK(outer(5) == 7);
+	printf("%s: %d failures, %lu missed\n", wraps ? "wrap" : "replace", failures, (unsigned long)pointee_missed());
+	return failures != 0;
+}

@@ -1,0 +1,112 @@
+//! *What does a hook cost each call, and its coming and going the threads of a program?* — of `pointee-live`, beside a preload
+//! library that forwards; and how long threads stand still while a function that all of them run is hooked and unhooked.
+
+use super::measure::{interleaved, median, ratio};
+use super::table::{self, Table, figure};
+use crate::shell;
+use crate::workspace::Workspace;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Pairs of malloc and free a run.
+const PAIRS: &str = "10000000";
+/// Threads that run through the hooked function.
+const THREADS: [&str; 3] = ["1", "8", "64"];
+
+/// What is preloaded, and the variable HOOK.
+const VARIANTS: [(&str, Option<&str>, &str); 5] = [
+    ("plain", None, ""),
+    ("preloaded forwarder", Some("forward.so"), ""),
+    ("replaced at entry", Some("hooks.so"), "replace"),
+    ("imports redirected", Some("hooks.so"), "imports"),
+    ("wrapped, any signature", Some("hooks.so"), "wrap"),
+];
+const FORWARDER: usize = 1;
+
+/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook.
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let (mut rounds, mut times) = (9, "10000");
+    for pair in words.chunks(2) {
+        match pair {
+            ["--rounds", number] => rounds = number.parse().context("--rounds wants a number")?,
+            ["--times", number] => times = number,
+            _ => bail!("unknown option {}", pair.join(" ")),
+        }
+    }
+    let workspace = Workspace::open()?;
+    let folder = workspace.folder("bench")?.join("hooks");
+    std::fs::create_dir_all(&folder)?;
+    build(&workspace, &folder)?;
+    costs(&folder, rounds)?;
+    println!("## Hooked and unhooked {times} times\n");
+    for threads in THREADS {
+        let mut command = Command::new(folder.join("races"));
+        println!("{}", shell::output(command.args([threads, times]))?);
+    }
+    Ok(())
+}
+
+fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", "pointee-live-c"]);
+    shell::step("building the library", &mut cargo)?;
+    let libraries = workspace.target()?.join("release");
+    let bindings = workspace.root().join("bindings/live");
+    let include = format!("-I{}", bindings.join("include").display());
+    let linked = [
+        "-O2",
+        "-pthread",
+        &include,
+        &format!("-L{}", libraries.display()),
+        "-lpointee_hooks",
+        &format!("-Wl,--disable-new-dtags,-rpath,{}", libraries.display()),
+    ];
+    let shared = [&["-shared", "-fPIC"], &linked[..]].concat();
+    let sources = |path: &str| -> [PathBuf; 1] { [workspace.root().join(path)] };
+    shell::gcc(
+        &sources("benches/hooks/cost.c"),
+        &folder.join("cost"),
+        &["-O2"],
+    )?;
+    shell::gcc(
+        &sources("benches/hooks/hooks.c"),
+        &folder.join("hooks.so"),
+        &shared,
+    )?;
+    let forwarder = sources("benches/overhead/forward.c");
+    shell::gcc(
+        &forwarder,
+        &folder.join("forward.so"),
+        &["-O2", "-shared", "-fPIC"],
+    )?;
+    let races = sources("bindings/live/tests/programs/races.c");
+    shell::gcc(&races, &folder.join("races"), &linked)
+}
+
+fn costs(folder: &Path, rounds: usize) -> Result<()> {
+    let numbers: Vec<usize> = (0..VARIANTS.len()).collect();
+    let results = interleaved(rounds, &numbers, |number| {
+        let (_, library, hook) = VARIANTS[number];
+        let mut command = Command::new(folder.join("cost"));
+        command.arg(PAIRS).env("HOOK", hook);
+        if let Some(library) = library {
+            command.env("LD_PRELOAD", folder.join(library));
+        }
+        let text = shell::output(&mut command)?;
+        text.trim()
+            .parse::<f64>()
+            .with_context(|| format!("no figure in {text}"))
+    });
+    println!("## malloc(64) and free\n");
+    let mut table = Table::new(["hook on both", "ns a pair", "× forwarder"]);
+    for ((name, ..), runs) in VARIANTS.iter().zip(&results) {
+        let cells = [
+            figure(median(runs.iter().flatten().copied()), 1),
+            table::ratio(ratio(runs, &results[FORWARDER], |pair| *pair)),
+        ];
+        table.row([(*name).to_owned()].into_iter().chain(cells));
+    }
+    table.print();
+    Ok(())
+}
