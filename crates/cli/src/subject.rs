@@ -176,7 +176,9 @@ impl Subject {
 
     /// The report of it.
     pub(crate) fn report(&self) -> ProcessReport {
-        ProcessReport::new(&self.resolver(), &self.circumstances)
+        let mut report = ProcessReport::new(&self.resolver(), &self.circumstances);
+        report.recording = None;
+        report
     }
 
     /// Whether the tables are to tell of the highest point.

@@ -38,7 +38,7 @@ int main(void) {
 #[test]
 fn what_the_record_itself_takes_is_itemised() {
     let (_folder, program) = compile(HOLDS_MANY, &[]);
-    let (reports, _) = report(&[program.to_str().expect("a name")]);
+    let (reports, _) = report_with(&["--cost"], &[program.to_str().expect("a name")]);
     let part = |name: &str| {
         let value = &reports[0]["recording"][name];
         value

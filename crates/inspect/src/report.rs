@@ -52,8 +52,10 @@ pub struct ProcessReport {
     /// What is missing from this report, in words.
     pub unseen: Vec<String>,
     pub totals: Totals,
-    /// Memory that the record itself took, in bytes.
-    pub recording: Footprint,
+    /// Memory that the record itself took, in bytes. It depends on which images there were at the time, which
+    /// nothing else here does; so the command shows it only when asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording: Option<Footprint>,
     /// Most live bytes first.
     pub types: Vec<TypeRow>,
     /// Most live bytes first.
@@ -202,7 +204,7 @@ impl ProcessReport {
                 counts: process.total.into(),
                 peak_bytes: process.peak_bytes,
             },
-            recording: process.footprint,
+            recording: Some(process.footprint),
             types: by_type(resolver, &resolved),
             sites: by_site(resolver, &resolved),
         }
@@ -221,7 +223,7 @@ impl ProcessReport {
             exit: circumstances.exit,
             unseen: circumstances.unseen,
             totals: Totals::default(),
-            recording: Footprint::default(),
+            recording: None,
             types: Vec::new(),
             sites: Vec::new(),
         }

@@ -116,7 +116,10 @@ pub fn render(report: &ProcessReport, style: Style) -> String {
 
 /// What the record itself took, by what for.
 fn recording(out: &mut String, report: &ProcessReport, style: Style) {
-    let parts = report.recording.parts();
+    let Some(footprint) = &report.recording else {
+        return;
+    };
+    let parts = footprint.parts();
     let all = parts.iter().map(|(_, size)| size).sum();
     let named = parts
         .iter()

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end (`exit`), after SECONDS, or told as at its highest point (`peak`; blocks as at the end).
+    /// When: at its end, after SECONDS, or told as at its highest point (blocks as at the end).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",
@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// Save the contents of the heap too (with `--snapshot-at SECONDS`).
     #[arg(long, requires = "snapshot")]
     memory: bool,
+    /// Tell what the record itself takes of memory, too.
+    #[arg(long)]
+    cost: bool,
     #[command(flatten)]
     listing: Listing,
     /// The program and its arguments.
@@ -127,7 +130,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         saving::at_end(&processes, &mut source, first, file, at, arguments.memory);
     }
     let path = program.path.to_string_lossy().into_owned();
-    let reports = reports(processes, &mut source, first, end, &path, unseen);
+    let mut reports = reports(processes, &mut source, first, end, &path, unseen);
+    if !arguments.cost {
+        for report in &mut reports {
+            report.recording = None;
+        }
+    }
     acquaintance::note(&program.path, &source.objects());
     if let Err(error) = write(arguments, &reports) {
         // The program's status counts for more than its report.
