@@ -23,7 +23,7 @@ struct point { int x, y; };
 struct thing { char tag; union { long number; struct point at; } u; struct point many[3]; struct thing *next; };
 struct other { int id; char *name; };
 struct prefix { int x; };
-/* Defined in the library only. */
+/* Defined in the library only, and so not in static programs. */
 struct opaque;
 static struct opaque *handle;
 typedef struct { unsigned bits : 3, more : 5; double weight; } scale;
@@ -133,6 +133,7 @@ __attribute__((noinline)) static void statics_and_locals(int argument)
 {
     static long calls;
     unused_but_there.x = argument;
+    handle = NULL;
     struct thing here;
     scale several[3];
     memset(&here, 0, sizeof here);
