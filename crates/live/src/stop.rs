@@ -88,9 +88,10 @@ static LOCK: Lock = Lock::new();
 static HELD: AtomicU32 = AtomicU32::new(0);
 /// The arrived threads: the address of the last one's node, and the stop's number in the upper 16 bits.
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
-/// How many have arrived.
-static COUNT: AtomicU32 = AtomicU32::new(0);
-/// At which count the stopper is woken.
+/// Rises with each arrival: the stopper sleeps on it. How many have arrived, the list says, not this: a thread that comes
+/// late to a stop that was given up rings here during the next one.
+static BELL: AtomicU32 = AtomicU32::new(0);
+/// At which number of arrivals the stopper is woken.
 static WANTED: AtomicU32 = AtomicU32::new(u32::MAX);
 /// The number of the last stop.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -179,7 +180,7 @@ fn begin() -> u32 {
     let number = NUMBER.load(Relaxed).wrapping_add(1) & 0xffff;
     let number = number.max(1);
     NUMBER.store(number, Relaxed);
-    COUNT.store(0, Relaxed);
+    BELL.store(0, Relaxed);
     WANTED.store(u32::MAX, Relaxed);
     ARRIVED.store(u64::from(number) << 48, Release);
     HELD.store(number, Release);
@@ -225,7 +226,9 @@ fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
         let signalled = signalled.get(..sent).unwrap_or_default();
         let ended = wait_for(pid, signalled, began)?;
         let alive = tasks.count().map_err(StopError::NoTaskList)?;
-        if COUNT.load(Acquire) as usize + 1 + ended >= alive {
+        // One that has ended may no longer be counted, and a new one be in its place: then only a listing without news will do.
+        let all_known = ended == 0 || sent == before;
+        if all_known && arrived() + 1 + ended >= alive {
             return Ok(());
         }
         if sys::now() > deadline {
@@ -266,12 +269,12 @@ fn wait_for(pid: u32, signalled: &[u32], began: u64) -> Result<usize, StopError>
     loop {
         let wanted = (signalled.len() - gone) as u32;
         WANTED.store(wanted, Release);
-        let arrived = COUNT.load(Acquire);
-        if arrived >= wanted {
+        let bell = BELL.load(Acquire);
+        if arrived() >= wanted as usize {
             return Ok(ended);
         }
         let asleep = sys::now();
-        sys::wait_on(&COUNT, arrived, LOOK_AGAIN);
+        sys::wait_on(&BELL, bell, LOOK_AGAIN);
         let now = sys::now();
         if now - asleep < LOOK_AGAIN {
             continue;
@@ -306,6 +309,11 @@ fn wait_for(pid: u32, signalled: &[u32], began: u64) -> Result<usize, StopError>
             }
         }
     }
+}
+
+/// How many threads stand still.
+fn arrived() -> usize {
+    Nodes(ARRIVED.load(Acquire) & POINTER).count()
 }
 
 fn is_here(tid: u32) -> bool {
@@ -364,7 +372,7 @@ impl Stopped<'_> {
     /// Lets them go on.
     pub(crate) fn release(self) -> Pause {
         let began = self.began;
-        let threads = COUNT.load(Relaxed);
+        let threads = arrived() as u32;
         drop(self);
         Pause {
             threads,
@@ -462,8 +470,10 @@ unsafe extern "C" fn on_signal(signal: i32, info: *const SignalInfo, context: *m
         context,
         tid: sys::thread_id(),
     };
+    // SAFETY: the kernel's frame of this thread, which nobody else knows yet.
+    restart::interrupted_call(unsafe { &mut *context });
     let at = &raw mut node;
-    let mut head = ARRIVED.load(Relaxed);
+    let mut head = ARRIVED.load(Acquire);
     loop {
         // Given up before this thread came.
         if head >> 48 != u64::from(number) {
@@ -472,15 +482,13 @@ unsafe extern "C" fn on_signal(signal: i32, info: *const SignalInfo, context: *m
         // SAFETY: this frame's own; nobody else knows it yet.
         unsafe { (*at).next = head & POINTER };
         let tagged = at as u64 | u64::from(number) << 48;
-        match ARRIVED.compare_exchange_weak(head, tagged, AcqRel, Relaxed) {
+        match ARRIVED.compare_exchange_weak(head, tagged, AcqRel, Acquire) {
             Ok(_) => break,
             Err(now) => head = now,
         }
     }
-    // SAFETY: the kernel's frame of this thread; the stopper changes it only after the count below.
-    restart::interrupted_call(unsafe { &mut *context });
-    if COUNT.fetch_add(1, AcqRel) + 1 >= WANTED.load(Acquire) {
-        sys::wake_all(&COUNT);
+    if BELL.fetch_add(1, AcqRel) + 1 >= WANTED.load(Acquire) {
+        sys::wake_all(&BELL);
     }
     while HELD.load(Acquire) == number {
         sys::wait_on(&HELD, number, 1_000_000_000);
