@@ -170,6 +170,8 @@ struct Comparison {
     exact: bool,
     /// And in the middle of no call.
     quiet: bool,
+    /// The stop fell between two counters of one event: as many blocks as the log has, but other bytes.
+    torn: bool,
     blocks: usize,
     bytes: u64,
     /// What is said of blocks drawn at random, by the number of the call that made them.
@@ -286,8 +288,9 @@ fn compare(
     // The log ends a call before the hook does: counters may be one call behind, and then say nothing here.
     let live = data.total.live();
     let is_counted = log.tells_callers || live.blocks == log.live.len() as u64;
-    if exact && !under_way && is_counted && !log.tells_callers {
-        assert_eq!(live.bytes, log.live_bytes, "{what}: live bytes");
+    let comparable = exact && !under_way && is_counted && !log.tells_callers;
+    let torn = comparable && live.bytes != log.live_bytes;
+    if comparable {
         assert!(data.peak_bytes <= log.peak, "{what}: peak");
     }
     let mut said = BTreeMap::new();
@@ -308,7 +311,8 @@ fn compare(
     }
     Comparison {
         exact,
-        quiet: exact && !under_way && is_counted,
+        quiet: exact && !under_way && is_counted && !torn,
+        torn,
         blocks: found.len(),
         bytes,
         said,
@@ -361,7 +365,7 @@ fn check(folder: &Path, subject: &Subject) {
     let pid = child_of(supervisor.id()).expect("a program");
     let target = Pid::from_raw(pid as i32);
     let mut random = Random(0x2545_f491_4f6c_dd1d ^ u64::from(pid));
-    let (mut exact, mut stops, mut most, mut bytes) = (0, 0, 0, 0);
+    let (mut torn, mut exact, mut stops, mut most, mut bytes) = (0, 0, 0, 0, 0);
     let mut said = BTreeMap::new();
     loop {
         std::thread::sleep(Duration::from_micros(random.below(9000)));
@@ -376,6 +380,11 @@ fn check(folder: &Path, subject: &Subject) {
         };
         let comparison = compare(pid, &mut log, depth, &mut random, subject);
         exact += usize::from(comparison.exact);
+        torn += usize::from(comparison.torn);
+        assert!(
+            torn <= 1 + stops / 20,
+            "{what}: {torn} of {stops} stops with other live bytes"
+        );
         most = most.max(comparison.blocks);
         bytes += comparison.bytes;
         said.extend(comparison.said);

@@ -482,9 +482,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         };
         Left {
             first: taken,
-            null_first: null.filter(|(_, if_taken)| *if_taken).map(|(value, _)| value),
+            null_first: null
+                .filter(|(_, if_taken)| *if_taken)
+                .map(|(value, _)| value),
             second: Some(Exit::To(instruction.next_ip())),
-            null_second: null.filter(|(_, if_taken)| !*if_taken).map(|(value, _)| value),
+            null_second: null
+                .filter(|(_, if_taken)| !*if_taken)
+                .map(|(value, _)| value),
         }
     }
 
