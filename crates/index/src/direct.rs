@@ -30,7 +30,7 @@ impl Reader {
     /// Reads the region at `base`.
     ///
     /// # Safety
-    /// `base` points to a region of this layout, written by nobody but its [`Writer`](crate::Writer)s and mapped as long
+    /// `base` points to a region of this layout, written by nobody but its [`Writer`]s and mapped as long
     /// as `self` is used.
     #[must_use]
     pub const unsafe fn new(base: *const u8, layout: &Layout) -> Self {

@@ -1,4 +1,4 @@
-//! *Through which code do wrapped calls go?* The entry stub and the exit stub, see [`crate::wrap`], in three forms: for the
+//! *Through which code do wrapped calls go?* The entry stub and the exit stub, see [`mod@crate::wrap`], in three forms: for the
 //! vector registers of SSE, AVX and AVX-512. They change no register and no flag that a call may not.
 //!
 //! ```text
