@@ -246,7 +246,7 @@ pub struct Header {
 pub mod unseen {
     pub const TABLES_FULL: u32 = 1;
     pub const ORIGINS_FULL: u32 = 2;
-    pub const THREADS_SHARED: u32 = 4;
+    pub const THREADS_FULL: u32 = 4;
     pub const MODULES_FULL: u32 = 8;
     pub const NO_LIBC: u32 = 16;
     pub const HOOK_REFUSED: u32 = 32;

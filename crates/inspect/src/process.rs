@@ -487,8 +487,8 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
             "too many distinct call paths: later ones are attributed to an inner frame",
         ),
         (
-            unseen::THREADS_SHARED,
-            "more threads at once than counters: some share one, and their counts may be off by a few",
+            unseen::THREADS_FULL,
+            "more threads at once than can be told apart (16,382): what the others did is not recorded",
         ),
         (
             unseen::MODULES_FULL,

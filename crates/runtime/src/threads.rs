@@ -188,11 +188,14 @@ fn state_for(key: u64, tid: u32) -> Option<&'static State> {
     let with_counters = before
         .or_else(|| unused(own))
         .or_else(|| abandoned(FIRST_OWN..own, key));
-    let at = with_counters.or_else(|| {
-        let unseen = &region().header().unseen;
-        unseen.fetch_or(unseen::THREADS_SHARED, Relaxed);
-        unused(STATES).or_else(|| abandoned(own..STATES, key))
-    })?;
+    let with_shared = || unused(STATES).or_else(|| abandoned(own..STATES, key));
+    let Some(at) = with_counters.or_else(with_shared) else {
+        region()
+            .header()
+            .unseen
+            .fetch_or(unseen::THREADS_FULL, Relaxed);
+        return None;
+    };
     Some(give(at, key, tid))
 }
 
