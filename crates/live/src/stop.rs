@@ -17,10 +17,12 @@
 //! **Threads being born.** Only a thread that runs can make one. When all that were listed stand, and the process has
 //! no more threads than those and this one, there is nobody left to make another.
 //!
-//! **Blocked signals.** The signal is the one by which glibc has all threads change their user id (33). glibc takes it
-//! out of every mask that the program asks for, so threads that "block all signals" take it. It is blocked
-//! only for moments, around `clone` and at a thread's end. A program that blocks it by a raw system call is refused.
-//! While our handler is in place, signals that are not ours are passed to the one before.
+//! **Two signals.** A signal that is on its way when the thread executes another program is still pending there, with no
+//! handler: it must be one that does nothing then, `SIGURG`. Threads that block it (most that block signals block
+//! all) get the one by which glibc has all threads change their user id (33): glibc takes it out of every mask that the
+//! program asks for. It is blocked only for moments, around `clone` and at a thread's end. A program that blocks it by a raw
+//! system call is refused. While our handler is in place, signals that are not ours are passed to the one before. One
+//! `SIGURG` hides another that is not yet taken, so it is sent again to those who do not come.
 //!
 //! **System calls** are interrupted and restarted (`SA_RESTART`), except those that the kernel does not restart after
 //! a handler (signal(7)): of them, `restart.rs` restarts those that can be without being longer.
@@ -54,8 +56,11 @@ use crate::restart;
 use crate::sys::{self, Disposition, Errno, SignalInfo};
 use crate::tasks::{self, Hindrance, Seen, Tasks};
 
-/// glibc's `SIGSETXID`, musl's `SIGCANCEL`: no program has a use of its own for it.
-const SIGNAL: u32 = 33;
+/// `SIGURG`, which does nothing where it has no handler: for threads that do not block it.
+const USUAL: u32 = 23;
+/// glibc's `SIGSETXID`, musl's `SIGCANCEL`: no program has a use of its own for it. For threads that block the other.
+const UNBLOCKED: u32 = 33;
+const SIGNALS: [u32; 2] = [USUAL, UNBLOCKED];
 /// `SI_QUEUE`: sent with a value, by a program.
 const QUEUED: i32 = -1;
 /// How long a thread is waited for that runs or could, in nanoseconds. On a machine with nothing else to do that takes
@@ -95,8 +100,9 @@ static BELL: AtomicU32 = AtomicU32::new(0);
 static WANTED: AtomicU32 = AtomicU32::new(u32::MAX);
 /// The number of the last stop.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
-/// The handler that was there before ours, and whether ours is in place.
+/// The handlers that were there before ours, and whether ours is in place.
 static BEFORE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+static IN_PLACE: AtomicU32 = AtomicU32::new(0);
 
 const POINTER: u64 = (1 << 48) - 1;
 
@@ -206,7 +212,12 @@ fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
             if tid == own || known.contains(&tid) {
                 return Ok(());
             }
-            match send(pid, tid, number, deadline) {
+            let signal = if tasks::blocks_signal(tid, USUAL) {
+                UNBLOCKED
+            } else {
+                USUAL
+            };
+            match send(pid, tid, signal, number, deadline) {
                 Ok(true) => match signalled.get_mut(sent) {
                     Some(slot) => {
                         *slot = tid;
@@ -224,7 +235,7 @@ fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
             return Err(failure);
         }
         let signalled = signalled.get(..sent).unwrap_or_default();
-        let ended = wait_for(pid, signalled, began)?;
+        let ended = wait_for(pid, number, signalled, began)?;
         let alive = tasks.count().map_err(StopError::NoTaskList)?;
         // One that has ended may no longer be counted, and a new one be in its place: then only a listing without news will do.
         let all_known = ended == 0 || sent == before;
@@ -238,9 +249,9 @@ fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
 }
 
 /// Sends the signal; `false` if the thread is gone.
-fn send(pid: u32, tid: u32, number: u32, deadline: u64) -> Result<bool, StopError> {
+fn send(pid: u32, tid: u32, signal: u32, number: u32, deadline: u64) -> Result<bool, StopError> {
     let info = SignalInfo {
-        signal: SIGNAL,
+        signal,
         error: number,
         code: QUEUED,
         _unused: 0,
@@ -263,7 +274,7 @@ fn send(pid: u32, tid: u32, number: u32, deadline: u64) -> Result<bool, StopErro
 }
 
 /// Waits until all who were signalled have arrived or ended. The answer: how many have ended and are still counted.
-fn wait_for(pid: u32, signalled: &[u32], began: u64) -> Result<usize, StopError> {
+fn wait_for(pid: u32, number: u32, signalled: &[u32], began: u64) -> Result<usize, StopError> {
     let mut gone = 0;
     let mut ended = 0;
     loop {
@@ -290,7 +301,7 @@ fn wait_for(pid: u32, signalled: &[u32], began: u64) -> Result<usize, StopError>
                 gone += 1;
                 continue;
             }
-            match tasks::look_at(tid, SIGNAL) {
+            match tasks::look_at(tid, UNBLOCKED) {
                 Seen::Ended => {
                     gone += 1;
                     ended += usize::from(sys::has_thread(pid, tid));
@@ -305,6 +316,8 @@ fn wait_for(pid: u32, signalled: &[u32], began: u64) -> Result<usize, StopError>
                     if now - began > patience {
                         return Err(StopError::Unresponsive(tid, hindrance));
                     }
+                    // Behind a signal of the program's own, ours was lost. A second one to who comes after all does nothing.
+                    send(pid, tid, USUAL, number, now)?;
                 }
             }
         }
@@ -400,7 +413,7 @@ fn set_handler() -> Result<(), StopError> {
     const SA_RESTORER: u64 = 0x0400_0000;
     const SA_ONSTACK: u64 = 0x0800_0000;
     const SA_RESTART: u64 = 0x1000_0000;
-    if BEFORE[1].load(Relaxed) != 0 {
+    if IN_PLACE.load(Relaxed) != 0 {
         return Ok(());
     }
     let ours = Disposition {
@@ -409,33 +422,39 @@ fn set_handler() -> Result<(), StopError> {
         restorer: pointee_live_return as *const () as usize,
         mask: u64::MAX,
     };
-    // SAFETY: the handler takes no lock and touches nothing but its stack and the statics above.
-    let old = unsafe { sys::exchange_disposition(SIGNAL, &ours) };
-    let old = old.map_err(StopError::SignalRefused)?;
-    // SAFETY: one stop at a time.
-    unsafe { *OLD.0.get() = old };
-    BEFORE[0].store(old.handler as u64, Release);
-    BEFORE[1].store(1, Release);
+    for (index, signal) in SIGNALS.into_iter().enumerate() {
+        // SAFETY: the handler takes no lock and touches nothing but its stack and the statics above.
+        let old = unsafe { sys::exchange_disposition(signal, &ours) };
+        let old = old.map_err(StopError::SignalRefused)?;
+        // SAFETY: one stop at a time.
+        unsafe { (*OLD.0.get())[index] = old };
+        BEFORE[index].store(old.handler as u64, Release);
+    }
+    IN_PLACE.store(1, Release);
     Ok(())
 }
 
 /// Puts back what was there before our handler.
 fn restore_handler() {
-    if BEFORE[1].swap(0, Relaxed) != 0 {
-        // SAFETY: what the program had; one stop at a time.
-        let _ = unsafe { sys::exchange_disposition(SIGNAL, &*OLD.0.get()) };
+    if IN_PLACE.swap(0, Relaxed) != 0 {
+        for (index, signal) in SIGNALS.into_iter().enumerate() {
+            // SAFETY: what the program had; one stop at a time.
+            let _ = unsafe { sys::exchange_disposition(signal, &(*OLD.0.get())[index]) };
+        }
     }
 }
 
-struct OldCell(core::cell::UnsafeCell<Disposition>);
+struct OldCell(core::cell::UnsafeCell<[Disposition; 2]>);
 // SAFETY: written and read by the holder of the lock.
 unsafe impl Sync for OldCell {}
-static OLD: OldCell = OldCell(core::cell::UnsafeCell::new(Disposition {
-    handler: 0,
-    flags: 0,
-    restorer: 0,
-    mask: 0,
-}));
+static OLD: OldCell = OldCell(core::cell::UnsafeCell::new(
+    [Disposition {
+        handler: 0,
+        flags: 0,
+        restorer: 0,
+        mask: 0,
+    }; 2],
+));
 
 // The bytes by which unwinders know a signal's frame.
 core::arch::global_asm!(
@@ -500,8 +519,8 @@ unsafe extern "C" fn on_signal(signal: i32, info: *const SignalInfo, context: *m
 /// # Safety
 /// As called by the kernel.
 unsafe fn pass_on(signal: i32, info: *const SignalInfo, context: *mut Context) {
-    let handler = BEFORE[0].load(Acquire);
-    // SIG_DFL and SIG_IGN: nobody sends it then.
+    let handler = BEFORE[usize::from(signal as u32 == UNBLOCKED)].load(Acquire);
+    // SIG_DFL and SIG_IGN: SIGURG does nothing then, and nobody sends the other.
     if handler > 1 {
         // SAFETY: a handler with three arguments, of which one that takes a single one uses the first.
         unsafe {

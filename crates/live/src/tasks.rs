@@ -77,8 +77,18 @@ fn decimal(name: &[u8]) -> Option<u32> {
     })
 }
 
-/// What thread `tid` is doing that it does not take `signal`.
-pub(crate) fn look_at(tid: u32, signal: u32) -> Seen {
+/// Whether thread `tid` has `signal` blocked; not, if it has ended.
+pub(crate) fn blocks_signal(tid: u32, signal: u32) -> bool {
+    let mut status = [0; STATUS];
+    read_status(tid, &mut status)
+        .is_some_and(|status| blocks(field(status, b"SigBlk:").unwrap_or_default(), signal))
+}
+
+/// Room for what is read of a thread's status.
+const STATUS: usize = 2048;
+
+/// `/proc/self/task/TID/status`; `None` when there is no such thread.
+fn read_status(tid: u32, status: &mut [u8; STATUS]) -> Option<&[u8]> {
     let mut path = *b"/proc/self/task/0000000000/status\0";
     let mut number = tid;
     for digit in path[16..26].iter_mut().rev() {
@@ -88,13 +98,18 @@ pub(crate) fn look_at(tid: u32, signal: u32) -> Seen {
     // The kernel takes no leading zeros for a thread's name.
     let zeros = path[16..25].iter().take_while(|b| **b == b'0').count();
     path.copy_within(16 + zeros.., 16);
-    let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else {
+    let path = core::ffi::CStr::from_bytes_until_nul(&path).ok()?;
+    let file = File::open(path, false).ok()?;
+    let len = file.read(status).ok()?;
+    status.get(..len)
+}
+
+/// What thread `tid` is doing that it does not take `signal`.
+pub(crate) fn look_at(tid: u32, signal: u32) -> Seen {
+    let mut status = [0; STATUS];
+    let Some(status) = read_status(tid, &mut status) else {
         return Seen::Ended;
     };
-    let mut status = [0; 2048];
-    let read = File::open(path, false).and_then(|file| file.read(&mut status));
-    let Ok(len) = read else { return Seen::Ended };
-    let status = status.get(..len).unwrap_or_default();
     let traced = field(status, b"TracerPid:").is_some_and(|pid| pid != b"0");
     match field(status, b"State:").and_then(|state| state.first()) {
         Some(b'Z' | b'X') => Seen::Ended,
