@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
-use pointee_meta::cache::Places;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -25,6 +24,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) socket: &'a Path,
     /// Folder of images, if there is one.
     pub(crate) images: Option<&'a Path>,
+    /// The user's cache of images, if there is one.
+    pub(crate) cache: Option<&'a Path>,
     /// Whether descendants are recorded.
     pub(crate) follow: bool,
     /// The runtime's own path.
@@ -65,8 +66,7 @@ pub(crate) fn environment(
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
     }
-    let cache = Places::default().user;
-    if let Some(cache) = &cache {
+    if let Some(cache) = handoff.cache {
         fields.push((key::CACHE, cache.as_os_str()));
     }
     if let Some(probes) = handoff.probes {
@@ -193,6 +193,7 @@ mod tests {
         let handoff = HandOff {
             socket: Path::new("/s"),
             images: None,
+            cache: None,
             follow: true,
             runtime: Path::new("/r.so"),
             probes: None,

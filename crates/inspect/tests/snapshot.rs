@@ -158,7 +158,9 @@ fn saved(index: &Index<Region>) -> Vec<u8> {
 fn answers(index: &Index<Region>) -> String {
     let process = ProcessData::read(index);
     let images = Images::default();
-    let report = ProcessReport::new(&Resolver::new(&process, &images), &circumstances());
+    let mut report = ProcessReport::new(&Resolver::new(&process, &images), &circumstances());
+    // What a region took as a region it does not take as a file.
+    report.recording = None;
     let mut blocks = Vec::new();
     index.each_block(|block| blocks.push((block.base, block.size)));
     blocks.sort_unstable();

@@ -25,7 +25,11 @@ fn options(at: &Path) -> Options {
 
 fn images(at: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(at.join("cache/images"))
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .map(|entries| {
+            let paths = entries.flatten().map(|entry| entry.path());
+            // Beside each image lies a link by which programs that ask find it.
+            paths.filter(|path| !path.is_symlink()).collect()
+        })
         .unwrap_or_default()
 }
 

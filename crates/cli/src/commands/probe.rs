@@ -202,6 +202,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let handoff = HandOff {
         socket: &session.socket_path(),
         images: None,
+        cache: None,
         follow: false,
         runtime: &runtime,
         probes: Some(&socket),

@@ -13,6 +13,7 @@ use pointee_inspect::process::Ending;
 use pointee_inspect::report::{Circumstances, ProcessReport, State};
 use pointee_inspect::resolve::Resolver;
 use pointee_inspect::text;
+use pointee_meta::cache::Places;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -176,9 +177,11 @@ fn environment(
         Err(error) => return (plain().collect(), Some(format!("{error:#}"))),
     };
     let images = acquaintance::introduce(&program.path, session.folder());
+    let cache = Places::default().user;
     let handoff = HandOff {
         socket: &session.socket_path(),
         images: Some(&images),
+        cache: cache.as_deref(),
         follow: !arguments.no_follow,
         runtime: &runtime,
         probes: None,

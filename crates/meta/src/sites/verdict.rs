@@ -407,6 +407,10 @@ pub(super) fn role(
                 Role::Unknown
             }
         }
+        // `32n + 160` bytes: ten elements and more, or a header that happens to have as many bytes as some elements.
+        Request { head, .. } if record && flexible.is_none() && head > size && head % size == 0 => {
+            Role::Unknown
+        }
         Request { head, .. } if record && head >= opens_at => Role::Header,
         _ if flexible.is_some() => Role::Header,
         // A part that is no multiple: something else lies in the block too.
