@@ -393,7 +393,7 @@ pub(super) fn role(
             let steps = unit % size == 0 || size % unit == 0;
             // One byte more ends what is copied as if it were text.
             let head = if head == 1 { 0 } else { head };
-            let header = flexible.is_some() || (record && size % unit != 0);
+            let header = flexible.is_some() || (record && !steps);
             if header && head > 0 && head >= opens_at {
                 Role::Header
             } else if record && unit != size && head >= size {
