@@ -115,10 +115,11 @@ impl Writer {
         unsafe {
             let stale = (*word).load(Relaxed);
             let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
-            words::publish(|at| &*word.add(at), words);
+            // Covers first: one that leads to a block not yet published leads to none.
             if size >= LARGE {
                 self.cover(address, size, address);
             }
+            words::publish(|at| &*word.add(at), words);
             (replaced, true)
         }
     }
