@@ -21,14 +21,19 @@
 //! Invariant: nothing runs in the process. Threads go on, unless [`Stop::Briefly`] asks for their registers.
 
 mod chunks;
+mod gaps;
+mod layers;
+mod leaf;
 mod leaves;
 mod objects;
 mod start;
+mod thread_leaves;
 mod thread_local;
 mod threads;
 mod unwind;
 
-pub use leaves::{Kind, Leaf, Space, What};
+pub use leaf::{Kind, Leaf, What};
+pub use leaves::Space;
 pub use objects::vdso_function;
 
 use crate::memory::ProcessMemory;
