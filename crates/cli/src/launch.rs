@@ -6,7 +6,10 @@
 
 #![allow(unsafe_code)] // fork, and what the child does between fork and exec.
 
-use crate::start_state;
+use crate::program::{self, NotRunnable};
+use crate::session::Session;
+use crate::supervise::Signals;
+use crate::{start_state, tracked};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
@@ -101,8 +104,40 @@ pub(crate) struct Inheritance {
     pub(crate) files: (libc::rlim_t, libc::rlim_t),
 }
 
+impl Inheritance {
+    /// What this process was given itself; it raises its own limit of open files to track many processes.
+    pub(crate) fn of(signals: &Signals) -> anyhow::Result<Self> {
+        Ok(Self {
+            mask: *signals.mask_before(),
+            files: tracked::raise_file_limit()?,
+        })
+    }
+}
+
+/// As [`start`]; where the program does not start, `session` is closed and this process ends as a shell does
+/// then, with status 126 or 127.
+pub(crate) fn start_or_end(
+    path: &Path,
+    arguments: &[OsString],
+    environment: &[OsString],
+    inheritance: &Inheritance,
+    session: Session,
+) -> (Session, Pid) {
+    let error = match start(path, arguments, environment, inheritance) {
+        Ok(child) => return (session, child),
+        Err(error) => error,
+    };
+    drop(session);
+    let name = &arguments[0];
+    if matches!(error, Errno::ENOENT | Errno::ENOTDIR) {
+        program::end_not_runnable(name, NotRunnable::NotFound)
+    }
+    eprintln!("pointee: {}: {}", name.display(), error.desc());
+    std::process::exit(126)
+}
+
 /// Starts the program. `Err` carries the reason why `execve` failed.
-pub(crate) fn start(
+fn start(
     path: &Path,
     arguments: &[OsString],
     environment: &[OsString],

@@ -31,10 +31,25 @@ pub(crate) enum NotRunnable {
 }
 
 /// Finds `name` as `execvp` does.
-pub(crate) fn find(name: &OsStr) -> Result<Program, NotRunnable> {
+fn find(name: &OsStr) -> Result<Program, NotRunnable> {
     let path = search(name)?;
     let unseen = why_unseen(&path, 0).err();
     Ok(Program { path, unseen })
+}
+
+/// As [`find`]; ends this process where there is nothing to run.
+pub(crate) fn find_or_end(name: &OsStr) -> Program {
+    find(name).unwrap_or_else(|why| end_not_runnable(name, why))
+}
+
+/// Ends this process as a shell does that cannot run `name`.
+pub(crate) fn end_not_runnable(name: &OsStr, why: NotRunnable) -> ! {
+    let (text, status) = match why {
+        NotRunnable::NotFound => ("No such file or directory", 127),
+        NotRunnable::NotExecutable => ("Permission denied", 126),
+    };
+    eprintln!("pointee: {}: {text}", name.display());
+    std::process::exit(status)
 }
 
 fn search(name: &OsStr) -> Result<PathBuf, NotRunnable> {

@@ -1,14 +1,12 @@
 //! `pointee probe`: *how often does this program come to each of these instructions?*
 
-use crate::commands::run::not_runnable;
 use crate::launch::{self, HandOff, Inheritance};
 use crate::output::{Format, ROWS, json, print};
 use crate::placements::{Planned, Planner, Wish};
 use crate::program;
-use crate::program::NotRunnable;
+use crate::runtime_file;
 use crate::session::Session;
 use crate::supervise::{self, Signals};
-use crate::{runtime_file, tracked};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use pointee_inspect::text::grouped;
@@ -182,10 +180,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let name = &arguments.command[0];
-    let program = match program::find(name) {
-        Ok(program) => program,
-        Err(why) => not_runnable(name, why),
-    };
+    let program = program::find_or_end(name);
     if let Some(reason) = &program.unseen {
         bail!("{}: probes cannot be put in: {reason}", name.display());
     }
@@ -194,11 +189,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let socket = session.folder().join("placements");
     let planner = Arc::new(Planner::open(&socket, wish)?);
     let mut signals = Signals::take()?;
-    let files = tracked::raise_file_limit()?;
-    let inheritance = Inheritance {
-        mask: *signals.mask_before(),
-        files,
-    };
+    let inheritance = Inheritance::of(&signals)?;
     let handoff = HandOff {
         socket: &session.socket_path(),
         images: None,
@@ -208,24 +199,13 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         probes: Some(&socket),
     };
     let environment = launch::environment(std::env::vars_os(), &handoff);
-    let started = launch::start(
+    let (session, child) = launch::start_or_end(
         &program.path,
         &arguments.command,
         &environment,
         &inheritance,
+        session,
     );
-    let child = match started {
-        Ok(child) => child,
-        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
-            drop(session);
-            not_runnable(name, NotRunnable::NotFound)
-        }
-        Err(error) => {
-            drop(session);
-            eprintln!("pointee: {}: {}", name.display(), error.desc());
-            std::process::exit(126)
-        }
-    };
     planner.serve();
     let end = supervise::supervise(child, &mut signals, &session, None, |_| {}, || {})?;
     drop(signals);

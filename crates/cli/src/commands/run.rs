@@ -3,7 +3,7 @@
 use crate::images::ImageSource;
 use crate::launch::{self, HandOff, Inheritance};
 use crate::output::{Format, Listing, json};
-use crate::program::{self, NotRunnable, Program};
+use crate::program::{self, Program};
 use crate::session::Session;
 use crate::supervise::{self, End, Signals};
 use crate::tracked::{self, Processes, Tracked};
@@ -70,39 +70,21 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let name = &arguments.command[0];
-    let program = match program::find(name) {
-        Ok(program) => program,
-        Err(why) => not_runnable(name, why),
-    };
+    let program = program::find_or_end(name);
     let session = Session::open()?;
     let mut signals = Signals::take()?;
-    let files = tracked::raise_file_limit()?;
-    let inheritance = Inheritance {
-        mask: *signals.mask_before(),
-        files,
-    };
+    let inheritance = Inheritance::of(&signals)?;
     let runtime = runtime_file::anywhere(session.folder());
     let (environment, unseen) = environment(arguments, &program, &session, runtime);
-    let started = launch::start(
+    let (session, child) = launch::start_or_end(
         &program.path,
         &arguments.command,
         &environment,
         &inheritance,
+        session,
     );
-    let child = match started {
-        Ok(child) => child,
-        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
-            drop(session);
-            not_runnable(name, NotRunnable::NotFound)
-        }
-        Err(error) => {
-            drop(session);
-            eprintln!("pointee: {}: {}", name.display(), error.desc());
-            std::process::exit(126)
-        }
-    };
     let first = child.as_raw() as u32;
-    let processes = std::cell::RefCell::new(Processes::new(files.1));
+    let processes = std::cell::RefCell::new(Processes::new(inheritance.files.1));
     let end = supervise::supervise(
         child,
         &mut signals,
@@ -143,15 +125,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         eprintln!("pointee: the report could not be written: {error:#}");
     }
     supervise::end_as(end)
-}
-
-pub(crate) fn not_runnable(name: &std::ffi::OsStr, why: NotRunnable) -> ! {
-    let (text, status) = match why {
-        NotRunnable::NotFound => ("No such file or directory", 127),
-        NotRunnable::NotExecutable => ("Permission denied", 126),
-    };
-    eprintln!("pointee: {}: {text}", name.display());
-    std::process::exit(status)
 }
 
 /// The program's environment, and why it is not recorded, if so.
