@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 /// Runs `command` to its end under one line of progress on standard error.
@@ -39,21 +39,18 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(text)
 }
 
-/// As [`output`], through a file: a process that outlives the command, as those of a failed test may, would hold a pipe open.
-pub(crate) fn output_by_file(command: &mut Command, file: &Path) -> Result<String> {
-    let shown = shown(command);
+/// Runs `command` to its end with all it says in `file`: how it ended and what it said. A process that outlives the
+/// command, as those of a failed test may, would hold a pipe open.
+pub(crate) fn said_to_file(command: &mut Command, file: &Path) -> Result<(ExitStatus, String)> {
     let log = File::create(file).with_context(|| file.display().to_string())?;
     let status = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
         .status()
-        .with_context(|| format!("{shown} does not start"))?;
+        .with_context(|| format!("{} does not start", shown(command)))?;
     let text = String::from_utf8_lossy(&std::fs::read(file)?).into_owned();
-    if !status.success() {
-        bail!("{shown}: {status}\n{text}");
-    }
-    Ok(text)
+    Ok((status, text))
 }
 
 /// The command as one would type it.

@@ -106,7 +106,14 @@ fn tests(workspace: &Workspace) -> Result<String> {
         "--no-fail-fast",
     ]);
     let log = workspace.target()?.join("tests.log");
-    let output = shell::output_by_file(&mut command, &log)?;
+    let (status, output) = shell::said_to_file(&mut command, &log)?;
+    if !status.success() {
+        bail!(
+            "{}: {status}\n{}",
+            shell::shown(&command),
+            failures(&output)
+        );
+    }
     let (passed, ignored) = counts(&output);
     if passed == 0 {
         bail!("no test ran");
@@ -115,6 +122,33 @@ fn tests(workspace: &Workspace) -> Result<String> {
         0 => format!("{passed} passed"),
         _ => format!("{passed} passed, {ignored} ignored"),
     })
+}
+
+/// What a reader wants of failed tests: their names first, then what each said. Where no test failed, as when one
+/// does not compile, the end of the output.
+fn failures(output: &str) -> String {
+    const LAST_LINES: usize = 100;
+    let mut names = Vec::new();
+    let mut said = Vec::new();
+    let mut is_in_failures = false;
+    for line in output.lines() {
+        match line {
+            "failures:" => is_in_failures = true,
+            _ if line.starts_with("test result: ") => is_in_failures = false,
+            _ if !is_in_failures => {}
+            _ => {
+                if let Some(test) = line.strip_prefix("---- ") {
+                    names.push(test.strip_suffix(" stdout ----").unwrap_or(test));
+                }
+                said.push(line);
+            }
+        }
+    }
+    if names.is_empty() {
+        let lines: Vec<&str> = output.lines().collect();
+        return lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+    }
+    format!("{}\n\n{}", names.join("\n"), said.join("\n"))
 }
 
 /// Tests passed and ignored, by the harness's lines `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
@@ -194,7 +228,7 @@ fn component(name: &str, program: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::counts;
+    use super::{counts, failures};
 
     #[test]
     fn results_are_counted() {
@@ -207,5 +241,31 @@ test result: ok. 11 passed; 0 failed; 3 ignored; 0 measured; 0 filtered out; fin
 ";
         assert_eq!(counts(output), (13, 3));
         assert_eq!(counts(""), (0, 0));
+    }
+
+    #[test]
+    fn failed_tests_are_named_first() {
+        let output = "\
+   Compiling a lot
+running 2 tests
+test a ... ok
+test b::c ... FAILED
+
+failures:
+
+---- b::c stdout ----
+thread 'b::c' panicked at x.rs:1:1
+
+failures:
+    b::c
+
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+error: 1 target failed
+";
+        let failures = failures(output);
+        assert!(failures.starts_with("b::c\n"), "{failures}");
+        assert!(failures.contains("panicked at x.rs"), "{failures}");
+        assert!(!failures.contains("Compiling"), "{failures}");
+        assert!(super::failures("error: expected `;`").contains("expected"));
     }
 }
