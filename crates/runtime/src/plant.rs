@@ -203,6 +203,8 @@ const fn is_allocating(role: Role) -> bool {
             | Role::Delete
             | Role::Fork
             | Role::Exec
+            | Role::ExecFd
+            | Role::ExecAt
             | Role::Exit
             | Role::LinkMap
             | Role::Prctl
