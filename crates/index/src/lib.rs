@@ -34,6 +34,7 @@ pub mod direct;
 pub mod handoff;
 pub mod layout;
 pub mod origins;
+pub mod peak;
 pub mod read;
 pub mod records;
 pub mod table;

@@ -15,7 +15,7 @@
 use crate::exec::Named;
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, process, threads, walk};
+use crate::{exec, fast, heap, peak, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -307,6 +307,14 @@ fn end_writing(state: &State) {
     state.leave();
 }
 
+/// Before a block goes: if the heap was never as high, what is alive is written down.
+#[inline(always)]
+fn keep_peak(region: &Region, state: &State) {
+    if region.counters.is_capture_due(state.thread()) {
+        peak::capture(region, state);
+    }
+}
+
 /// Records a new block.
 #[inline(always)]
 fn record(region: &Region, thread: &Thread, origin: u32, block: usize, size: usize) {
@@ -440,6 +448,7 @@ pub(crate) unsafe extern "C" fn on_free(
     {
         let region = region();
         begin_writing(state);
+        keep_peak(region, state);
         if let Some(block) = region.writer.erase(a as u64) {
             let thread = state.thread();
             region.counters.freed(thread, block.origin, block.size);
@@ -465,17 +474,19 @@ unsafe fn reallocate(
     };
     let (region, thread) = (region(), state.thread());
     begin_writing(state);
+    keep_peak(region, state);
+    // Gone from blocks and counters together: another thread may copy both meanwhile.
     let old = region.writer.erase(args[0] as u64);
+    if let Some(old) = old {
+        region.counters.freed(thread, old.origin, old.size);
+    }
     compiler_fence(Release);
     let block = inside(state, caller.slot, original);
     begin_writing(state);
     let failed = block == 0 && size != 0;
-    if let Some(old) = old {
-        if failed {
-            region.writer.insert(args[0] as u64, old.size, old.origin);
-        } else {
-            region.counters.freed(thread, old.origin, old.size);
-        }
+    if let Some(old) = old.filter(|_| failed) {
+        region.writer.insert(args[0] as u64, old.size, old.origin);
+        region.counters.not_freed(thread, old.origin, old.size);
     }
     if block != 0 {
         // SAFETY: `slot` is the stack pointer at the hooked entry.

@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end, after SECONDS, or told as at its highest point (blocks as at the end).
+    /// When: at its end, after SECONDS, or at its highest point (within 1 %; it runs slower).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",
@@ -156,6 +156,7 @@ fn environment(
         images: Some(&images),
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
+        peak: arguments.snapshot_at == saving::At::Peak,
         runtime: &runtime,
         probes: None,
     };
