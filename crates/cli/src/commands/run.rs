@@ -176,6 +176,7 @@ fn reports(
     let mut first_went_on = None;
     for (tracked, mut circumstances) in processes {
         let is_first = tracked.pid == first;
+        let copies = tracked.size_of_copies();
         match tracked.into_data() {
             Ok(data) => {
                 if is_first && tracked::went_on_unseen(&data, &circumstances) {
@@ -193,10 +194,12 @@ fn reports(
                 let allocated = data.total.allocated.blocks != 0 || data.total.freed.blocks != 0;
                 if is_first || allocated || is_running {
                     let images = source.for_process(&data);
-                    reports.push(ProcessReport::new(
-                        &Resolver::new(&data, &images),
-                        &circumstances,
-                    ));
+                    let resolver = Resolver::new(&data, &images);
+                    let mut report = ProcessReport::new(&resolver, &circumstances);
+                    if let Some(recording) = &mut report.recording {
+                        recording.copies = copies;
+                    }
+                    reports.push(report);
                 }
             }
             Err(reason) => {
