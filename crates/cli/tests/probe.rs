@@ -10,19 +10,7 @@ use tempfile::TempDir;
 
 /// Runs `command` under `probe`, and gives its output and the modules of its report.
 fn probe(options: &[&str], command: &[&str]) -> (Output, Vec<Value>) {
-    let folder = TempDir::new().expect("a folder");
-    let file = folder.path().join("report.json");
-    let output = pointee()
-        .args(["probe", "--format", "json", "--report"])
-        .arg(&file)
-        .args(options)
-        .arg("--")
-        .args(command)
-        .output()
-        .expect("runs");
-    let text =
-        std::fs::read(&file).unwrap_or_else(|_| panic!("a report of {command:?}: {output:?}"));
-    let mut report: Value = serde_json::from_slice(&text).expect("JSON");
+    let (mut report, output) = harness::json_report("probe", options, command);
     let Value::Array(modules) = report["modules"].take() else {
         panic!("no modules");
     };
