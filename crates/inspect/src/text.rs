@@ -305,7 +305,7 @@ fn place(site: &SiteRow) -> String {
         }
         _ if site.function.is_some() => {
             if let Some(module) = &site.module {
-                let _ = write!(text, " in {}", short(module, 1));
+                let _ = write!(text, " in {}+{}", short(module, 1), site.offset);
             }
         }
         _ => {}
