@@ -515,3 +515,72 @@ fn a_debugger_sees_the_callers() {
         );
     }
 }
+
+const BODIES: &str = r#"
+struct item { struct item *next; };
+static struct item *freelist, items[10];
+long taken;
+static inline __attribute__((always_inline)) struct item *take(void)
+{
+    struct item *item = freelist;
+    if (item)
+        freelist = item->next;
+    __asm__ volatile("" : : "r"(item) : "memory");
+    return item;
+}
+static inline __attribute__((always_inline)) void give(struct item *item)
+{
+    item->next = freelist;
+    freelist = item;
+    __asm__ volatile("" : : : "memory");
+}
+__attribute__((noinline)) void twice(int which)
+{
+    struct item *one = take(), *other = take();
+    taken += which;
+    give(one);
+    give(other);
+}
+__attribute__((noinline)) void once(void)
+{
+    give(take());
+}
+int main(void)
+{
+    for (int i = 0; i < 10; i++)
+        give(&items[i]);
+    for (int i = 0; i < 1000; i++) {
+        twice(i);
+        if (i % 4 == 0)
+            once();
+    }
+    return 0;
+}
+"#;
+
+#[test]
+fn bodies_without_an_entry_are_found_by_debug_info_and_by_what_they_write() {
+    for compiler in ["gcc", "clang"] {
+        let (_folder, program) = compile(compiler, "bodies.c", BODIES, &["-O2", "-g"]);
+        let command = [program.to_str().expect("a name")];
+        let check = |option: &str, name: &str, expect: &[(&str, u64)]| {
+            let (_, modules) = probe(&[option, name, "--module", "program"], &command);
+            let hits = modules.iter().flat_map(|module| module["hits"].as_array());
+            let mut counts = std::collections::BTreeMap::new();
+            for hit in hits.flatten() {
+                assert_eq!(hit["subject"].as_str(), Some(name), "{hit}");
+                let function = hit["function"].as_str().expect("a name");
+                *counts.entry(function).or_insert(0) += hit["count"].as_u64().expect("a count");
+            }
+            let expect = expect.iter().copied().collect();
+            assert_eq!(counts, expect, "{compiler} {option} {name}: {modules:?}");
+        };
+        check("--inlined", "take", &[("once", 250), ("twice", 2000)]);
+        check("--written", "taken", &[("twice", 1000)]);
+        check(
+            "--written",
+            "freelist",
+            &[("main", 10), ("once", 500), ("twice", 4000)],
+        );
+    }
+}
