@@ -6,13 +6,17 @@ use super::table::{self, Table, figure};
 use crate::shell;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Pairs of malloc and free a run.
 const PAIRS: &str = "10000000";
 /// Threads that run through the hooked function.
 const THREADS: [&str; 3] = ["1", "8", "64"];
+/// A hook's coming and going takes milliseconds where 64 threads compete for two processors; this long is a hang.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is preloaded, and the variable HOOK.
 const VARIANTS: [(&str, Option<&str>, &str); 5] = [
@@ -24,13 +28,14 @@ const VARIANTS: [(&str, Option<&str>, &str); 5] = [
 ];
 const FORWARDER: usize = 1;
 
-/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook.
+/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook, in `--runs N` processes.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let (mut rounds, mut times) = (9, "10000");
+    let (mut rounds, mut times, mut runs) = (9, 10_000, 10);
     for pair in words.chunks(2) {
         match pair {
             ["--rounds", number] => rounds = number.parse().context("--rounds wants a number")?,
-            ["--times", number] => times = number,
+            ["--times", number] => times = number.parse().context("--times wants a number")?,
+            ["--runs", number] => runs = number.parse().context("--runs wants a number")?,
             _ => bail!("unknown option {}", pair.join(" ")),
         }
     }
@@ -39,12 +44,42 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     build(&workspace, &folder)?;
     costs(&folder, rounds)?;
-    println!("## Hooked and unhooked {times} times\n");
-    for threads in THREADS {
-        let mut command = Command::new(folder.join("races"));
-        println!("{}", shell::output(command.args([threads, times]))?);
+    races(&folder.join("races"), times, runs)
+}
+
+/// How long threads stood still, over all runs; a run that saw a wrong result, a call of a removed hook, changed text or
+/// growing memory ends with an error, and so does this. One that takes longer than [`PATIENCE`] a change hangs.
+fn races(program: &Path, times: u64, runs: u32) -> Result<()> {
+    println!("## Hooked and unhooked {times} times, in each of {runs} runs\n");
+    let mut table = Table::new(["pause below, µs"].into_iter().chain(THREADS));
+    let mut counts: BTreeMap<u64, [u64; THREADS.len()]> = BTreeMap::new();
+    for (column, threads) in THREADS.iter().enumerate() {
+        for run in 1..=runs {
+            let title = format!("{threads} threads, run {run}");
+            shell::timed(&title, || {
+                let limit = format!("{}", 60 + times * PATIENCE.as_millis() as u64 / 1000);
+                let mut command = Command::new("timeout");
+                command.args(["--signal=ABRT", &limit]).arg(program);
+                let text = shell::output(command.args([*threads, &times.to_string()]))?;
+                for (limit, count) in text.lines().filter_map(histogram_line) {
+                    counts.entry(limit).or_default()[column] += count;
+                }
+                Ok(())
+            })?;
+        }
     }
+    for (limit, row) in counts {
+        table.row([limit].iter().chain(&row).map(u64::to_string));
+    }
+    table.print();
+    println!("No crash, no hang, no wrong result, no call of a removed hook.");
     Ok(())
+}
+
+/// `LIMIT us  COUNT`.
+fn histogram_line(line: &str) -> Option<(u64, u64)> {
+    let (limit, count) = line.split_once(" us  ")?;
+    Some((limit.trim().parse().ok()?, count.parse().ok()?))
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
