@@ -1,5 +1,5 @@
-//! *What does a hook cost each call, and its coming and going the threads of a program?* — of `pointee-live`, beside a preload
-//! library that forwards; and how long threads stand still while a function that all of them run is hooked and unhooked.
+//! *What does a hook cost each call, a probe each execution of an instruction, and its coming and going the threads of a program?* — of
+//! `pointee-live`, beside a preload library that forwards and the processor's own way to save its state; and how long threads stand still while a function that all of them run is hooked and unhooked.
 
 use super::measure::{interleaved, median, ratio};
 use super::table::{self, Table, figure};
@@ -13,10 +13,12 @@ use std::time::Duration;
 
 /// Pairs of malloc and free a run.
 const PAIRS: &str = "10000000";
+/// Executions of the instruction with a probe.
+const EXECUTIONS: &str = "8000000";
 /// Threads that run through the hooked function.
 const THREADS: [&str; 3] = ["1", "8", "64"];
-/// A hook's coming and going takes milliseconds where 64 threads compete for two processors; this long is a hang.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// A hook's coming and going takes as long as it takes 64 busy threads to come to run, on a machine with other work too; this long is a hang.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is preloaded, and the variable HOOK.
 const VARIANTS: [(&str, Option<&str>, &str); 5] = [
@@ -44,7 +46,27 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     build(&workspace, &folder)?;
     costs(&folder, rounds)?;
+    probes(&folder)?;
     races(&folder.join("races"), times, runs)
+}
+
+/// What probes at one instruction of a loop add to it.
+fn probes(folder: &Path) -> Result<()> {
+    println!("## Probes at one instruction\n");
+    let text = shell::output(Command::new(folder.join("probes")).arg(EXECUTIONS))?;
+    let rows: Vec<(&str, f64)> = text
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .filter_map(|(name, figure)| Some((name, figure.parse().ok()?)))
+        .collect();
+    let (_, pair) = rows.last().context("no figures")?;
+    let mut table = Table::new(["at the instruction", "ns", "× xsavec and xrstor"]);
+    for (name, ns) in &rows {
+        let cells = [figure(Some(*ns), 2), table::ratio(Some(ns / pair))];
+        table.row([(*name).to_owned()].into_iter().chain(cells));
+    }
+    table.print();
+    Ok(())
 }
 
 /// How long threads stood still, over all runs; a run that saw a wrong result, a call of a removed hook, changed text or
@@ -115,6 +137,8 @@ fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
         &folder.join("forward.so"),
         &["-O2", "-shared", "-fPIC"],
     )?;
+    let probes = sources("benches/hooks/probes.c");
+    shell::gcc(&probes, &folder.join("probes"), &linked)?;
     let races = sources("bindings/live/tests/programs/races.c");
     shell::gcc(&races, &folder.join("races"), &linked)
 }
