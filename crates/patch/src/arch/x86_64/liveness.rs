@@ -169,6 +169,12 @@ fn flags_effect(instruction: &Instruction) -> FlagsEffect {
     use FlagsEffect::{Keeps, Reads, Writes};
     let reg = instruction.modrm.map_or(0, |modrm| modrm.reg());
     let opcode = instruction.opcode;
+    // Repeated, it may write nothing; elsewhere the prefix has no meaning that is known here.
+    let repeated = instruction.map == Map::Primary && instruction.prefixes.repeat.is_some();
+    let string = matches!(opcode, 0xa4 | 0xa5 | 0xaa..=0xad | 0x90);
+    if repeated && !string {
+        return Reads;
+    }
     match (instruction.encoding, instruction.map) {
         (Encoding::Legacy, Map::Primary) => match opcode {
             // adc, sbb
@@ -226,11 +232,13 @@ fn named_vectors(instruction: &Instruction, bytes: &[u8]) -> Option<u16> {
             .then_some(0),
             0xc7 => (instruction.modrm?.mode() == 3 || instruction.modrm?.reg() == 1).then_some(0),
             // MMX registers are the x87 unit's, and so are conversions from and to them.
-            0x60..=0x7f | 0xd1..=0xff
+            0x60..=0x7f | 0xc4 | 0xc5 | 0xd1..=0xff
                 if !instruction.prefixes.operand_size && instruction.prefixes.repeat.is_none() =>
             {
                 None
             }
+            // 3DNow!
+            0x0e | 0x0f => None,
             0x2a | 0x2c | 0x2d if instruction.prefixes.repeat.is_none() => None,
             0xd6 if !instruction.prefixes.operand_size => None,
             _ => legacy_operands(instruction),
