@@ -34,4 +34,5 @@ pub mod running;
 pub mod snapshot;
 pub mod space;
 pub mod text;
+pub mod types;
 pub mod value;
