@@ -35,3 +35,4 @@ pub mod snapshot;
 pub mod space;
 pub mod text;
 pub mod value;
+pub mod wrong_frees;

@@ -191,7 +191,7 @@ impl<'a> Resolver<'a> {
 
     /// Whether a frame belongs to the language: a shared library of it, or its generic code compiled into
     /// the program (Rust's `Vec`, templates of libstdc++).
-    fn is_library_code(&self, frame: &Frame) -> bool {
+    pub(crate) fn is_library_code(&self, frame: &Frame) -> bool {
         let is_library = self
             .module(frame)
             .is_some_and(ModuleInfo::is_library_of_language);

@@ -10,9 +10,11 @@
 
 use crate::cfi;
 use crate::modules::{self, Call};
+use crate::operators;
 use crate::region::region;
 use core::sync::atomic::Ordering::Relaxed;
-use pointee_index::origins::{Node, Rule};
+use pointee_index::class::Class;
+use pointee_index::origins::{Node, Rule, UNDECIDED};
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
@@ -84,10 +86,18 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         return None;
     }
     let origins = &region().origins;
-    let mut depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
+    let mut depth = below.map_or(1, |node| (node.depth.load(Relaxed) & !UNDECIDED) + 1);
+    let (class, certainty) = operators::class_of_frame(Class::of(parent), return_address, below);
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
-        return origins.add(parent, return_address, Rule::LEAF, u32::MAX, depth);
+        return origins.add(
+            parent,
+            return_address,
+            Rule::LEAF,
+            u32::MAX,
+            depth | certainty,
+            class,
+        );
     };
     let call = module.call(return_address);
     if call == Call::Unnoted {
@@ -99,5 +109,12 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
     };
-    origins.add(parent, return_address, rule, module.number, depth)
+    origins.add(
+        parent,
+        return_address,
+        rule,
+        module.number,
+        depth | certainty,
+        class,
+    )
 }
