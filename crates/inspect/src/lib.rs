@@ -36,3 +36,4 @@ pub mod space;
 pub mod text;
 pub mod types;
 pub mod value;
+pub mod wrong_frees;

@@ -174,7 +174,8 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    fn call(&self, frame: &Frame) -> (Call, Option<&'a SiteRecord>) {
+    /// What the call that a frame stands for tells.
+    pub(crate) fn call(&self, frame: &Frame) -> (Call, Option<&'a SiteRecord>) {
         let is_library = self
             .module(frame)
             .is_some_and(ModuleInfo::is_library_of_language);

@@ -26,6 +26,7 @@
 #![no_std]
 
 mod api;
+mod callee;
 mod cfi;
 mod environ_end;
 mod environment;
@@ -35,7 +36,9 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mismatch;
 mod modules;
+mod operators;
 mod plant;
 mod probes;
 mod process;

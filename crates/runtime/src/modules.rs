@@ -60,13 +60,16 @@ unsafe fn namespaces(debug: *const Debug) -> impl Iterator<Item = *const Debug> 
     })
 }
 
-/// Calls `each` with bias, name and dynamic section of every object in the lists.
+/// Calls `each` with bias, name and dynamic section of every object in the lists, and whether it is in the first.
 ///
 /// # Safety
 /// As for [`namespaces`], and the lists are consistent.
-unsafe fn each_loaded(debug: *const Debug, mut each: impl FnMut(u64, &[u8], *const [u64; 2])) {
+unsafe fn each_loaded(
+    debug: *const Debug,
+    mut each: impl FnMut(u64, &[u8], *const [u64; 2], bool),
+) {
     // SAFETY: the caller's promise.
-    for debug in unsafe { namespaces(debug) } {
+    for (at, debug) in unsafe { namespaces(debug) }.enumerate() {
         // SAFETY: an element of the chain.
         let mut map = unsafe { (*debug).map };
         while !map.is_null() {
@@ -76,6 +79,7 @@ unsafe fn each_loaded(debug: *const Debug, mut each: impl FnMut(u64, &[u8], *con
                     (*map).bias,
                     CStr::from_ptr((*map).name).to_bytes(),
                     (*map).dynamic,
+                    at == 0,
                 );
                 map = (*map).next;
             }
@@ -121,6 +125,8 @@ pub(crate) struct Module {
     loaded: AtomicBool,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
+    /// Not in one that `dlmopen` made.
+    pub(crate) is_in_base_namespace: bool,
 }
 
 const ROOM: usize = 1024;
@@ -240,6 +246,11 @@ impl Module {
         (self.start..self.end).contains(&address)
     }
 
+    /// Whether `len` bytes from `address` on lie in it.
+    pub(crate) fn holds_all(&self, address: u64, len: u64) -> bool {
+        self.holds(address) && self.end - address >= len
+    }
+
     /// What the image says of the call that returns to `return_address`.
     pub(crate) fn call(&self, return_address: u64) -> Call {
         let address = LinkAddr(return_address.wrapping_sub(self.bias));
@@ -321,7 +332,7 @@ pub(crate) unsafe fn refresh(
     let known = MODULES.used.load(Acquire);
     let mut seen = [0u64; ROOM / 64];
     let mut count = 0u32;
-    let each = |bias, name: &[u8], dynamic| {
+    let each = |bias, name: &[u8], dynamic, is_in_base_namespace| {
         let same = |module: &Module| {
             module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
         };
@@ -339,8 +350,11 @@ pub(crate) unsafe fn refresh(
         let linker = program.map_or(0, |program| program.linker);
         count += 1;
         // SAFETY: the object is loaded.
-        if let Some(new) = unsafe { describe(bias, name, dynamic, main, linker) }
-            && let Some(new) = add(new)
+        if let Some(mut new) = unsafe { describe(bias, name, dynamic, main, linker) }
+            && let Some(new) = {
+                new.is_in_base_namespace = is_in_base_namespace;
+                add(new)
+            }
         {
             arrived(new);
         }
@@ -516,6 +530,7 @@ unsafe fn describe(
         loaded: AtomicBool::new(true),
         path,
         is_executable,
+        is_in_base_namespace: true,
     })
 }
 

@@ -154,6 +154,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     header.exit.store(exit_kind::NONE, Relaxed);
     header.started.store(sys::now(), Relaxed);
     region.counters.fold_into_inherited();
+    region.mismatches.clear();
     crate::region::set_generation(0);
     if region.shared {
         announce(Some(copy as usize), None);
@@ -199,6 +200,9 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
         u64::from(header.hooks.load(Relaxed)) * size_of::<Hook>() as u64,
     );
     part(layout.strings, u64::from(header.strings.load(Relaxed)));
+    if header.mismatches.load(Relaxed) != 0 {
+        part(layout.mismatches, layout.table_owners - layout.mismatches);
+    }
     part(layout.table_owners, tables * 4);
     if header.spanning.load(Relaxed) != 0 {
         part(layout.chunk_covers, CHUNKS * 8);

@@ -9,10 +9,11 @@
 #![allow(unsafe_code)] // Reads the program's stack.
 
 use crate::cfi;
-use crate::modules;
 use crate::region::region;
+use crate::{modules, operators};
 use core::sync::atomic::Ordering::Relaxed;
-use pointee_index::origins::{Node, Rule};
+use pointee_index::class::Class;
+use pointee_index::origins::{Node, Rule, UNDECIDED};
 use pointee_model::call::Call;
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
@@ -85,10 +86,18 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         return None;
     }
     let origins = &region().origins;
-    let mut depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
+    let mut depth = below.map_or(1, |node| (node.depth.load(Relaxed) & !UNDECIDED) + 1);
+    let (class, certainty) = operators::class_of_frame(Class::of(parent), return_address, below);
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
-        return origins.add(parent, return_address, Rule::LEAF, u32::MAX, depth);
+        return origins.add(
+            parent,
+            return_address,
+            Rule::LEAF,
+            u32::MAX,
+            depth | certainty,
+            class,
+        );
     };
     let call = module.call(return_address);
     if call == Call::Unnoted {
@@ -100,5 +109,12 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
     };
-    origins.add(parent, return_address, rule, module.number, depth)
+    origins.add(
+        parent,
+        return_address,
+        rule,
+        module.number,
+        depth | certainty,
+        class,
+    )
 }

@@ -17,6 +17,7 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use pointee_index::layout::ORIGIN_LEVELS;
 use pointee_index::origins::{HASH, Node, ROOTS, UNLOADED};
+use pointee_index::words;
 use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
 use pointee_model::entries::{self, FRAMES_BEYOND_UNKNOWN, OPERATORS, is_language_library};
@@ -205,7 +206,7 @@ fn path(origin: u32, frames: &mut [Frame; LONGEST]) -> (u32, usize) {
             module: modules::numbered(node.module.load(Relaxed)),
         };
         len += 1;
-        at = node.parent.load(Relaxed);
+        at = words::origin(node.parent.load(Relaxed));
     }
     frames[..len].reverse();
     (at, len)
@@ -264,7 +265,7 @@ fn node(origin: u32) -> Option<&'static Node> {
         let mut number = 0;
         region().origins.each(|node| {
             number += 1;
-            let id = node.id.load(Relaxed);
+            let id = words::origin(node.id.load(Relaxed));
             if id != 0 && id < region().geometry.origins {
                 place(id).store(number, Release);
             }
