@@ -147,3 +147,10 @@ fn slots_of_every_kind() {
 fn calls_are_redirected_one_by_one() {
     check(&build("sites.c", "gcc", &[]), &[&times(30)]);
 }
+
+#[test]
+fn probes_change_nothing_stack_and_go() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("probes.c", compiler, &["-lm"]), &[&times(10)]);
+    }
+}

@@ -35,4 +35,6 @@ pub mod running;
 pub mod snapshot;
 pub mod space;
 pub mod text;
+pub mod types;
 pub mod value;
+pub mod wrong_frees;

@@ -30,6 +30,8 @@ mod lock;
 mod maps;
 mod objects;
 mod pages;
+pub mod probe;
+mod processor;
 pub mod refusal;
 mod restart;
 pub mod sites;
@@ -44,6 +46,9 @@ pub mod wrap;
 
 pub use entry::replace;
 pub use hook::{Installed, settle};
+pub use pointee_patch::arch::x86_64::context::{Action, Context, Registers};
+pub use pointee_patch::arch::x86_64::liveness::Convention;
+pub use probe::{Probe, probe};
 pub use refusal::Refusal;
 pub use sites::redirect;
 pub use slots::{SlotHook, redirect_imports};

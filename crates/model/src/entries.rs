@@ -145,7 +145,8 @@ pub const PROCESS: [Named; 9] = [
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.
 #[must_use]
 pub fn is_language_library(file_name: &[u8]) -> bool {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 6] = [
+        "ld-linux",
         "libstdc++.so",
         "libc++.so",
         "libc++abi.so",

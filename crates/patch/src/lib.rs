@@ -100,4 +100,6 @@ pub mod placement;
 pub mod plan;
 
 pub use branches::{InwardBranch, PadSpan, find_inward_branches};
-pub use plan::{Entry, EntryPlan, Original, Refusal, TRAMPOLINE_MAX, Write, plan_entry};
+pub use plan::{
+    Entry, EntryPlan, Original, Place, Refusal, TRAMPOLINE_MAX, Write, plan_entry, plan_instruction,
+};

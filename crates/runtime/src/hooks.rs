@@ -15,12 +15,13 @@
 use crate::exec::Named;
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, peak, process, threads, walk};
+use crate::{exec, fast, heap, mismatch, peak, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, compiler_fence};
+use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
@@ -34,7 +35,10 @@ pub(crate) struct Planted {
     hook: Hook,
     /// The root of the walk, as it goes into the hash.
     root_key: u64,
+    /// The root, with its class.
     root: u32,
+    /// Whose blocks it hands out or takes back, as it lies in words.
+    class: u32,
     role: Role,
     /// The launch pad: what is there when it is planted, what was there before.
     pad: Pad,
@@ -52,6 +56,7 @@ pub(crate) struct Pad {
 pub(crate) const ORIGINAL: usize = offset_of!(Planted, original);
 pub(crate) const ROOT_KEY: usize = offset_of!(Planted, root_key);
 pub(crate) const ROOT: usize = offset_of!(Planted, root);
+pub(crate) const CLASS: usize = offset_of!(Planted, class);
 
 const ROOM: usize = 2048;
 
@@ -71,6 +76,7 @@ static TABLE: Table = Table {
                 hook: on_free,
                 root_key: 0,
                 root: 0,
+                class: 0,
                 role: Role::Other,
                 pad: Pad {
                     at: 0,
@@ -89,9 +95,11 @@ impl Planted {
         entry: u64,
         original: u64,
         root: u32,
+        class: Class,
         role: Role,
         pad: Pad,
     ) -> Option<&'static Self> {
+        let root = root | class.bits();
         let at = TABLE.used.load(Relaxed);
         if at as usize == ROOM {
             return None;
@@ -105,6 +113,7 @@ impl Planted {
                 hook: hook(role),
                 root_key: u64::from(root) << PARENT_SHIFT,
                 root,
+                class: class.bits(),
                 role,
                 pad,
             });
@@ -117,6 +126,21 @@ impl Planted {
     /// The launch pad.
     pub(crate) fn pad(&self) -> &Pad {
         &self.pad
+    }
+
+    /// Where the original can be called.
+    pub(crate) fn original(&self) -> u64 {
+        self.original
+    }
+
+    /// Whose blocks it hands out or takes back.
+    pub(crate) fn class(&self) -> Class {
+        Class::of(self.class)
+    }
+
+    /// Whether it takes back blocks, and does nothing else.
+    pub(crate) fn frees(&self) -> bool {
+        matches!(self.role, Role::Free | Role::Delete)
     }
 
     /// Calls the original with the arguments as they came.
@@ -232,10 +256,16 @@ unsafe extern "C" fn exec_stub() {
 #[unsafe(naked)]
 unsafe extern "C" fn enter_hook() {
     naked_asm!(
+        ".cfi_startproc",
         "mov rcx, rsp",
         "mov r8, rbp",
         "mov r9, r11",
+        "test spl, 8", // see the head of `crate::fast`
+        "jz 2f",
         "jmp [r11 + {hook}]",
+        "2: call [r11 + {hook}]",
+        "ret",
+        ".cfi_endproc",
         hook = const offset_of!(Planted, hook),
     );
 }
@@ -440,23 +470,55 @@ pub(crate) unsafe extern "C" fn on_free(
     b: usize,
     c: usize,
     slot: *const u64,
-    _: u64,
+    rbp: u64,
     planted: &'static Planted,
 ) -> usize {
-    if a != 0
-        && let Some(state) = enter(slot)
-    {
-        let region = region();
-        begin_writing(state);
-        keep_peak(region, state);
-        if let Some(block) = region.writer.erase(a as u64) {
-            let thread = state.thread();
-            region.counters.freed(thread, block.origin, block.size);
-        }
-        end_writing(state);
-    }
     // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
+    let original = || unsafe { planted.call(a, b, c) };
+    if a == 0 {
+        return original();
+    }
+    let Some(state) = enter(slot) else {
+        mismatch::inner_free(a as u64, planted);
+        return original();
+    };
+    let region = region();
+    begin_writing(state);
+    keep_peak(region, state);
+    let mut noted = None;
+    if let Some(block) = region.writer.erase(a as u64) {
+        let thread = state.thread();
+        region.counters.freed(thread, block.origin, block.size);
+        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
+    }
+    end_writing(state);
+    let Some(noted) = noted else {
+        return original();
+    };
+    let result = inside(state, slot, original);
+    noted.finish();
+    state.leave();
+    result
+}
+
+/// Notes that a function frees a block of another class, if it does.
+#[inline(always)]
+fn note_mismatch(
+    region: &Region,
+    address: usize,
+    block: Recorded,
+    planted: &'static Planted,
+    caller: Caller,
+) -> Option<mismatch::Noted> {
+    if Class::of(block.origin) == planted.class() {
+        return None;
+    }
+    // SAFETY: `slot` is the stack pointer at the hooked entry, and holds the return address.
+    let (freed, return_address) = unsafe {
+        let freed = walk::origin(planted.root, caller.slot, caller.rbp);
+        (freed, *caller.slot)
+    };
+    mismatch::note(region, address as u64, block, freed, return_address)
 }
 
 /// A reallocation counts as one free and one allocation, a failed one as neither.
@@ -470,6 +532,7 @@ unsafe fn reallocate(
     // SAFETY: the arguments are the caller's.
     let original = || unsafe { planted.call(args[0], args[1], args[2]) };
     let Some(state) = enter(caller.slot) else {
+        mismatch::inner_free(args[0] as u64, planted);
         return original();
     };
     let (region, thread) = (region(), state.thread());
@@ -480,9 +543,13 @@ unsafe fn reallocate(
     if let Some(old) = old {
         region.counters.freed(thread, old.origin, old.size);
     }
+    let noted = old.and_then(|old| note_mismatch(region, args[0], old, planted, caller));
     compiler_fence(Release);
     let block = inside(state, caller.slot, original);
     begin_writing(state);
+    if let Some(noted) = noted {
+        noted.finish();
+    }
     let failed = block == 0 && size != 0;
     if let Some(old) = old.filter(|_| failed) {
         region.writer.insert(args[0] as u64, old.size, old.origin);

@@ -27,6 +27,7 @@
 #![no_std]
 
 mod api;
+mod callee;
 mod cfi;
 mod environ_end;
 mod environment;
@@ -36,7 +37,9 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mismatch;
 mod modules;
+mod operators;
 mod peak;
 mod plant;
 mod probes;

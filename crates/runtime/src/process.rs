@@ -158,6 +158,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     header.exit.store(exit_kind::NONE, Relaxed);
     header.started.store(sys::now(), Relaxed);
     region.counters.fold_into_inherited();
+    region.mismatches.clear();
     crate::region::set_generation(0);
     if region.shared {
         announce([usize::try_from(copy).ok(), peak::become_child(region), None]);
@@ -201,6 +202,9 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
         u64::from(header.hooks.load(Relaxed)) * size_of::<Hook>() as u64,
     );
     part(layout.strings, u64::from(header.strings.load(Relaxed)));
+    if header.mismatches.load(Relaxed) != 0 {
+        part(layout.mismatches, layout.table_owners - layout.mismatches);
+    }
     let levels = header.origin_levels.load(Relaxed) as usize;
     for (level, start) in layout.origins.iter().enumerate().take(levels) {
         part(

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::counters::{Counters, FIRST_OWN, SHARED};
 use pointee_index::handoff::{HELLO_MAGIC, Hello, key};
 use pointee_index::layout::{Layout, MAGIC, VERSION, unseen};
+use pointee_index::mismatches::Mismatches;
 use pointee_index::origins::{Origins, ROOTS};
 use pointee_index::{Geometry, Header, Writer};
 
@@ -28,6 +29,7 @@ pub(crate) struct Region {
     pub(crate) writer: Writer,
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
+    pub(crate) mismatches: Mismatches,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
     pub(crate) socket: PathBuffer,
@@ -171,6 +173,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             writer: Writer::new(base, &layout),
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
+            mismatches: Mismatches::new(base, &layout),
             shared,
             socket,
             handoff,

@@ -41,6 +41,8 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_called: bool,
 }
 
 /// All functions of the file.
@@ -79,7 +81,7 @@ impl<'f> Program<'f> {
             .map(|body| scan(elf, body))
             .collect();
         for (at, (calls, returns)) in raw.into_iter().enumerate() {
-            let calls = calls
+            let calls: Vec<Call> = calls
                 .into_iter()
                 .filter_map(|raw| {
                     Some(Call {
@@ -93,6 +95,16 @@ impl<'f> Program<'f> {
                 .collect();
             program.bodies[at].calls = calls;
             program.bodies[at].returns = returns;
+        }
+        let callees: HashSet<Key> = program
+            .bodies
+            .iter()
+            .flat_map(|body| body.calls.iter().map(|call| call.callee))
+            .collect();
+        for callee in callees {
+            if let Key::Local(at) = callee {
+                program.bodies[at as usize].is_called = true;
+            }
         }
         program
     }
@@ -215,6 +227,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             function: function.has_dwarf.then_some(function),
             calls: Vec::new(),
             returns: true,
+            is_called: false,
         })
         .collect();
     let plain = |name, start, end| Body {
@@ -225,6 +238,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         function: None,
         calls: Vec::new(),
         returns: true,
+        is_called: false,
     };
     let mut known: HashMap<u64, usize> = HashMap::new();
     for (at, body) in bodies.iter().enumerate() {

@@ -293,6 +293,28 @@ pub(super) const RETURN_FIRST: &[&str] = &[
     "wcscpy",
 ];
 
+/// Functions that write text to their first argument.
+pub(super) const WRITE_TEXT: &[&str] = &[
+    "strcpy",
+    "stpcpy",
+    "strncpy",
+    "strcat",
+    "strncat",
+    "sprintf",
+    "snprintf",
+    "vsprintf",
+    "vsnprintf",
+    "__strcpy_chk",
+    "__stpcpy_chk",
+    "__strncpy_chk",
+    "__strcat_chk",
+    "__strncat_chk",
+    "__sprintf_chk",
+    "__snprintf_chk",
+    "__vsprintf_chk",
+    "__vsnprintf_chk",
+];
+
 /// Functions whose result is a length computed from their first argument.
 pub(super) const LENGTH_OF_FIRST: &[&str] = &["strlen", "strnlen", "wcslen"];
 

@@ -1,6 +1,8 @@
 //! Each row is a program with one hazard, compiled with gcc at several levels; the comment on a line
 //! states what the allocations on that line must be found to be.
 
+mod conventions;
+
 use super::{Options, Site, infer, spelled};
 use crate::debug_files::DebugFiles;
 use crate::dwarf::read_facts;

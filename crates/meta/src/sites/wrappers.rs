@@ -17,7 +17,7 @@ use super::model::{self, Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
-use super::{Wrapper, identity, unnamed};
+use super::{Wrapper, beneath, identity, unnamed};
 use crate::config::Declared;
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::{Role, Witness};
@@ -48,6 +48,8 @@ pub(super) struct Allocator {
     pub(super) returns_it: bool,
     /// What a function of a generic collection stores, and in what role.
     pub(super) stores: Option<(TypeIndex, Role)>,
+    /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
+    pub(super) element: bool,
 }
 
 impl Allocator {
@@ -63,12 +65,15 @@ impl Allocator {
             header: 0,
             returns_it: true,
             stores: None,
+            element: false,
         }
     }
 
     /// Where in the block the result of a call with these arguments points.
     pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
         match offset_parameter(self.offset) {
+            // What is seen of one element holds for the array.
+            _ if self.element => 0,
             Some(index) => match arguments[usize::from(index) % 6] {
                 Value::Constant(offset) => offset,
                 _ => ANYWHERE,
@@ -124,6 +129,7 @@ impl<'f> Allocators<'f> {
                         header: 0,
                         returns_it: row.out.is_none() && !model::is_string_member(name),
                         stores: None,
+                        element: false,
                     },
                 ))
             })
@@ -138,6 +144,23 @@ impl<'f> Allocators<'f> {
 
     pub(super) fn get(&self, key: Key) -> Option<&Allocator> {
         self.by_key.get(&key)
+    }
+
+    pub(super) fn insert(&mut self, key: Key, allocator: Allocator) {
+        self.by_key.insert(key, allocator);
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        self.by_key.remove(&key);
+    }
+
+    /// The functions of this file that hand out memory of a size they are given.
+    pub(super) fn local_roots(&self) -> Vec<u32> {
+        let roots = self.by_key.iter().filter_map(|(key, known)| match key {
+            Key::Local(at) if known.returns_it && known.makes == Makes::Whatever => Some(*at),
+            _ => None,
+        });
+        roots.collect()
     }
 
     /// The allocation function, among those whose address is taken, of a function type.
@@ -204,6 +227,7 @@ pub(super) fn fixpoint<'f>(
     declared: &[Declared],
 ) -> Found<'f> {
     let mut allocators = Allocators::roots(program, facts, declared);
+    beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     let unread = unnamed::unread_results(program);
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
@@ -455,7 +479,10 @@ fn derive(
                     add: add - offset,
                 };
             }
-            _ => allocator.offset = offset,
+            _ => {
+                allocator.offset = offset;
+                allocator.element = offset == ANYWHERE && allocator.size == Size::Unknown;
+            }
         }
         calls.push(met.call);
         found = Some(match found {
@@ -519,6 +546,7 @@ fn collection(
             header: 0,
             returns_it: false,
             stores: first,
+            element: false,
         };
         (allocator, calls)
     })
@@ -571,6 +599,7 @@ fn hands_through(
         header: 0,
         returns_it: false,
         stores: None,
+        element: false,
     })
 }
 
@@ -603,6 +632,7 @@ fn hands_out(
         header: 0,
         returns_it: true,
         stores: None,
+        element: false,
     };
     let passes_on = matches!(
         size,
@@ -648,6 +678,8 @@ fn hands_out(
         Some(Some(Pointee::Void)) => match size {
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
+            // Whoever calls it, no caller's code is seen that could tell more.
+            Size::Unknown if !body.is_called => None,
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
