@@ -75,6 +75,20 @@ impl Moment {
         }
     }
 
+    /// In words.
+    fn when(self, report: &ProcessReport) -> String {
+        match (self, report.state) {
+            (Self::Peak, _) => {
+                let totals = &report.totals;
+                let seen = share(totals.counts.live_bytes_at_peak, totals.peak_bytes);
+                format!("at its highest (seen at {seen} of it)")
+            }
+            (Self::Now, State::Running) => "now".to_owned(),
+            (Self::Now, State::Ended) => "at the end".to_owned(),
+            (Self::Now, State::Exec) => "at exec".to_owned(),
+        }
+    }
+
     fn amount(self, counts: &Counts) -> (u64, u64) {
         match self {
             Self::Now => (counts.live, counts.live_bytes),
@@ -89,16 +103,7 @@ pub fn render(report: &ProcessReport, style: Style) -> String {
     let mut out = String::new();
     heading(&mut out, report, style);
     let moment = Moment::of(report, style);
-    let when = match (moment, report.state) {
-        (Moment::Peak, _) => {
-            let totals = &report.totals;
-            let seen = share(totals.counts.live_bytes_at_peak, totals.peak_bytes);
-            format!("at its highest (seen at {seen} of it)")
-        }
-        (Moment::Now, State::Running) => "now".to_owned(),
-        (Moment::Now, State::Ended) => "at the end".to_owned(),
-        (Moment::Now, State::Exec) => "at exec".to_owned(),
-    };
+    let when = moment.when(report);
     if report.totals.counts.allocations == 0 && report.totals.counts.inherited == 0 {
         return out;
     }
@@ -155,7 +160,8 @@ pub fn render_groups(
         .iter()
         .map(|row| (row.counts, row.name.clone()))
         .collect();
-    group_table(&mut out, title, column, &rows, moment, style);
+    let title = format!("{title}, {}", moment.when(report));
+    group_table(&mut out, &title, column, &rows, moment, style);
     out
 }
 
@@ -165,7 +171,8 @@ pub fn render_sites(report: &ProcessReport, style: Style) -> String {
     let mut out = String::new();
     heading(&mut out, report, style);
     let moment = Moment::of(report, style);
-    site_table(&mut out, "Allocation sites", &report.sites, moment, style);
+    let title = format!("Allocation sites, {}", moment.when(report));
+    site_table(&mut out, &title, &report.sites, moment, style);
     out
 }
 
