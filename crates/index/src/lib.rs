@@ -37,6 +37,7 @@ pub mod handoff;
 pub mod layout;
 pub mod mismatches;
 pub mod origins;
+pub mod peak;
 pub mod read;
 pub mod records;
 pub mod table;

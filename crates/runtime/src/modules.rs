@@ -15,7 +15,7 @@ use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::handoff::key;
-use pointee_index::layout::unseen;
+use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
@@ -657,6 +657,8 @@ fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
     if at.is_null() {
         return None;
     }
+    let pages = len.div_ceil(PAGE as usize) as u32;
+    region().header().image_pages.fetch_add(pages, Relaxed);
     // SAFETY: mapped for good; images are replaced by renaming, never rewritten.
     Image::parse(unsafe { core::slice::from_raw_parts(at, len) }).ok()
 }

@@ -4,7 +4,7 @@
 //! calls, calls through a linkage slot, indirect calls, and jumps that leave the function (tail
 //! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
 
-use super::model::NO_RETURN;
+use super::model::{self, NO_RETURN};
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -158,6 +158,9 @@ impl<'f> Program<'f> {
             .iter()
             .filter_map(|at| Some((self.bodies.get(*at as usize)?.entry, *at)))
             .collect();
+        if wanted.is_empty() {
+            return HashSet::new();
+        }
         let mut taken: HashSet<u32> = HashSet::new();
         for section in self.elf.sections() {
             let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
@@ -237,11 +240,30 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         returns: true,
         is_called: false,
     };
-    let known: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut known: HashMap<u64, usize> = HashMap::new();
+    for (at, body) in bodies.iter().enumerate() {
+        known.entry(body.entry).or_insert(at);
+    }
     for symbol in elf.symbols() {
-        if symbol.is_function() && symbol.size > 0 && !known.contains(&symbol.address) {
-            let end = symbol.address.saturating_add(symbol.size);
-            bodies.push(plain(symbol.name, symbol.address, end));
+        if !symbol.is_function() || symbol.size == 0 {
+            continue;
+        }
+        match known.get(&symbol.address) {
+            None => {
+                let end = symbol.address.saturating_add(symbol.size);
+                known.insert(symbol.address, bodies.len());
+                bodies.push(plain(symbol.name, symbol.address, end));
+            }
+            // Of several names the one that says most: debug info of libc states that of the alias for calls from within.
+            Some(at) => {
+                let body = &mut bodies[*at];
+                if body.linkage_name != symbol.name
+                    && model::row(body.linkage_name).is_none()
+                    && model::row(symbol.name).is_some()
+                {
+                    body.linkage_name = symbol.name;
+                }
+            }
         }
     }
     let mut covered: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();

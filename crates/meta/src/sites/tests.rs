@@ -402,6 +402,23 @@ fn pool_of_slots() {
     );
 }
 
+/// Debug info states one name of a function, its symbols others, as in libc.
+#[test]
+fn another_name() {
+    check(
+        "another_name.c",
+        "static __attribute__((noinline, noclone)) char *inner(const char *s, size_t n) {
+            char *p = malloc(100);
+            return p ? memcpy(p, s, n) : p;
+        }
+        char *strndup(const char *, size_t) __attribute__((alias(\"inner\")));
+        char *kept;
+        void keep(const char *s, size_t n) {
+            kept = inner(s, n); //= Characters char
+        }",
+    );
+}
+
 /// Without symbols and debug info there are still sites, and wrappers by the flow of values.
 #[test]
 fn stripped() {
