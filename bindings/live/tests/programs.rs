@@ -123,6 +123,13 @@ fn coming_and_going_leaks_nothing() {
 }
 
 #[test]
+fn inlined_bodies_are_seen_at_their_stores() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("stores.c", compiler, &[]), &[]);
+    }
+}
+
+#[test]
 fn system_calls_go_on() {
     check(&build("calls.c", "gcc", &[]), &[]);
 }
