@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 8;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -121,6 +121,7 @@ pub struct Layout {
     pub modules: u64,
     pub hooks: u64,
     pub strings: u64,
+    pub mismatches: u64,
     pub table_owners: u64,
     pub directory: u64,
     pub chunk_covers: u64,
@@ -139,11 +140,13 @@ impl Layout {
     /// The layout that follows from a sane geometry.
     #[must_use]
     pub const fn of(geometry: &Geometry) -> Self {
-        use crate::{counters, origins, records};
+        use crate::{counters, mismatches, origins, records};
         let modules = page(size_of::<Header>() as u64);
         let hooks = page(modules + geometry.modules as u64 * size_of::<records::Module>() as u64);
         let strings = page(hooks + geometry.hooks as u64 * size_of::<records::Hook>() as u64);
-        let table_owners = page(strings + geometry.strings as u64);
+        let mismatches = page(strings + geometry.strings as u64);
+        let table_owners =
+            page(mismatches + mismatches::ROOM as u64 * size_of::<mismatches::Mismatch>() as u64);
         let directory = page(table_owners + geometry.tables as u64 * 4);
         let chunk_covers = directory + CHUNKS * 2 * 8;
         let mut at = chunk_covers + CHUNKS * 8;
@@ -167,6 +170,7 @@ impl Layout {
             modules,
             hooks,
             strings,
+            mismatches,
             table_owners,
             directory,
             chunk_covers,
@@ -229,8 +233,10 @@ pub struct Header {
     pub peak_captured: AtomicU64,
     /// Odd while the peak section is being written.
     pub peak_sequence: AtomicU32,
-    /// Zero.
-    pub reserved: AtomicU32,
+    /// Used records of the mismatch section.
+    pub mismatches: AtomicU32,
+    /// Pages of the metadata images that are mapped.
+    pub image_pages: AtomicU32,
     /// One more than the deepest level of the origin hash in use.
     pub origin_levels: AtomicU32,
     /// Whether any chunk cover was ever written.
@@ -253,6 +259,7 @@ pub mod unseen {
     pub const UNALIGNED_BLOCK: u32 = 64;
     pub const PRIVATE_INDEX: u32 = 128;
     pub const FORK_UNRECORDED: u32 = 256;
+    pub const MISMATCHES_FULL: u32 = 512;
 }
 
 /// Values of the upper half of [`Header::exit`].

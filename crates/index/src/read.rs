@@ -4,13 +4,15 @@
 //! memory, a snapshot. Nothing read is trusted: counts are cut to the geometry, offsets to the region, and a
 //! reference that leads nowhere gives "not known".
 
+use crate::class::Class;
 use crate::counters::{Counts, Live, Thread};
 use crate::layout::ORIGIN_LEVELS;
 use crate::layout::{
     CHUNK_SHIFT, CHUNKS, Geometry, Header, LARGE, Layout, MAGIC, PAGE, SPAN_SHIFT,
 };
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
-use crate::origins::{Node, UNLOADED};
+use crate::mismatches::{self, Mismatch};
+use crate::origins::{Node, UNDECIDED, UNLOADED};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
 use crate::words;
@@ -98,6 +100,27 @@ pub struct OriginNode {
     pub return_address: u64,
     /// Its module record; `u32::MAX` for none.
     pub module: u32,
+    /// Who has to free its blocks.
+    pub class: Class,
+    /// Whether the class may as well be that of `new[]`, or C's.
+    pub is_undecided: bool,
+}
+
+/// Frees of one path's blocks through another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MismatchedFrees {
+    /// Where the blocks came from.
+    pub allocated: u32,
+    /// Their class.
+    pub class: Class,
+    /// Where they were freed.
+    pub freed: u32,
+    /// Blocks, without those that were passed on to the right function.
+    pub blocks: u64,
+    /// Address and size of the first.
+    pub first: (u64, u64),
+    /// Address of the function that the freeing call names; 0 if not known.
+    pub called: u64,
 }
 
 /// Words read at a time.
@@ -297,12 +320,50 @@ impl<M: Memory> Index<M> {
                             continue;
                         }
                         each(OriginNode {
-                            id,
-                            parent: u32_at(offset_of!(Node, parent)),
+                            id: words::origin(id),
+                            parent: words::origin(u32_at(offset_of!(Node, parent))),
                             return_address: return_address & !UNLOADED,
                             module: u32_at(offset_of!(Node, module)),
+                            class: Class::of(id),
+                            is_undecided: u32_at(offset_of!(Node, depth)) & UNDECIDED != 0,
                         });
                     }
+                }
+            }
+        }
+    }
+
+    /// Calls `each` for every pair of paths through which blocks of one class were freed by a function of another.
+    pub fn each_mismatch(&self, mut each: impl FnMut(MismatchedFrees)) {
+        const RECORD: usize = size_of::<Mismatch>();
+        if self.header_u32(offset_of!(Header, mismatches)) == 0 {
+            return;
+        }
+        let mut page = [0; PAGE as usize];
+        let start = self.layout.mismatches;
+        let end = start + u64::from(mismatches::ROOM) * RECORD as u64;
+        for at in self.touched(start, end) {
+            if !self.memory.read(at, &mut page) {
+                continue;
+            }
+            for record in page.chunks_exact(RECORD) {
+                let field = |field: usize| u64_in(record, field);
+                let pair = field(offset_of!(Mismatch, pair));
+                let (allocated, freed) = Mismatch::origins(pair);
+                let passed_on = field(offset_of!(Mismatch, passed_on));
+                let blocks = field(offset_of!(Mismatch, blocks)).saturating_sub(passed_on);
+                if pair != 0 && blocks != 0 {
+                    each(MismatchedFrees {
+                        allocated: words::origin(allocated),
+                        class: Class::of(allocated),
+                        freed: words::origin(freed),
+                        blocks,
+                        first: (
+                            field(offset_of!(Mismatch, first)),
+                            field(offset_of!(Mismatch, first_len)),
+                        ),
+                        called: field(offset_of!(Mismatch, called)),
+                    });
                 }
             }
         }

@@ -42,7 +42,7 @@ pub const fn granule(address: u64) -> u64 {
 pub struct Recorded {
     /// Bytes requested.
     pub size: u64,
-    /// Where from.
+    /// Where from, with the class.
     pub origin: u32,
 }
 
@@ -182,7 +182,7 @@ impl Writer {
         });
         Recorded {
             size,
-            origin: words::origin(first),
+            origin: words::classed_origin(first),
         }
     }
 

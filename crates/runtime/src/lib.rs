@@ -17,6 +17,7 @@
 //!     heap       the index ahead of a growing heap
 //!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
+//!   peak       the blocks at the highest point, copied
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -26,6 +27,7 @@
 #![no_std]
 
 mod api;
+mod callee;
 mod cfi;
 mod environ_end;
 mod environment;
@@ -35,7 +37,10 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mismatch;
 mod modules;
+mod operators;
+mod peak;
 mod plant;
 mod probes;
 mod process;
