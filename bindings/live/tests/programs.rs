@@ -130,6 +130,11 @@ fn inlined_bodies_are_seen_at_their_stores() {
 }
 
 #[test]
+fn system_calls_are_seen_and_changed_in_place() {
+    check(&build("syscalls.c", "gcc", &[]), &[]);
+}
+
+#[test]
 fn system_calls_go_on() {
     check(&build("calls.c", "gcc", &[]), &[]);
 }
