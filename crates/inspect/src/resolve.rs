@@ -138,6 +138,10 @@ impl<'a> Resolver<'a> {
                 Some(record) if record.flags & site_flags::WRAPPER != 0 => {
                     wrappers.extend(self.function(frame));
                 }
+                // What lies between is not known to be the function that jumps.
+                Some(record) if record.flags & site_flags::STAND_IN != 0 && outside.is_some() => {
+                    break;
+                }
                 Some(record) if record.r#type != NO_TYPE => {
                     return self.site(frame, Some(record), wrappers, allocator, entry);
                 }

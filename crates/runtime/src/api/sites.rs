@@ -230,6 +230,7 @@ fn choose(frames: &[Frame]) -> Option<(Frame, Option<&'static SiteRecord>)> {
         let record = frame.record();
         match record {
             Some(record) if record.flags & site_flags::WRAPPER != 0 => {}
+            Some(record) if record.flags & site_flags::STAND_IN != 0 && outside.is_some() => break,
             Some(record) if record.r#type != NO_TYPE => return Some((*frame, Some(record))),
             _ if frame.is_library_code() => {}
             Some(record) if Verdict::from_byte(record.verdict) != Verdict::Unknown => {
