@@ -197,6 +197,7 @@ fn member(line: &str) -> Option<Member> {
 
 /// The name that a declaration declares.
 fn declared_name(declared: &str) -> &str {
+    let declared = declared.split("__attribute__").next().unwrap_or(declared);
     if let Some((_, inner)) = declared.split_once("(*") {
         let inner = inner.trim_start_matches('*');
         return inner.split([')', '[', '(']).next().unwrap_or("").trim();
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn members() {
-        let rows: [(&str, Option<(&str, u64, Option<u64>)>); 8] = [
+        let rows: [(&str, Option<(&str, u64, Option<u64>)>); 9] = [
             (
                 "int                        a;      /*     4     4 */",
                 Some(("a", 32, Some(4))),
