@@ -625,8 +625,10 @@ fn hands_out(
             });
             let request = Request::of(met, false);
             // Of a size that is kept somewhere, as in the description of a class.
-            let kept = (request.total, request.unit, request.head) == (None, None, 0);
-            let makes_derived = || callee.old.is_none() && kept && types.is_base(target);
+            let kept = (request.total, request.unit) == (None, None)
+                && Some(request.head) < types.size(target);
+            let untyped = callee.base.is_none() && callee.old.is_none();
+            let makes_derived = || untyped && kept && types.is_base(target);
             (record && !matches!(size, Size::Product(..)) && (passes_on || makes_derived()))
                 .then(|| allocator(size, Some(target)))
         }

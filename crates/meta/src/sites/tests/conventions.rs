@@ -39,9 +39,9 @@ fn beneath_a_malloc_of_its_own() {
 
 #[test]
 fn an_element_of_what_grows() {
-    // Unoptimised, the result is read from the list again, as any other pointer.
+    // With less optimisation the result is read from the list again, as any other pointer.
     check_levels(
-        &["-O1", "-O2", "-O3"],
+        &["-O2", "-O3"],
         "element.c",
         "struct list { void *items; size_t used, room, size; };
         __attribute__((noinline)) void *add(struct list *l) {
