@@ -100,6 +100,20 @@ struct pointee_result pointee_count(void *instruction, uint64_t *cell, int share
 /* Takes out a probe that one of these two gave. */
 struct pointee_result pointee_remove_probe(void *probe);
 
+/* An instruction that writes to a variable. SOURCE: the general register that it stores, by its number in struct pointee_state (rax is 0);
+ * POINTEE_CONSTANT: VALUE is stored; POINTEE_OTHER: a vector register, or something that depends on what was there. */
+struct pointee_store {
+	void *at;
+	int source;
+	int64_t value;
+};
+enum { POINTEE_CONSTANT = -1, POINTEE_OTHER = -2 };
+
+/* Each instruction of all loaded code that writes to one of LEN bytes at VARIABLE, by its name and not through a pointer: where a function was
+ * inlined that writes to a global of its own, a probe there sees what it stores. The first ROOM of them are put into STORES. The answer:
+ * how many there are, or -1. */
+long pointee_find_stores(const void *variable, size_t len, struct pointee_store *stores, size_t room);
+
 /* Takes a hook out. From its return on, no call begins that goes to the hook. */
 struct pointee_result pointee_remove(void *hook);
 

@@ -3,13 +3,13 @@
 
 #![allow(unsafe_code)] // Functions for C, with C's pointers.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
 
 use pointee_live::wrap::{Call, Return};
 use pointee_live::{
-    Action, Context, Convention, Installed, Observers, Pause, Probe, Refusal, SlotHook,
+    Action, Context, Convention, Installed, Observers, Pause, Probe, Refusal, SlotHook, Stored,
 };
 use pointee_model::addr::RunAddr;
 
@@ -247,6 +247,43 @@ pub extern "C" fn pointee_remove_probe(probe: *mut c_void) -> Outcome {
         None => Err(Refusal::NotHooked),
     };
     Outcome::new(done.map(|pause| (0, pause)))
+}
+
+/// `struct pointee_store`.
+#[repr(C)]
+pub struct Store {
+    at: RunAddr,
+    source: c_int,
+    value: i64,
+}
+
+/// The instructions that write to one of `len` bytes at `variable`. Their number, or -1.
+///
+/// # Safety
+/// `stores` has room for `room`; no code is unloaded meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_find_stores(
+    variable: *const c_void,
+    len: usize,
+    stores: *mut Store,
+    room: usize,
+) -> c_long {
+    const CONSTANT: c_int = -1;
+    const OTHER: c_int = -2;
+    let mut count = 0;
+    let done = pointee_live::stores_to(RunAddr(variable as u64), len as u64, |at, stored| {
+        let (source, value) = match stored {
+            Stored::Register(number) => (c_int::from(number), 0),
+            Stored::Immediate(value) => (CONSTANT, value),
+            Stored::Other => (OTHER, 0),
+        };
+        if count < room {
+            // SAFETY: within the room.
+            unsafe { stores.add(count).write(Store { at, source, value }) };
+        }
+        count += 1;
+    });
+    done.map_or(-1, |()| count as c_long)
 }
 
 /// Takes a hook out.

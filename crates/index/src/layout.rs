@@ -233,10 +233,10 @@ pub struct Header {
     pub peak_captured: AtomicU64,
     /// Odd while the peak section is being written.
     pub peak_sequence: AtomicU32,
-    /// Pages of the metadata images that are mapped.
-    pub image_pages: AtomicU32,
     /// Used records of the mismatch section.
     pub mismatches: AtomicU32,
+    /// Pages of the metadata images that are mapped.
+    pub image_pages: AtomicU32,
     /// One more than the deepest level of the origin hash in use.
     pub origin_levels: AtomicU32,
     /// Whether any chunk cover was ever written.

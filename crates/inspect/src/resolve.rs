@@ -139,6 +139,8 @@ impl<'a> Resolver<'a> {
                     continue;
                 }
                 Call::InLibrary => continue,
+                // What lies between is not known to be the function that jumps.
+                _ if outside.is_some() && record.is_some_and(SiteRecord::stands_in) => break,
                 Call::Site => return self.site(frame, record, wrappers, allocator, entry),
                 Call::Untyped => frames_left = 0,
                 Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),

@@ -89,6 +89,10 @@ pub(crate) struct Made {
 
 /// What calls of the function come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lies in a slot's own pages, and nothing is allocated here"
+)]
 pub(crate) enum Purpose {
     /// This function instead.
     Replace(RunAddr),

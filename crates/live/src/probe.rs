@@ -27,7 +27,7 @@ use pointee_patch::arch::x86_64::PAD_LEN;
 use pointee_patch::arch::x86_64::context::{Action, Context, act};
 use pointee_patch::arch::x86_64::emit::{EmitError, Emitter};
 use pointee_patch::arch::x86_64::liveness::{Convention, Live, Vectors};
-use pointee_patch::{Entry, Place, find_inward_branches, plan_instruction};
+use pointee_patch::{Entry, EntryPlan, Place, find_inward_branches, plan_instruction};
 
 use crate::frames::Frames;
 use crate::hook::{self, Change, Hook, Made, Purpose};
@@ -198,19 +198,18 @@ fn put(
         });
     let few = stack.layers[2].is_none();
     let slot_len = if plain && few { SLOT } else { PROBE_SLOT };
-    let make = |hook: &mut Hook, text: &Text| {
-        let made = make(hook, text, &place, &rules, at, stack)?;
-        let spans: [_; 1] = [made.plan.as_ref().ok_or(Refusal::NotCode)?.span()];
+    let is_entered = |plan: &EntryPlan| {
+        let spans = [plan.span()];
         let mut inward = find_inward_branches(around, mapping.start, &spans);
-        match inward.next() {
-            Some(_) => Err(Refusal::Plan(pointee_patch::Refusal::InwardBranch)),
-            None => Ok(made),
-        }
+        inward.next().is_some()
     };
+    let make =
+        |hook: &mut Hook, text: &Text| make(hook, text, &place, &rules, at, stack, &is_entered);
     hook::exchange(held, old, at, slot_len, make)
 }
 
-/// Writes all but the pad.
+/// Writes all but the pad. The last thing that can fail comes before unwinders and debuggers are told: a slot that stays free is
+/// unmapped without a word to them. `is_entered`: whether code outside of the function branches into the pad.
 fn make(
     hook: &mut Hook,
     text: &Text,
@@ -218,6 +217,7 @@ fn make(
     rules: &unwinder::Rules,
     at: RunAddr,
     stack: Stack,
+    is_entered: &dyn Fn(&EntryPlan) -> bool,
 ) -> Result<Made, Refusal> {
     let layers = || stack.layers.iter().flatten();
     let trusting = layers().all(|layer| layer.convention == Convention::Psabi);
@@ -261,6 +261,9 @@ fn make(
     let plan = plan_instruction(place, trampoline_at, slot).map_err(Refusal::Plan)?;
     if len + plan.trampoline.len() > hook.slot_len() {
         return Err(Refusal::NoRoom);
+    }
+    if is_entered(&plan) {
+        return Err(Refusal::Plan(pointee_patch::Refusal::InwardBranch));
     }
     // SAFETY: a free slot of ours.
     unsafe {

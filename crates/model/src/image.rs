@@ -335,6 +335,17 @@ pub mod site_flags {
     pub const INDIRECT: u16 = 4;
     /// Reallocates.
     pub const REALLOC: u16 = 8;
+    /// The call of a function that jumps to an allocation function: it has the type of that site, of whose function no
+    /// frame remains, and counts where it is the innermost frame outside of wrappers and libraries of the language.
+    pub const STAND_IN: u16 = 16;
+}
+
+impl SiteRecord {
+    /// See [`site_flags::STAND_IN`].
+    #[must_use]
+    pub fn stands_in(&self) -> bool {
+        self.flags & site_flags::STAND_IN != 0
+    }
 }
 
 /// One witness of one site.

@@ -1,19 +1,19 @@
 //! *Which instructions are about a thing with a name?* — those that write a variable, and those where an inlined function begins.
 //!
 //! Where a compiler has put a function's body into its callers, there is no entry to count at; memprof (Damato, 2009) found such
-//! bodies by the global that each of them writes. So does [`writes`], for direct operands: a variable that is written through a pointer
-//! is not seen. [`inlined`] asks the debug info.
+//! bodies by the global that each of them writes. So does [`writes`], by what instructions store
+//! ([`pointee_patch::arch::x86_64::stores`]): a variable that is written through a pointer is not seen. [`inlined`] asks the debug info.
 
 use std::collections::BTreeMap;
 
-use iced_x86::{
-    Decoder, DecoderOptions, InstructionInfoFactory, InstructionInfoOptions, OpAccess, Register,
-};
 use pointee_meta::debug_files::{DebugFiles, Search};
 use pointee_meta::dwarf::read_facts;
 use pointee_meta::facts::{Facts, Global};
+use pointee_model::addr::LinkAddr;
+use pointee_patch::arch::x86_64::stores::stored;
+use pointee_patch::arch::x86_64::sweep::rip_target;
 
-use crate::code::{Code, mark};
+use crate::code::{Code, Place, mark};
 
 /// By instruction, its number among [`Code::places`]: the thing's name.
 pub(crate) type Subjects = BTreeMap<usize, String>;
@@ -50,31 +50,9 @@ pub(crate) fn writes(code: &Code<'_>, facts: &Facts, wanted: impl Fn(&str) -> bo
     if variables.is_empty() {
         return subjects;
     }
-    let mut infos = InstructionInfoFactory::new();
     for (at, place) in code.places.iter().enumerate() {
-        if !place.is(mark::REACHED) {
-            continue;
-        }
-        let instruction =
-            Decoder::with_ip(64, code.bytes(place), place.at, DecoderOptions::NONE).decode();
-        if instruction.memory_base() == Register::None && instruction.memory_displ_size() == 0 {
-            continue;
-        }
-        let info = infos.info_options(&instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
-        let written = info.used_memory().iter().find(|memory| {
-            let writes = matches!(
-                memory.access(),
-                OpAccess::Write
-                    | OpAccess::CondWrite
-                    | OpAccess::ReadWrite
-                    | OpAccess::ReadCondWrite
-            );
-            // Of RIP-relative operands the factory gives the address itself.
-            let direct = matches!(memory.base(), Register::None | Register::RIP);
-            let flat = matches!(memory.segment(), Register::DS | Register::ES | Register::SS);
-            writes && direct && flat
-        });
-        let Some(address) = written.map(|memory| memory.displacement()) else {
+        let written = place.is(mark::REACHED).then(|| written(code, place));
+        let Some(address) = written.flatten() else {
             continue;
         };
         let after = variables.partition_point(|variable| variable.address <= address);
@@ -85,4 +63,20 @@ pub(crate) fn writes(code: &Code<'_>, facts: &Facts, wanted: impl Fn(&str) -> bo
         }
     }
     subjects
+}
+
+/// The address that stands in an instruction for what it writes, or for the array in which it writes by index.
+fn written(code: &Code<'_>, place: &Place) -> Option<u64> {
+    let instruction = code.instruction(place)?;
+    stored(&instruction)?;
+    if let Some(target) = rip_target(LinkAddr(place.at), &instruction) {
+        return Some(target.0);
+    }
+    // ModRM 0 with a SIB byte that names no base (Intel SDM 2, table 2-3): only code that is not relocated has such.
+    let is_absolute = instruction.prefixes.segment.is_none()
+        && instruction
+            .modrm
+            .is_some_and(|modrm| modrm.mode() == 0 && modrm.rm() == 4)
+        && instruction.sib.is_some_and(|sib| sib & 7 == 5);
+    is_absolute.then_some(instruction.displacement?.value as u64)
 }

@@ -34,9 +34,9 @@ impl Named {
     /// Paths are 0 or C strings.
     unsafe fn path(self) -> PathBuffer {
         const AT_FDCWD: u32 = -100i32 as u32;
-        // SAFETY: the caller's promise.
         let text = |path: usize| match path {
             0 => &[][..],
+            // SAFETY: the caller's promise.
             _ => unsafe { CStr::from_ptr(path as *const i8) }.to_bytes(),
         };
         let below = |fd: usize, rest: &[&[u8]; 2]| {

@@ -32,19 +32,19 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let (mut own, mut all) = (Counts::default(), Counts::default());
     for line in &options.files {
         let line = line.to_string_lossy();
-        // The shell that splits the line gives its place to the program.
-        let mut command = Command::new(&pointee);
-        command.args(["run", "--no-follow", "--format", "json", "--report"]);
-        command.arg(&report);
-        command.args(["--", "sh", "-c", &format!("exec {line}")]);
+        let mut command = Command::new("sh");
+        let words = [pointee.as_os_str(), report.as_os_str()].map(|word| word.to_string_lossy());
+        command.arg("-c").arg(format!(
+            "exec '{}' run --no-follow --format json --report '{}' -- {line}",
+            words[0], words[1]
+        ));
         shell::output(&mut command)?;
         let text = std::fs::read_to_string(&report).context("report")?;
-        let said: Value = serde_json::Deserializer::from_str(&text)
-            .into_iter::<Value>()
-            .last()
-            .context("a report")??;
+        let said: Value = serde_json::from_str(&text)?;
         println!("{line}");
-        count(&said, &mut own, &mut all);
+        for process in said.as_array().context("an array of processes")? {
+            count(process, &mut own, &mut all);
+        }
     }
     println!("all: {}; with libraries {}", own.words(), all.words());
     Ok(())

@@ -48,7 +48,9 @@ fn compare(file: &Path, ours: &HashMap<String, Vec<Record>>, theirs: &[Record]) 
     for record in theirs {
         let known = ours.get(last_component(&record.name));
         let same = |own: &Record| {
-            own.size == record.size && record.members.iter().all(|member| has(own, member))
+            // pahole does not state the size of a union.
+            (own.size == record.size || record.size == 0)
+                && record.members.iter().all(|member| has(own, member))
         };
         if known.is_some_and(|known| known.iter().any(same)) {
             members += record.members.len();
@@ -179,8 +181,10 @@ fn member(line: &str) -> Option<Member> {
     let offset: u64 = words.next()?.parse().ok()?;
     let (bit, size) = match rest {
         Some(rest) => (rest.split_whitespace().next()?.parse().ok()?, None),
-        None => (0, Some(words.next()?.parse().ok()?)),
+        None => (0, words.next()?.parse().ok()),
     };
+    // Of what a unit only declares it says 0.
+    let size = size.filter(|size| *size > 0);
     let name = if declared.contains("<ancestor>") {
         String::new()
     } else if declared.starts_with("static ") || declared.starts_with("/*") {
@@ -193,6 +197,7 @@ fn member(line: &str) -> Option<Member> {
 
 /// The name that a declaration declares.
 fn declared_name(declared: &str) -> &str {
+    let declared = declared.split("__attribute__").next().unwrap_or(declared);
     if let Some((_, inner)) = declared.split_once("(*") {
         let inner = inner.trim_start_matches('*');
         return inner.split([')', '[', '(']).next().unwrap_or("").trim();
@@ -227,7 +232,8 @@ mod tests {
 
     #[test]
     fn members() {
-        let rows: [(&str, Option<(&str, u64, Option<u64>)>); 8] = [
+        type Member = (&'static str, u64, Option<u64>);
+        let rows: [(&str, Option<Member>); 8] = [
             (
                 "int                        a;      /*     4     4 */",
                 Some(("a", 32, Some(4))),

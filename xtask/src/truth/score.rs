@@ -60,7 +60,7 @@ fn score(row: &Row, found: &[Site]) -> Option<Score> {
     let mut here: Vec<&Site> = found.iter().filter(|site| is_at(site, row)).collect();
     // The instances of a template share a place.
     let own = |site: &&Site| site.function == row.own_function();
-    if here.iter().any(|site| own(site)) {
+    if here.iter().any(own) {
         here.retain(own);
     }
     let one = |site: &Site| match (site.is_answered(), row.admits("opaque")) {

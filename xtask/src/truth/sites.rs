@@ -49,7 +49,9 @@ pub(super) fn of(file: &Path, options: &Options) -> Result<Vec<Site>> {
 pub(super) fn wrappers(file: &Path, options: &Options) -> Result<BTreeSet<String>> {
     let parsed = said(file, options)?;
     let names = parsed.iter().flat_map(|row| {
-        let within = (row["wrapper"] == true).then(|| &row["function"]);
+        let inlined = row["inlined"].as_array().and_then(|around| around.last());
+        let concrete = inlined.map_or(&row["function"], |outermost| &outermost["function"]);
+        let within = (row["wrapper"] == true).then_some(concrete);
         within.into_iter().chain([&row["callee"]])
     });
     Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())

@@ -216,12 +216,22 @@ fn taken_address(instruction: &Instruction) -> Option<u64> {
 }
 
 fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
+    // What debug info leaves out where a function is a copy for some callers only.
+    let mangled: HashMap<u64, &str> = elf
+        .symbols()
+        .filter(|symbol| symbol.is_function() && symbol.name.starts_with("_Z"))
+        .map(|symbol| (symbol.address, without_suffix(symbol.name)))
+        .collect();
+    let linkage_name = |function: &'f Function| match mangled.get(&function.entry) {
+        Some(symbol) if !function.linkage_name.starts_with('_') => *symbol,
+        _ => &function.linkage_name,
+    };
     let mut bodies: Vec<Body<'f>> = facts
         .functions
         .iter()
         .map(|function| Body {
             name: &function.name,
-            linkage_name: &function.linkage_name,
+            linkage_name: linkage_name(function),
             entry: function.entry,
             ranges: function.ranges.clone(),
             function: function.has_dwarf.then_some(function),
@@ -279,6 +289,15 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         }
     }
     bodies
+}
+
+/// The name of the function that a symbol is a copy of, with some parameters known or left out.
+fn without_suffix(name: &str) -> &str {
+    let copy = [".constprop.", ".isra."]
+        .iter()
+        .filter_map(|mark| name.find(mark))
+        .min();
+    copy.map_or(name, |at| &name[..at])
 }
 
 /// Decodes all pieces of a function, in order.

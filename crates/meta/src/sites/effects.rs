@@ -103,7 +103,11 @@ impl<'f> Interpreter<'_, 'f> {
     }
 
     /// The function type that an indirect call goes through.
-    fn function_type(&mut self, instruction: &Instruction, state: &State) -> Option<TypeIndex> {
+    pub(super) fn function_type(
+        &mut self,
+        instruction: &Instruction,
+        state: &State,
+    ) -> Option<TypeIndex> {
         let value = self.read(instruction, 0, state);
         let object = self.object_of(value, state, instruction.ip()).or_else(|| {
             let register = super::state::general(instruction.op0_register())?;
@@ -114,16 +118,6 @@ impl<'f> Interpreter<'_, 'f> {
             (target, 0) if self.types.get(target)?.kind == TypeKind::Function => Some(target),
             _ => None,
         }
-    }
-
-    /// The allocation function an indirect call or jump may reach, by its type.
-    pub(super) fn callee_through(
-        &mut self,
-        instruction: &Instruction,
-        state: &State,
-    ) -> Option<Key> {
-        let function = self.function_type(instruction, state)?;
-        self.allocators.of_signature(self.types, function)
     }
 
     fn variable_in(&self, register: usize, at: u64) -> Option<(TypeIndex, i64)> {

@@ -502,12 +502,12 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         None
     }
 
-    /// An indirect jump: a tail call where the callee is known, a jump table otherwise.
+    /// An indirect jump: a tail call where the callee or its type is known, a jump table otherwise.
     fn indirect_tail(&mut self, instruction: &Instruction, state: &mut State) -> bool {
         let known = self
             .callee_at(instruction.ip())
             .is_some_and(|key| key != Key::Indirect)
-            || self.callee_through(instruction, state).is_some();
+            || self.function_type(instruction, state).is_some();
         if known {
             self.call(instruction, state, true);
         }

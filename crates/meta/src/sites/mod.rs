@@ -25,6 +25,7 @@ mod parameters;
 mod places;
 mod rust;
 mod source;
+mod stand_in;
 mod state;
 mod step;
 #[cfg(test)]
@@ -168,6 +169,7 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     base::settle(&types, &found.allocators, &mut keyed);
     alike::settle(&mut keyed);
     let mut sites: Vec<Site> = keyed.into_iter().map(|(_, site)| site).collect();
+    sites.extend(stand_in::find(&program, &found, &sites));
     sites.sort_by_key(|site| (site.return_address, site.call));
     sites.dedup_by_key(|site| (site.return_address, site.call));
     let diagnostics = found

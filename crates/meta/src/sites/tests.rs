@@ -59,8 +59,12 @@ fn compile(folder: &Path, name: &str, compiler: &str, level: &str, source: &str)
 }
 
 fn check_with(name: &str, compiler: &str, source: &str, options: &Options) {
+    check_at(&LEVELS, name, compiler, source, options);
+}
+
+fn check_at(levels: &[&str], name: &str, compiler: &str, source: &str, options: &Options) {
     let folder = tempfile::tempdir().expect("a folder");
-    for level in LEVELS {
+    for level in levels {
         let elf = compile(folder.path(), name, compiler, level, source);
         let facts = read_facts(&elf, &DebugFiles::inside(&elf));
         let found = infer(&elf, &facts, options);
@@ -377,7 +381,7 @@ fn sizeof_in_source() {
             slots[5] = malloc(n); //= opaque
         }}
         void hidden(void) {{
-            slots[5] = NEW(struct pair); //= opaque
+            slots[5] = NEW(struct pair); //= Whole struct pair
         }}"
     );
     check_with("sizeof_in_source.c", "gcc", &source, &Options::default());

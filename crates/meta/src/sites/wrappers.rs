@@ -4,8 +4,8 @@
 //!
 //! - the result is a `void *` and the size is computed from its parameters (or nothing in the
 //!   function tells a type), or
-//! - the result is a pointer to a base type or to bytes, and the size *is* a parameter: what
-//!   becomes of it only the caller knows, or
+//! - the result is a pointer to a base type or to bytes, and the size *is* a parameter, or one that is
+//!   kept somewhere, and records start with the base: what becomes of it only the caller knows, or
 //! - what it hands out is a copy of a string parameter.
 //!
 //! Calls of a wrapper are allocation sites in turn, so this is a fixed point. Functions are told
@@ -17,6 +17,7 @@ use super::model::{self, Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
+use super::verdict::Request;
 use super::{Wrapper, beneath, identity, unnamed};
 use crate::config::Declared;
 use crate::facts::{Facts, Global};
@@ -698,7 +699,14 @@ fn hands_out(
             _ => None,
         },
         Some(Some(Pointee::Type(target))) => {
-            (is_record(types, target) && passes_on && !matches!(size, Size::Product(..)))
+            let request = Request::of(met, false);
+            // Of a size that is kept somewhere, as in the description of a class.
+            let kept = (request.total, request.unit) == (None, None)
+                && Some(request.head) < types.size(target);
+            let untyped = callee.base.is_none() && callee.old.is_none();
+            let makes_derived = || untyped && kept && types.is_base(target);
+            let is_record = is_record(types, target);
+            (is_record && !matches!(size, Size::Product(..)) && (passes_on || makes_derived()))
                 .then(|| allocator(size, Some(target)))
         }
         Some(None) => None,

@@ -223,6 +223,8 @@ fn choose(frames: &[Frame]) -> Option<(Frame, Option<&'static SiteRecord>)> {
         let (call, record) = frame.call();
         match call {
             Call::InWrapper | Call::InLibrary => continue,
+            // What lies between is not known to be the function that jumps.
+            _ if outside.is_some() && record.is_some_and(SiteRecord::stands_in) => break,
             Call::Site => return Some((*frame, record)),
             Call::Untyped => frames_left = 0,
             Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),

@@ -28,11 +28,12 @@ impl Scope<'_, '_> {
             return clues;
         };
         let arguments = &text[call + 2..end];
-        if let Some(head) = self.head_by_offset(arguments) {
-            clues.push(Clue {
+        if arguments.iter().any(is_offset) {
+            // What is added to it lies behind what it is the offset in.
+            clues.extend(self.head_by_offset(arguments).map(|head| Clue {
                 role: Some(Role::Header),
                 ..clue(Witness::SizeofInSource, head, "offsetof")
-            });
+            }));
             return clues;
         }
         let mut sizes: Vec<(usize, TypeIndex, String)> = Vec::new();
@@ -72,8 +73,10 @@ impl Scope<'_, '_> {
 
     /// `offsetof(H, items) + n * sizeof(T)`: the type that the block starts with.
     fn head_by_offset(&self, arguments: &[Token<'_>]) -> Option<TypeIndex> {
-        let is_offset = |token: &Token<'_>| token.is("offsetof") || token.is("__builtin_offsetof");
-        let at = arguments.iter().position(is_offset)?;
+        let mut offsets = (0..arguments.len()).filter(|at| is_offset(&arguments[*at]));
+        let (at, None) = (offsets.next()?, offsets.next()) else {
+            return None;
+        };
         let inner = arguments.get(at + 2..closing(arguments, at + 1)?)?;
         let end = inner.iter().position(|token| token.is(","))?;
         let head = self.type_name(&inner[..end])?;
@@ -171,6 +174,10 @@ impl Scope<'_, '_> {
             .flatten()
             .map(|at| self.types.strip(at))
     }
+}
+
+fn is_offset(token: &Token<'_>) -> bool {
+    token.is("offsetof") || token.is("__builtin_offsetof")
 }
 
 /// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it

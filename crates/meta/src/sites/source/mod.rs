@@ -99,8 +99,7 @@ impl<'f> Sources<'f> {
                     callee: &position.name,
                 };
                 let statement = statement_around(&text, line);
-                let expanded = self.macros().expand(statement, wanted);
-                if expanded.len() != statement.len() {
+                if let Some(expanded) = self.macros().expand(statement, wanted) {
                     read = position.read(&scope, &expanded, untyped).or(read);
                 }
             }

@@ -1,10 +1,22 @@
 //! What programs agree on with themselves: allocators of their own, arrays that grow, macros, kinds of records.
 
-use super::{HEAD, Options, check, check_with};
+use super::{
+    DebugFiles, HEAD, Options, check, check_at, check_with, compile, described, infer, read_facts,
+    site_flags,
+};
 
 /// With the source text too.
 fn check_read(name: &str, source: &str) {
     check_with(name, "gcc", &format!("{HEAD}{source}"), &Options::default());
+}
+
+/// Without the source text, where optimisation matters.
+fn check_levels(levels: &[&str], name: &str, source: &str) {
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    check_at(levels, name, "gcc", &format!("{HEAD}{source}"), &options);
 }
 
 #[test]
@@ -27,7 +39,9 @@ fn beneath_a_malloc_of_its_own() {
 
 #[test]
 fn an_element_of_what_grows() {
-    check(
+    // With less optimisation the result is read from the list again, as any other pointer.
+    check_levels(
+        &["-O2", "-O3"],
         "element.c",
         "struct list { void *items; size_t used, room, size; };
         __attribute__((noinline)) void *add(struct list *l) {
@@ -92,7 +106,9 @@ fn a_kind_and_bytes_are_a_base() {
 
 #[test]
 fn text_that_is_written_at_once() {
-    check(
+    // Beyond that the length is known, and bytes are copied.
+    check_levels(
+        &["-O0", "-O1"],
         "text.c",
         "struct entry { void *key; };
         void keep(struct entry *e, const char *from) {
@@ -144,7 +160,7 @@ fn a_macro_that_assigns() {
 fn a_size_that_is_handed_in() {
     check_read(
         "handed.c",
-        "struct list { void *items; size_t room, size; };
+        "struct list { void *items; size_t room, size; }; struct pair *described;
         static inline __attribute__((always_inline)) int begin(struct list *l, size_t n, size_t size) {
             l->items = malloc(n * size); //= Element struct pair
             l->room = n; l->size = size; return l->items != 0; }
@@ -166,4 +182,31 @@ fn a_header_by_offset() {
             return t;
         }",
     );
+}
+
+#[test]
+fn a_jump_has_stand_ins() {
+    let source = format!(
+        "{HEAD}
+        __attribute__((noinline)) struct node *make(int k) {{
+            if (k) puts(\"made\");
+            return calloc(1, sizeof(struct node));
+        }}
+        long use(int k) {{ struct node *n = make(k); return n->key + 1; }}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let elf = compile(folder.path(), "jump.c", "gcc", "-O2", &source);
+    let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+    let found = infer(&elf, &facts, &Options::default());
+    let told: Vec<(u16, String)> = found
+        .sites
+        .iter()
+        .map(|site| {
+            let kind = site.flags & (site_flags::TAIL | site_flags::STAND_IN);
+            (kind, described(&facts, site))
+        })
+        .collect();
+    let node = "Whole struct node".to_owned();
+    assert!(told.contains(&(site_flags::TAIL, node.clone())), "{told:?}");
+    assert!(told.contains(&(site_flags::STAND_IN, node)), "{told:?}");
 }

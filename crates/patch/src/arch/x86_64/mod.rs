@@ -8,6 +8,7 @@ pub mod instruction;
 pub mod liveness;
 mod opcode_tables;
 pub mod relocate;
+pub mod stores;
 pub mod sweep;
 
 /// Bytes of a launch pad: `jmp rel32`.
