@@ -66,7 +66,7 @@ fn written(actions: &[Action], live: Live, width: Width) -> Vec<Instruction> {
         ) {
             assert!(
                 starts.contains(&instruction.near_branch64()),
-                "{width:?} {live:?}: {instruction}"
+                "{width:?} {live:?}: {instruction:?}"
             );
         }
     }
