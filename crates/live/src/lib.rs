@@ -12,6 +12,7 @@
 //! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
 //! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
 //! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`hook`] |
+//! | around a [`probe`](mod@probe)'s handler all is kept that somebody may still read | `xsavec`, or the function's own code tells what |
 //! | what cannot be done so is a [`Refusal`], and nothing has changed | |
 //!
 //! What the caller promises: the replacement has the type of what it replaces.

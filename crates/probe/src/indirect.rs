@@ -303,7 +303,8 @@ impl<'s, 'e> Search<'s, 'e> {
         written.next().is_some_and(|load| {
             load.mnemonic() == Mnemonic::Movsxd
                 && load.op1_kind() == OpKind::Memory
-                && load.memory_index_scale() == 4
+                // Or where the compiler knows which entry it is.
+                && (load.memory_index_scale() == 4 || load.is_ip_rel_memory_operand())
         })
     }
 
