@@ -42,7 +42,10 @@ pub(super) fn run(options: &Options) -> Result<()> {
                 command.args(&options.files).args(&options.rest);
                 cells.push(match shell::output(&mut command) {
                     Ok(_) => share(&program, options).context("sites")?,
-                    Err(_) => "does not build".to_owned(),
+                    Err(why) => {
+                        eprintln!("{why:#}");
+                        "does not build".to_owned()
+                    }
                 });
             }
             println!("| {compiler} | {variant} | {} |", cells.join(" | "));

@@ -6,9 +6,9 @@
 //! some type starts with the base.
 
 use super::Site;
+use super::allocators::Allocators;
 use super::calls::Key;
 use super::typing::Types;
-use super::wrappers::Allocators;
 use pointee_model::evidence::Role;
 use pointee_model::image::TypeIndex;
 use std::collections::{HashMap, HashSet};

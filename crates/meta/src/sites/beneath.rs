@@ -5,12 +5,12 @@
 //! and a line. A function to which an allocation function hands its size and whose result it
 //! returns is one too.
 
+use super::allocators::{Allocator, Allocators};
 use super::calls::{Key, Program};
 use super::flow::{Interpreter, Met};
 use super::model::Size;
 use super::typing::{Pointee, Types};
 use super::value::Value;
-use super::wrappers::{Allocator, Allocators};
 
 /// Functions looked at; the layers of an allocator are few.
 const MOST: usize = 64;

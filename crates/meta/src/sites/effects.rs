@@ -1,15 +1,15 @@
 //! *What do calls do, and what do stores, variables and returns show of an allocation?*
 
+use super::allocators::Allocator;
 use super::calls::Key;
 use super::cpp::is_constructor;
 use super::flow::{Interpreter, Met, Observation, Seen};
+use super::memory::{Address, frame_offset};
 use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
 use super::parameters::{in_registers, parameters};
 use super::state::{ARGUMENTS, RESULT, State, dwarf};
-use super::step::{Address, frame_offset};
 use super::typing::Pointee;
 use super::value::{OriginSet, Value};
-use super::wrappers::Allocator;
 use iced_x86::{Instruction, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::{TypeIndex, TypeKind};

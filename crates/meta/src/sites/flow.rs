@@ -8,13 +8,13 @@
 //! Blocks that nothing is seen to jump to are the targets of jump tables, or landing pads: the
 //! former take the merged state of all indirect jumps, the latter a state that knows the frame only.
 
+use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
 use super::state::{SP, State};
 use super::typing::Types;
 use super::value::{Origins, Value};
-use super::wrappers::Allocators;
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;

@@ -13,18 +13,22 @@
 //! are told apart by address, so that two of one name do not mix.
 
 mod alike;
+mod allocators;
 mod base;
 mod beneath;
 mod calls;
 mod cpp;
 mod effects;
 mod flow;
+mod handing;
 mod identity;
+mod memory;
 mod model;
 mod parameters;
 mod places;
 mod rust;
 mod source;
+mod spelling;
 mod stand_in;
 mod state;
 mod step;
@@ -496,5 +500,5 @@ fn defined(pointees: &[Pointee]) -> Vec<TypeIndex> {
 /// The name of a type as the language writes it, for reports.
 #[must_use]
 pub fn spelled(facts: &Facts, r#type: TypeIndex) -> String {
-    typing::spelled(&facts.types, r#type)
+    spelling::spelled(&facts.types, r#type)
 }
