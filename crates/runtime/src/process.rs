@@ -203,6 +203,9 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
     if header.mismatches.load(Relaxed) != 0 {
         part(layout.mismatches, layout.table_owners - layout.mismatches);
     }
+    if header.nested.load(Relaxed) != 0 {
+        part(layout.nested, layout.table_owners - layout.nested);
+    }
     part(layout.table_owners, tables * 4);
     if header.spanning.load(Relaxed) != 0 {
         part(layout.chunk_covers, CHUNKS * 8);
