@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   3 2   allocator   the first three by number; all further ones share the fourth
-//!   1 0   kind        C's way, new, new[]
+//!   1 0   kind        C's way, new, new[]; or blocks were cut out of it: then that says nothing more
 //! ```
 //!
 //! A freeing function has a class too. Where both differ, somebody may have freed by the wrong function: the runtime notes the
@@ -70,6 +70,15 @@ impl Class {
     #[must_use]
     pub const fn with_kind(self, kind: Kind) -> Self {
         Self(self.0 & !(3 << CLASS_SHIFT) | (kind as u32) << CLASS_SHIFT)
+    }
+
+    /// Set in the word of a block that others were cut out of: equal to no freeing function's class.
+    pub const CONTAINER: u32 = 3 << CLASS_SHIFT;
+
+    /// Whether blocks were cut out of a block of this class.
+    #[must_use]
+    pub const fn is_container(self) -> bool {
+        self.0 & Self::CONTAINER == Self::CONTAINER
     }
 
     /// In which way; a class that no writer makes is C's.

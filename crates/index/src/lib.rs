@@ -12,6 +12,7 @@
 //!   ├ hooks         patched entries, bytes before and after     records
 //!   ├ strings       names and paths                             records
 //!   ├ mismatches    (origin, freeing origin) → frees             mismatches
+//!   ├ nested        the same for blocks cut out of blocks       nested
 //!   ├ directory     (64 MiB chunk, plane) → table               table
 //!   ├ covers        chunk → object that covers its first byte   table
 //!   ├ origins       (parent, return address) → origin           origins
@@ -36,6 +37,7 @@ pub mod direct;
 pub mod handoff;
 pub mod layout;
 pub mod mismatches;
+pub mod nested;
 pub mod origins;
 pub mod peak;
 pub mod read;

@@ -12,6 +12,7 @@ use crate::layout::{
 };
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
 use crate::mismatches::{self, Mismatch};
+use crate::nested;
 use crate::origins::{Node, UNDECIDED, UNLOADED};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
@@ -470,7 +471,9 @@ impl<M: Memory> Index<M> {
                 self.layout.table_owners + u64::from(number) * 4,
             );
             number += 1;
-            let Some(index) = owner.and_then(|owner| u64::from(owner).checked_sub(1)) else {
+            let index = owner.and_then(|owner| u64::from(owner).checked_sub(1));
+            // Beyond the directory: of nested blocks.
+            let Some(index) = index.filter(|index| *index < CHUNKS * 2) else {
                 continue;
             };
             let base = index >> 1 << CHUNK_SHIFT | (index & 1) << 3;
@@ -513,7 +516,34 @@ impl<M: Memory> Index<M> {
         (table >= self.layout.tables && table <= self.layout.len - TABLE_BYTES).then_some(table)
     }
 
-    /// The live block that `address` lies in, at its base or anywhere inside.
+    /// The block of a pool that `address` lies in, cut out of another block perhaps.
+    #[must_use]
+    pub fn nested_block_at(&self, address: u64) -> Option<Block> {
+        if address >> 47 != 0 || self.header_u32(offset_of!(Header, nested)) == 0 {
+            return None;
+        }
+        let nearest = |plane| self.nearest_start(address, plane, |at| self.nested_table_of(at));
+        let near = [0, 8].into_iter().filter_map(nearest);
+        near.max_by_key(|block| block.base)
+            .filter(|block| block.holds(address))
+    }
+
+    fn nested_table_of(&self, address: u64) -> Option<u64> {
+        let (key, slots) = nested::slots(address);
+        for slot in slots {
+            let slot = read_u64(&self.memory, self.layout.nested + slot * 8)?;
+            if let Some(table) = nested::table_in(slot, key) {
+                let (first, len) = (self.layout.tables, self.layout.len);
+                return nested::is_table(table, first, len).then_some(table);
+            }
+            if slot == 0 {
+                break;
+            }
+        }
+        None
+    }
+
+    /// The live block that `address` lies in, at its base or anywhere inside. Not one of a pool.
     #[must_use]
     pub fn block_at(&self, address: u64) -> Option<Block> {
         if address >> 47 != 0 {
@@ -521,7 +551,7 @@ impl<M: Memory> Index<M> {
         }
         let near = [0, 8]
             .into_iter()
-            .filter_map(|plane| self.nearest_start(address, plane))
+            .filter_map(|plane| self.nearest_start(address, plane, |at| self.table_of(at)))
             .max_by_key(|block| block.base);
         if let Some(block) = near
             && block.holds(address)
@@ -545,7 +575,12 @@ impl<M: Memory> Index<M> {
     }
 
     /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.
-    fn nearest_start(&self, address: u64, plane: u64) -> Option<Block> {
+    fn nearest_start(
+        &self,
+        address: u64,
+        plane: u64,
+        table_of: impl Fn(u64) -> Option<u64>,
+    ) -> Option<Block> {
         let mut at = if address & 15 >= plane {
             address & !15 | plane
         } else {
@@ -555,7 +590,7 @@ impl<M: Memory> Index<M> {
         let mut bytes = [0; BATCH];
         loop {
             let first_granule = granule(at) & !(BATCH as u64 / 4 - 1);
-            let table = self.table_of(at);
+            let table = table_of(at);
             let place = table.map(|table| table + first_granule * 4);
             if let (Some(table), Some(place)) = (table, place)
                 && self.memory.is_touched(place)

@@ -400,6 +400,8 @@ fn word(role: Role) -> &'static str {
         Role::Prctl => "prctl",
         Role::Syscall => "syscall",
         Role::Brk => "brk",
+        Role::PoolAlloc => "pool",
+        Role::PoolFree => "pool's free",
     }
 }
 
@@ -417,6 +419,8 @@ fn purpose(role: Role) -> &'static str {
             "reallocates: recorded as one free and one allocation"
         }
         Role::Free | Role::Delete => "frees: blocks are taken out",
+        Role::PoolAlloc => "cuts blocks out of others: they are recorded too",
+        Role::PoolFree => "takes a pool's blocks back: they are taken out",
         Role::Fork => "makes a child, which gets an index of its own",
         Role::Exec | Role::ExecFd | Role::ExecAt => {
             "starts another program, which the runtime is to be loaded into"

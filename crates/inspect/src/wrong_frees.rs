@@ -115,7 +115,9 @@ fn judge(resolver: &Resolver<'_>, pair: &Mismatch) -> Option<WrongFreeRow> {
         return None;
     }
     let right = process.hooks.iter().find(|hook| {
-        hook.role == Role::Free && hook.placement != 0 && is_same_allocator(hook, allocating)
+        matches!(hook.role, Role::Free | Role::PoolFree)
+            && hook.placement != 0
+            && is_same_allocator(hook, allocating)
     });
     let (allocated_by, to_be_freed_by) = match asked.names() {
         Some((new, delete)) => (new.to_owned(), delete.to_owned()),

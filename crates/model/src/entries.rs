@@ -30,13 +30,17 @@ pub enum Role {
     Brk = 19,
     ExecFd = 20,
     ExecAt = 21,
+    /// Cuts a block out of a recorded one.
+    PoolAlloc = 22,
+    /// Takes such a block back.
+    PoolFree = 23,
 }
 
 impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 22] = [
+        const ALL: [Role; 24] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -59,11 +63,46 @@ impl Role {
             Role::Brk,
             Role::ExecFd,
             Role::ExecAt,
+            Role::PoolAlloc,
+            Role::PoolFree,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
         } else {
             Role::Other
+        }
+    }
+}
+
+/// What a declared function does, and which of its arguments count: a role as metadata images hold it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Declared {
+    /// What it does.
+    pub role: Role,
+    /// Of pools: the argument (0–2) that is the size, or the block that is taken back.
+    pub argument: u8,
+    /// Of pools: the argument that the size is to be multiplied with.
+    pub count: Option<u8>,
+}
+
+impl Declared {
+    /// As one word.
+    #[must_use]
+    pub const fn to_word(self) -> u32 {
+        let count = match self.count {
+            Some(count) => count as u32 + 1,
+            None => 0,
+        };
+        self.role as u32 | (self.argument as u32) << 8 | count << 16
+    }
+
+    /// From the stored word.
+    #[must_use]
+    pub const fn from_word(word: u32) -> Self {
+        Self {
+            role: Role::from_byte(word as u8),
+            argument: (word >> 8) as u8,
+            count: ((word >> 16) as u8).checked_sub(1),
         }
     }
 }

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 23;
+pub const FORMAT: u32 = 24;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -482,6 +482,6 @@ pub struct EntryRecord {
     pub size: u64,
     /// Its name (`malloc`, `je_malloc` …).
     pub name: StrRef,
-    /// The [`Role`](crate::entries::Role) that the configuration gives it; 0: the one that its name has.
+    /// What the configuration says of it ([`Declared::to_word`](crate::entries::Declared::to_word)); 0: the role that its name has.
     pub role: u32,
 }

@@ -15,7 +15,7 @@
 use crate::exec::Named;
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, mismatch, peak, process, threads, walk};
+use crate::{exec, fast, heap, mismatch, peak, pools, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -25,7 +25,7 @@ use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
-use pointee_model::entries::Role;
+use pointee_model::entries::{Declared, Role};
 
 /// An entry that was hooked.
 #[repr(C)]
@@ -40,6 +40,8 @@ pub(crate) struct Planted {
     /// Whose blocks it hands out or takes back, as it lies in words.
     class: u32,
     role: Role,
+    /// What the configuration says of it, if it does.
+    declared: Declared,
     /// The launch pad: what is there when it is planted, what was there before.
     pad: Pad,
 }
@@ -78,6 +80,7 @@ static TABLE: Table = Table {
                 root: 0,
                 class: 0,
                 role: Role::Other,
+                declared: Declared::from_word(0),
                 pad: Pad {
                     at: 0,
                     planted: [0; 5],
@@ -96,9 +99,10 @@ impl Planted {
         original: u64,
         root: u32,
         class: Class,
-        role: Role,
+        declared: Declared,
         pad: Pad,
     ) -> Option<&'static Self> {
+        let role = declared.role;
         let root = root | class.bits();
         let at = TABLE.used.load(Relaxed);
         if at as usize == ROOM {
@@ -115,6 +119,7 @@ impl Planted {
                 root,
                 class: class.bits(),
                 role,
+                declared,
                 pad,
             });
             &*to
@@ -136,6 +141,11 @@ impl Planted {
     /// Whose blocks it hands out or takes back.
     pub(crate) fn class(&self) -> Class {
         Class::of(self.class)
+    }
+
+    /// What the configuration says of it.
+    pub(crate) fn declared(&self) -> Declared {
+        self.declared
     }
 
     /// Whether it takes back blocks, and does nothing else.
@@ -285,6 +295,8 @@ fn hook(role: Role) -> Hook {
         Role::ExecFd => on_exec_fd,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
+        Role::PoolAlloc => on_pool_alloc,
+        Role::PoolFree => on_pool_free,
         Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
     }
 }
@@ -488,7 +500,12 @@ pub(crate) unsafe extern "C" fn on_free(
     let mut noted = None;
     if let Some(block) = region.writer.erase(a as u64) {
         let thread = state.thread();
+        if Class::of(block.origin).is_container() {
+            pools::container_freed(region, thread, a as u64, block);
+        }
         region.counters.freed(thread, block.origin, block.size);
+        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
+    } else if let Some(block) = pools::freed_otherwise(region, a as u64, planted) {
         noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
     }
     end_writing(state);
@@ -510,7 +527,8 @@ fn note_mismatch(
     planted: &'static Planted,
     caller: Caller,
 ) -> Option<mismatch::Noted> {
-    if Class::of(block.origin) == planted.class() {
+    let class = Class::of(block.origin);
+    if class == planted.class() || class.is_container() {
         return None;
     }
     // SAFETY: `slot` is the stack pointer at the hooked entry, and holds the return address.
@@ -551,9 +569,14 @@ unsafe fn reallocate(
         noted.finish();
     }
     let failed = block == 0 && size != 0;
-    if let Some(old) = old.filter(|_| failed) {
-        region.writer.insert(args[0] as u64, old.size, old.origin);
-        region.counters.not_freed(thread, old.origin, old.size);
+    if let Some(old) = old {
+        if Class::of(old.origin).is_container() && block != args[0] && !failed {
+            pools::container_freed(region, thread, args[0] as u64, old);
+        }
+        if failed {
+            region.writer.insert(args[0] as u64, old.size, old.origin);
+            region.counters.not_freed(thread, old.origin, old.size);
+        }
     }
     if block != 0 {
         // SAFETY: `slot` is the stack pointer at the hooked entry.
@@ -593,6 +616,56 @@ unsafe extern "C" fn on_reallocarray(
             b.saturating_mul(c),
         )
     }
+}
+
+unsafe extern "C" fn on_pool_alloc(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    let original = || unsafe { planted.call(a, b, c) };
+    let Some(state) = enter(slot).filter(|state| pools::enter(state, slot)) else {
+        return original();
+    };
+    let block = original();
+    pools::leave(state);
+    if block != 0 {
+        begin_writing(state);
+        // SAFETY: `slot` is the stack pointer at the hooked entry.
+        let origin = unsafe { walk::origin(planted.root, slot, rbp) };
+        let size = pools::requested(planted, [a, b, c]);
+        pools::record(region(), state, origin, block as u64, size as u64);
+        end_writing(state);
+    }
+    block
+}
+
+unsafe extern "C" fn on_pool_free(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    let block = pools::given_back(planted, [a, b, c]);
+    if let Some(state) = enter(slot)
+        && block != 0
+    {
+        let region = region();
+        begin_writing(state);
+        keep_peak(region, state);
+        if let Some(block) = region.writer.erase_nested(block as u64) {
+            pools::forget(region, state.thread(), block);
+        }
+        end_writing(state);
+    }
+    // SAFETY: the program's own call.
+    unsafe { planted.call(a, b, c) }
 }
 
 unsafe extern "C" fn on_fork(

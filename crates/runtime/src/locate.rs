@@ -12,7 +12,7 @@
 use crate::modules::{self, Module};
 use crate::sys::{self, map};
 use core::ffi::CStr;
-use pointee_model::entries::{FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
+use pointee_model::entries::{Declared, FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
 
 /// A function found.
 #[derive(Clone, Copy)]
@@ -23,7 +23,18 @@ pub(crate) struct Function {
     /// Bytes of its body; 0 if unknown.
     pub(crate) len: u64,
     /// By the user's configuration: an allocator of its own, whatever else the object has.
-    pub(crate) is_declared: bool,
+    pub(crate) declared: Option<Declared>,
+}
+
+impl Function {
+    /// What it does, and with which arguments.
+    pub(crate) fn says(&self) -> Declared {
+        self.declared.unwrap_or(Declared {
+            role: self.role,
+            argument: 0,
+            count: None,
+        })
+    }
 }
 
 /// Address and length of each name of a family; address 0 where it is not there.
@@ -71,21 +82,21 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
                     role: *role,
                     address,
                     len,
-                    is_declared: false,
+                    declared: None,
                 });
             }
         }
     }
     // What the user's configuration declares is named by no table.
     module.each_entry(|name, address, len, role| {
-        let role = Role::from_byte(role as u8);
-        if role != Role::Other {
+        let declared = Declared::from_word(role);
+        if declared.role != Role::Other {
             found(Function {
                 name,
-                role,
+                role: declared.role,
                 address,
                 len,
-                is_declared: true,
+                declared: Some(declared),
             });
         }
     });
@@ -104,7 +115,7 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
                 role: *role,
                 address,
                 len,
-                is_declared: false,
+                declared: None,
             });
         }
     }
@@ -122,7 +133,7 @@ pub(crate) fn operators(module: &Module, mut found: impl FnMut(&Function)) {
                 role: *role,
                 address,
                 len,
-                is_declared: false,
+                declared: None,
             });
         }
     }

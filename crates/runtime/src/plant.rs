@@ -199,7 +199,7 @@ impl Planter {
             original.unwrap_or(trampoline_at.0),
             root,
             class,
-            function.role,
+            function.says(),
             bytes,
         )
         .ok_or(Refusal::RelayOutOfReach)?;
@@ -277,7 +277,7 @@ impl Ledger {
         if !is_of_allocator(function.role) {
             return Class::new(0, Kind::C);
         }
-        let allocator = (module.number, function.is_declared);
+        let allocator = (module.number, function.declared.is_some());
         let known = &self.allocators[..self.allocators_len];
         let number = known.iter().position(|known| *known == allocator);
         let number = number.unwrap_or_else(|| {

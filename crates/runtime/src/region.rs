@@ -15,6 +15,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::counters::{Counters, FIRST_OWN, SHARED};
+use pointee_index::direct::Reader;
 use pointee_index::handoff::{HELLO_MAGIC, Hello, key};
 use pointee_index::layout::{Layout, MAGIC, VERSION, unseen};
 use pointee_index::mismatches::Mismatches;
@@ -30,6 +31,7 @@ pub(crate) struct Region {
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
     pub(crate) mismatches: Mismatches,
+    pub(crate) reader: Reader,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
     pub(crate) socket: PathBuffer,
@@ -174,6 +176,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
             mismatches: Mismatches::new(base, &layout),
+            reader: Reader::new(base, &layout),
             shared,
             socket,
             handoff,

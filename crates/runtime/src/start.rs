@@ -156,7 +156,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
             role: Role::LinkMap,
             address: notify,
             len: 1,
-            is_declared: false,
+            declared: None,
         };
         planter.plant(linker, &function);
     }

@@ -94,8 +94,19 @@ pub struct Running {
 
 impl Running {
     pub fn start(options: &[&OsStr], program: &Path) -> Self {
+        Self::start_by(pointee(), options, program)
+    }
+
+    /// The same with a configuration.
+    pub fn start_configured(config: &Path, program: &Path) -> Self {
+        let mut command = pointee();
+        command.arg("--config").arg(config);
+        Self::start_by(command, &[], program)
+    }
+
+    fn start_by(mut pointee: Command, options: &[&OsStr], program: &Path) -> Self {
         use std::io::{BufRead, BufReader};
-        let mut supervisor = pointee()
+        let mut supervisor = pointee
             .args(["run", "--report", "/dev/null"])
             .args(options)
             .arg("--")
