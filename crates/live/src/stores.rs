@@ -1,7 +1,7 @@
 //! *Where does this process write to a variable?* In all code that is loaded now and can reach it by a distance: see
 //! [`pointee_patch::arch::x86_64::stores`]. A probe at such a place sees what is about to be stored.
 //!
-//! Code is swept from the start of its mapping, and what is data in it may look like a store: [`crate::probe`] looks again, from the start of
+//! Code is swept from the start of its mapping, and what is data in it may look like a store: [`mod@crate::probe`] looks again, from the start of
 //! the function, and refuses what is no instruction of it.
 
 #![allow(unsafe_code)] // Reads code.

@@ -185,7 +185,7 @@ fn execute(at: u64, seed: u64) -> Left {
     for word in memory.chunks_exact_mut(8) {
         // Pointers into memory among them.
         let value = random.next();
-        let value = if value % 3 == 0 {
+        let value = if value.is_multiple_of(3) {
             MEMORY + value % MEMORY_LEN as u64
         } else {
             value
