@@ -164,7 +164,7 @@ fn interpret<'f>(
         .collect()
 }
 
-/// Whether [`derive`] may find a function of this view to be a wrapper, whatever it does with what it allocates: `false` is certain.
+/// Whether [`derive()`] may find a function of this view to be a wrapper, whatever it does with what it allocates: `false` is certain.
 fn may_be_wrapper(
     program: &Program<'_>,
     types: &Types<'_>,
