@@ -195,6 +195,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         images: None,
         cache: None,
         follow: false,
+        blocks_outlive: false,
         runtime: &runtime,
         probes: Some(&socket),
     };
