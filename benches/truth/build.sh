@@ -4,7 +4,7 @@
 #   benches/truth/build.sh DIR [PROGRAM…]
 #   cargo xtask truth score benches/truth/git.tsv DIR/git-2.39.5/git …
 #
-# Needs deb-src lines in apt's sources, a compiler, tclsh (sqlite3), and cargo for the two in Rust. The rows were
+# Needs deb-src lines in apt's sources, a compiler, tclsh (sqlite3), and cargo for those in Rust. The rows were
 # drawn from the versions named here (Debian 12); line numbers of other versions differ.
 set -e
 dir=$1
@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -38,6 +38,11 @@ for program in ${*:-$all}; do
     ninja-build) fetch ninja-build; (cd ninja-1.11.1 && CFLAGS="-g -O2" CXXFLAGS="-g -O2" python3 configure.py --bootstrap) ;;
     cppcheck) fetch cppcheck; (cd cppcheck-2.10 && make CXXFLAGS="$flags -DNDEBUG" cppcheck) ;;
     ripgrep) CARGO_PROFILE_RELEASE_DEBUG=2 cargo install --locked --root rg ripgrep --version 14.1.1 ;;
+    bash) fetch bash; (cd bash-5.2.15 && ./configure CFLAGS="-g -O2" && make bash) ;;
+    nginx) fetch nginx; (cd nginx-1.22.1 && ./configure --without-http_rewrite_module --with-cc-opt="-g -O2" && make) ;;
+    gawk) fetch gawk; (cd gawk-5.2.1 && ./configure CFLAGS="$flags" && make gawk) ;;
+    aria2) fetch aria2; (cd aria2-1.36.0 && ./configure --disable-bittorrent CXXFLAGS="-g -O2" CFLAGS="-g -O2" && make) ;;
+    fd) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root fd fd-find --version 10.5.0 ;;
     mini-redis) CARGO_PROFILE_RELEASE_DEBUG=2 cargo install --locked --root mini mini-redis --version 0.4.1 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac

@@ -33,6 +33,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) follow: bool,
     /// Whether single blocks are asked for after the end of their process.
     pub(crate) blocks_outlive: bool,
+    /// Whether the blocks at the highest point are wanted.
+    pub(crate) peak: bool,
     /// The runtime's own path.
     pub(crate) runtime: &'a Path,
     /// The socket where placements are asked for, if probes are wanted instead of a record.
@@ -76,6 +78,9 @@ pub(crate) fn environment(
     }
     if let Some(cache) = handoff.cache {
         fields.push((key::CACHE, cache.as_os_str()));
+    }
+    if handoff.peak {
+        fields.push((key::PEAK, OsStr::new("1")));
     }
     if let Some(probes) = handoff.probes {
         fields.push((key::PROBES, probes.as_os_str()));
@@ -245,6 +250,7 @@ mod tests {
             cache: None,
             follow: true,
             blocks_outlive: true,
+            peak: false,
             runtime: Path::new("/r.so"),
             probes: None,
         };

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 10;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -26,6 +26,8 @@ pub const SPANS: u64 = 1 << (CHUNK_SHIFT - SPAN_SHIFT);
 pub const SPILL_BYTES: u64 = PAGE;
 /// Bytes of one table: words, spill, covers.
 pub const TABLE_BYTES: u64 = TABLE_WORDS * 4 + SPILL_BYTES + SPANS * 8;
+/// Slots of the hash of nested tables: a power of two.
+pub const NESTED: u64 = 4096;
 /// The page size everything is aligned to.
 pub const PAGE: u64 = 4096;
 
@@ -121,6 +123,8 @@ pub struct Layout {
     pub modules: u64,
     pub hooks: u64,
     pub strings: u64,
+    pub mismatches: u64,
+    pub nested: u64,
     pub table_owners: u64,
     pub directory: u64,
     pub chunk_covers: u64,
@@ -139,11 +143,14 @@ impl Layout {
     /// The layout that follows from a sane geometry.
     #[must_use]
     pub const fn of(geometry: &Geometry) -> Self {
-        use crate::{counters, origins, records};
+        use crate::{counters, mismatches, origins, records};
         let modules = page(size_of::<Header>() as u64);
         let hooks = page(modules + geometry.modules as u64 * size_of::<records::Module>() as u64);
         let strings = page(hooks + geometry.hooks as u64 * size_of::<records::Hook>() as u64);
-        let table_owners = page(strings + geometry.strings as u64);
+        let mismatches = page(strings + geometry.strings as u64);
+        let nested =
+            page(mismatches + mismatches::ROOM as u64 * size_of::<mismatches::Mismatch>() as u64);
+        let table_owners = nested + NESTED * 8;
         let directory = page(table_owners + geometry.tables as u64 * 4);
         let chunk_covers = directory + CHUNKS * 2 * 8;
         let mut at = chunk_covers + CHUNKS * 8;
@@ -167,6 +174,8 @@ impl Layout {
             modules,
             hooks,
             strings,
+            mismatches,
+            nested,
             table_owners,
             directory,
             chunk_covers,
@@ -229,6 +238,10 @@ pub struct Header {
     pub peak_captured: AtomicU64,
     /// Odd while the peak section is being written.
     pub peak_sequence: AtomicU32,
+    /// Used records of the mismatch section.
+    pub mismatches: AtomicU32,
+    /// Pages of the metadata images that are mapped.
+    pub image_pages: AtomicU32,
     /// 1 where the tables are memory of the process alone: what shares the rest of the region sees no blocks.
     pub private_tables: AtomicU32,
     /// One more than the deepest level of the origin hash in use.
@@ -237,6 +250,10 @@ pub struct Header {
     pub spanning: AtomicU32,
     /// Blocks that were replaced without having been freed in our sight.
     pub replaced: AtomicU64,
+    /// Used slots of the hash of nested tables.
+    pub nested: AtomicU32,
+    /// Zero.
+    pub padding: AtomicU32,
     /// Nanoseconds (CLOCK_MONOTONIC) at which recording began.
     pub started: AtomicU64,
 }
@@ -253,6 +270,7 @@ pub mod unseen {
     pub const UNALIGNED_BLOCK: u32 = 64;
     pub const PRIVATE_INDEX: u32 = 128;
     pub const FORK_UNRECORDED: u32 = 256;
+    pub const MISMATCHES_FULL: u32 = 512;
 }
 
 /// Values of the upper half of [`Header::exit`].

@@ -11,6 +11,8 @@
 //!   ├ modules       loaded objects, by load order               records
 //!   ├ hooks         patched entries, bytes before and after     records
 //!   ├ strings       names and paths                             records
+//!   ├ mismatches    (origin, freeing origin) → frees             mismatches
+//!   ├ nested        the same for blocks cut out of blocks       nested
 //!   ├ directory     (64 MiB chunk, plane) → table               table
 //!   ├ covers        chunk → object that covers its first byte   table
 //!   ├ origins       (parent, return address) → origin           origins
@@ -29,11 +31,15 @@
 //! - The crate makes no system call; memory it is given reads as zero where never written.
 #![no_std]
 
+pub mod class;
 pub mod counters;
 pub mod direct;
 pub mod handoff;
 pub mod layout;
+pub mod mismatches;
+pub mod nested;
 pub mod origins;
+pub mod peak;
 pub mod read;
 pub mod records;
 pub mod table;

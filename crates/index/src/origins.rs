@@ -17,12 +17,15 @@
 
 #![allow(unsafe_code)] // Nodes lie in a region shared with other threads and processes, reached by raw pointer.
 
+use crate::class::Class;
 use crate::layout::{FIRST_LEVEL, Header, Layout, ORIGIN_LEVELS, unseen};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Origins below this number are hooked entries; 0 is none at all.
-pub const ROOTS: u32 = 64;
+pub const ROOTS: u32 = 256;
+/// Bit of [`Node::depth`]: whether the class of this origin is that of `new` or of `new[]` could not be seen; readers accept both.
+pub const UNDECIDED: u32 = 1 << 31;
 /// Slots looked at in each level.
 const WINDOW: [usize; ORIGIN_LEVELS] = [4, 4, 32];
 /// Return address of a slot that is being filled; no code lies there.
@@ -36,15 +39,16 @@ pub const UNLOADED: u64 = 1 << 63;
 pub struct Node {
     /// 0: empty. With [`UNLOADED`]: code that is gone.
     pub return_address: AtomicU64,
-    /// Parent origin.
+    /// Parent origin, with its class.
     pub parent: AtomicU32,
-    /// This origin.
+    /// This origin, with the class of its blocks ([`class`](crate::class)).
     pub id: AtomicU32,
     /// How the walk goes on ([`Rule`]).
     pub rule: AtomicU64,
     /// The module record it lies in; `u32::MAX` for none.
     pub module: AtomicU32,
     /// How much of the walk's length is used up: a frame each, 1 for the first; more where little is to be expected further out.
+    /// With [`UNDECIDED`].
     pub depth: AtomicU32,
 }
 
@@ -233,6 +237,7 @@ impl Origins {
         rule: Rule,
         module: u32,
         depth: u32,
+        class: Class,
     ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
         let header = unsafe { &*self.header };
@@ -257,7 +262,7 @@ impl Origins {
                     return None;
                 }
                 node.parent.store(parent, Relaxed);
-                node.id.store(id, Relaxed);
+                node.id.store(id | class.bits(), Relaxed);
                 node.rule.store(rule.bits(), Relaxed);
                 node.module.store(module, Relaxed);
                 node.depth.store(depth, Relaxed);

@@ -4,13 +4,16 @@
 //! memory, a snapshot. Nothing read is trusted: counts are cut to the geometry, offsets to the region, and a
 //! reference that leads nowhere gives "not known".
 
+use crate::class::Class;
 use crate::counters::{Counts, Live, Thread};
 use crate::layout::ORIGIN_LEVELS;
 use crate::layout::{
     CHUNK_SHIFT, CHUNKS, Geometry, Header, LARGE, Layout, MAGIC, PAGE, SPAN_SHIFT,
 };
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
-use crate::origins::{Node, UNLOADED};
+use crate::mismatches::{self, Mismatch};
+use crate::nested;
+use crate::origins::{Node, UNDECIDED, UNLOADED};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
 use crate::words;
@@ -108,6 +111,27 @@ pub struct OriginNode {
     pub return_address: u64,
     /// Its module record; `u32::MAX` for none.
     pub module: u32,
+    /// Who has to free its blocks.
+    pub class: Class,
+    /// Whether the class may as well be that of `new[]`, or C's.
+    pub is_undecided: bool,
+}
+
+/// Frees of one path's blocks through another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MismatchedFrees {
+    /// Where the blocks came from.
+    pub allocated: u32,
+    /// Their class.
+    pub class: Class,
+    /// Where they were freed.
+    pub freed: u32,
+    /// Blocks, without those that were passed on to the right function.
+    pub blocks: u64,
+    /// Address and size of the first.
+    pub first: (u64, u64),
+    /// Address of the function that the freeing call names; 0 if not known.
+    pub called: u64,
 }
 
 /// Words read at a time.
@@ -307,12 +331,50 @@ impl<M: Memory> Index<M> {
                             continue;
                         }
                         each(OriginNode {
-                            id,
-                            parent: u32_at(offset_of!(Node, parent)),
+                            id: words::origin(id),
+                            parent: words::origin(u32_at(offset_of!(Node, parent))),
                             return_address: return_address & !UNLOADED,
                             module: u32_at(offset_of!(Node, module)),
+                            class: Class::of(id),
+                            is_undecided: u32_at(offset_of!(Node, depth)) & UNDECIDED != 0,
                         });
                     }
+                }
+            }
+        }
+    }
+
+    /// Calls `each` for every pair of paths through which blocks of one class were freed by a function of another.
+    pub fn each_mismatch(&self, mut each: impl FnMut(MismatchedFrees)) {
+        const RECORD: usize = size_of::<Mismatch>();
+        if self.header_u32(offset_of!(Header, mismatches)) == 0 {
+            return;
+        }
+        let mut page = [0; PAGE as usize];
+        let start = self.layout.mismatches;
+        let end = start + u64::from(mismatches::ROOM) * RECORD as u64;
+        for at in self.touched(start, end) {
+            if !self.memory.read(at, &mut page) {
+                continue;
+            }
+            for record in page.chunks_exact(RECORD) {
+                let field = |field: usize| u64_in(record, field);
+                let pair = field(offset_of!(Mismatch, pair));
+                let (allocated, freed) = Mismatch::origins(pair);
+                let passed_on = field(offset_of!(Mismatch, passed_on));
+                let blocks = field(offset_of!(Mismatch, blocks)).saturating_sub(passed_on);
+                if pair != 0 && blocks != 0 {
+                    each(MismatchedFrees {
+                        allocated: words::origin(allocated),
+                        class: Class::of(allocated),
+                        freed: words::origin(freed),
+                        blocks,
+                        first: (
+                            field(offset_of!(Mismatch, first)),
+                            field(offset_of!(Mismatch, first_len)),
+                        ),
+                        called: field(offset_of!(Mismatch, called)),
+                    });
                 }
             }
         }
@@ -419,7 +481,9 @@ impl<M: Memory> Index<M> {
                 self.layout.table_owners + u64::from(number) * 4,
             );
             number += 1;
-            let Some(index) = owner.and_then(|owner| u64::from(owner).checked_sub(1)) else {
+            let index = owner.and_then(|owner| u64::from(owner).checked_sub(1));
+            // Beyond the directory: of nested blocks.
+            let Some(index) = index.filter(|index| *index < CHUNKS * 2) else {
                 continue;
             };
             let base = index >> 1 << CHUNK_SHIFT | (index & 1) << 3;
@@ -468,7 +532,34 @@ impl<M: Memory> Index<M> {
         (table >= self.layout.tables && table <= self.layout.len - TABLE_BYTES).then_some(table)
     }
 
-    /// The live block that `address` lies in, at its base or anywhere inside.
+    /// The block of a pool that `address` lies in, cut out of another block perhaps.
+    #[must_use]
+    pub fn nested_block_at(&self, address: u64) -> Option<Block> {
+        if address >> 47 != 0 || self.header_u32(offset_of!(Header, nested)) == 0 {
+            return None;
+        }
+        let nearest = |plane| self.nearest_start(address, plane, |at| self.nested_table_of(at));
+        let near = [0, 8].into_iter().filter_map(nearest);
+        near.max_by_key(|block| block.base)
+            .filter(|block| block.holds(address))
+    }
+
+    fn nested_table_of(&self, address: u64) -> Option<u64> {
+        let (key, slots) = nested::slots(address);
+        for slot in slots {
+            let slot = read_u64(&self.memory, self.layout.nested + slot * 8)?;
+            if let Some(table) = nested::table_in(slot, key) {
+                let (first, len) = (self.layout.tables, self.layout.len);
+                return nested::is_table(table, first, len).then_some(table);
+            }
+            if slot == 0 {
+                break;
+            }
+        }
+        None
+    }
+
+    /// The live block that `address` lies in, at its base or anywhere inside. Not one of a pool.
     #[must_use]
     pub fn block_at(&self, address: u64) -> Option<Block> {
         if address >> 47 != 0 {
@@ -476,7 +567,7 @@ impl<M: Memory> Index<M> {
         }
         let near = [0, 8]
             .into_iter()
-            .filter_map(|plane| self.nearest_start(address, plane))
+            .filter_map(|plane| self.nearest_start(address, plane, |at| self.table_of(at)))
             .max_by_key(|block| block.base);
         if let Some(block) = near
             && block.holds(address)
@@ -500,7 +591,12 @@ impl<M: Memory> Index<M> {
     }
 
     /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.
-    fn nearest_start(&self, address: u64, plane: u64) -> Option<Block> {
+    fn nearest_start(
+        &self,
+        address: u64,
+        plane: u64,
+        table_of: impl Fn(u64) -> Option<u64>,
+    ) -> Option<Block> {
         let mut at = if address & 15 >= plane {
             address & !15 | plane
         } else {
@@ -510,7 +606,7 @@ impl<M: Memory> Index<M> {
         let mut bytes = [0; BATCH];
         loop {
             let first_granule = granule(at) & !(BATCH as u64 / 4 - 1);
-            let table = self.table_of(at);
+            let table = table_of(at);
             let place = table.map(|table| table + first_granule * 4);
             if let (Some(table), Some(place)) = (table, place)
                 && self.memory.is_touched(place)

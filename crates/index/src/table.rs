@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
+use crate::class::Class;
 use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, LARGE, Layout, SPAN_SHIFT, SPANS};
 use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
 use crate::words::{self, GRANULE_SHIFT};
@@ -42,7 +43,7 @@ pub const fn granule(address: u64) -> u64 {
 pub struct Recorded {
     /// Bytes requested.
     pub size: u64,
-    /// Where from.
+    /// Where from, with the class.
     pub origin: u32,
 }
 
@@ -54,6 +55,7 @@ pub struct Writer {
     chunk_covers: *const AtomicU64,
     table_owners: *const AtomicU32,
     tables: u64,
+    pub(crate) nested: *const AtomicU64,
 }
 
 impl Writer {
@@ -78,10 +80,24 @@ impl Writer {
                 .cast::<AtomicU32>()
                 .cast_const(),
             tables: layout.tables,
+            nested: base
+                .wrapping_add(layout.nested as usize)
+                .cast::<AtomicU64>()
+                .cast_const(),
         }
     }
 
-    fn header(&self) -> &Header {
+    /// Where in the process an offset of the region lies.
+    pub(crate) fn at(&self, offset: u64) -> *const u8 {
+        self.base.wrapping_add(offset as usize).cast_const()
+    }
+
+    /// The offset in the region of an address in the process.
+    pub(crate) fn offset(&self, address: u64) -> u64 {
+        address - self.base as u64
+    }
+
+    pub(crate) fn header(&self) -> &Header {
         // SAFETY: by the contract of `new`.
         unsafe { &*self.base.cast::<Header>() }
     }
@@ -141,13 +157,14 @@ impl Writer {
         u64::from(header.tables.load(Acquire).min(header.geometry.tables))
     }
 
-    /// Entry of the directory that table `number` belongs to.
+    /// Entry of the directory that table `number` belongs to; none of those of nested blocks.
     #[must_use]
     pub fn owner(&self, number: u64) -> Option<u64> {
         let tables = u64::from(self.header().geometry.tables);
         // SAFETY: below the number of owners.
         let owner = (number < tables).then(|| unsafe { &*self.table_owners.add(number as usize) });
-        u64::from(owner?.load(Acquire)).checked_sub(1)
+        let owner = u64::from(owner?.load(Acquire)).checked_sub(1)?;
+        (owner < CHUNKS * 2).then_some(owner)
     }
 
     /// Has the words of a block at `address` brought into the cache, for whoever will erase it.
@@ -189,15 +206,42 @@ impl Writer {
     /// # Safety
     /// `word` is a granule word of a mapped table.
     #[inline(always)]
-    unsafe fn recorded(&self, word: *const AtomicU32, first: u32) -> Recorded {
+    pub(crate) unsafe fn recorded(&self, word: *const AtomicU32, first: u32) -> Recorded {
         let size = words::size(first, |at| {
             // SAFETY: two words of spill lie behind the last granule.
             unsafe { (*word.add(at as usize)).load(Relaxed) }
         });
         Recorded {
             size,
-            origin: words::origin(first),
+            origin: words::classed_origin(first),
         }
+    }
+
+    /// Marks the block at `address` as one that others were cut out of.
+    pub fn mark_container(&self, address: u64) {
+        let word = self.word(address);
+        if word.is_null() {
+            return;
+        }
+        // SAFETY: a granule word of a mapped table.
+        let word = unsafe { &*word };
+        if words::is_start(word.load(Relaxed)) {
+            word.fetch_or(Class::CONTAINER, Relaxed);
+        }
+    }
+
+    /// The address in the process of a table that nobody has, noted as `owner`'s.
+    pub(crate) fn new_table(&self, owner: u32) -> Option<u64> {
+        let header = self.header();
+        let number = header.tables.fetch_add(1, Relaxed);
+        if number >= header.geometry.tables {
+            header.tables.fetch_sub(1, Relaxed);
+            header.unseen.fetch_or(unseen::TABLES_FULL, Relaxed);
+            return None;
+        }
+        // SAFETY: below the number of owners.
+        unsafe { (*self.table_owners.add(number as usize)).store(owner, Release) };
+        Some(self.base as u64 + self.tables + u64::from(number) * TABLE_BYTES)
     }
 
     /// Sets or clears the covers of a large block.
@@ -251,22 +295,12 @@ impl Writer {
             header.unseen.fetch_or(unseen::UNALIGNED_BLOCK, Relaxed);
             return core::ptr::null();
         }
-        let number = header.tables.fetch_add(1, Relaxed);
-        if number >= header.geometry.tables {
-            header.tables.fetch_sub(1, Relaxed);
-            header.unseen.fetch_or(unseen::TABLES_FULL, Relaxed);
-            return core::ptr::null();
-        }
         let index = directory_index(address);
-        let table = self.base as u64 + self.tables + u64::from(number) * TABLE_BYTES;
-        // SAFETY: `index` is an entry of the directory, `number` one of the owners.
-        unsafe {
-            let entry = &*self.directory.add(index);
-            // Whoever comes second leaves its table unused: it costs address space only.
-            if entry.compare_exchange(0, table, Release, Acquire).is_ok() {
-                (*self.table_owners.add(number as usize)).store(index as u32 + 1, Release);
-            }
-        }
+        let Some(table) = self.new_table(index as u32 + 1) else {
+            return core::ptr::null();
+        };
+        // SAFETY: `index` is an entry of the directory. Whoever comes second leaves its table unused: it costs address space only.
+        let _ = unsafe { &*self.directory.add(index) }.compare_exchange(0, table, Release, Acquire);
         self.word(address)
     }
 }

@@ -7,8 +7,8 @@
 //!
 //! ```text
 //!   first word   1 S L wwwww… — start mark, Single, Large; then
-//!                  Single: 5 bits of size (0–16), 24 bits of origin
-//!                  else:   24 bits of origin
+//!                  Single: 5 bits of size (0–16), then as else
+//!                  else:   5 bits unused, 4 bits of class, 20 bits of origin
 //!   second word  0 sssssss…   — low 31 bits of the size          (not Single)
 //!   third word   0 sssssss…   — the bits above                   (Large: 64 KiB and more)
 //!   other words  no start mark; anything
@@ -40,7 +40,11 @@ pub const SINGLE_SIZE_SHIFT: u32 = 24;
 /// Cuts that size.
 pub const SINGLE_SIZE_MASK: u32 = 0x1f;
 /// Origins are numbered below this.
-pub const ORIGIN_LIMIT: u32 = 1 << 24;
+pub const ORIGIN_LIMIT: u32 = 1 << CLASS_SHIFT;
+/// Where the class of an origin lies in a word: who has to free its blocks ([`class`]).
+pub const CLASS_SHIFT: u32 = 20;
+/// Cuts the class out of a word.
+pub const CLASS_MASK: u32 = 0xf << CLASS_SHIFT;
 const LOW_SIZE: u64 = (1 << 31) - 1;
 
 /// The words of one block.
@@ -54,11 +58,11 @@ pub struct Words {
     pub third: Option<u32>,
 }
 
-/// Encodes a block of `size` bytes (any, 0 included) allocated at `origin` (below [`ORIGIN_LIMIT`]).
+/// Encodes a block of `size` bytes (any, 0 included) allocated at `origin` (with its class).
 #[inline(always)]
 #[must_use]
 pub const fn encode(size: u64, origin: u32) -> Words {
-    let origin = origin & (ORIGIN_LIMIT - 1);
+    let origin = origin & (CLASS_MASK | (ORIGIN_LIMIT - 1));
     if size <= GRANULE {
         let first = START | SINGLE | (size as u32) << SINGLE_SIZE_SHIFT | origin;
         Words {
@@ -88,11 +92,18 @@ pub const fn is_start(word: u32) -> bool {
     word & START != 0
 }
 
-/// The origin in a first word.
+/// The origin in a first word, or without its class.
 #[inline(always)]
 #[must_use]
 pub const fn origin(first: u32) -> u32 {
     first & (ORIGIN_LIMIT - 1)
+}
+
+/// The origin in a first word, with its class.
+#[inline(always)]
+#[must_use]
+pub const fn classed_origin(first: u32) -> u32 {
+    first & (CLASS_MASK | (ORIGIN_LIMIT - 1))
 }
 
 /// The size that `first` and the two words after it state. `next(i)` gives word 1 or 2.
@@ -184,6 +195,9 @@ mod tests {
                 assert!(!words.second.is_some_and(is_start), "size {size}");
                 assert!(!words.third.is_some_and(is_start), "size {size}");
                 assert_eq!(super::origin(words.first), origin);
+                let classed = encode(size, origin | CLASS_MASK);
+                assert_eq!(super::classed_origin(classed.first), origin | CLASS_MASK);
+                assert_eq!(super::origin(classed.first), origin);
                 let next = |at| if at == 1 { words.second } else { words.third };
                 assert_eq!(super::size(words.first, |at| next(at).unwrap()), size);
             }

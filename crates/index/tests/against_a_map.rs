@@ -5,6 +5,7 @@
 
 use pointee_index::direct::Reader;
 use pointee_index::layout::{Layout, MAGIC, VERSION};
+use pointee_index::words::ORIGIN_LIMIT;
 use pointee_index::{Geometry, Header, Index, Memory, Writer};
 use proptest::prelude::*;
 use std::alloc::{Layout as Shape, alloc_zeroed, dealloc};
@@ -102,7 +103,7 @@ fn step() -> impl Strategy<Value = Step> {
         (60u64 << 20)..=(140 << 20),
     ];
     prop_oneof![
-        3 => (any::<u16>(), 0u16..4, size, 1u32..1 << 24)
+        3 => (any::<u16>(), 0u16..4, size, 1u32..ORIGIN_LIMIT)
             .prop_map(|(place, gap, size, origin)| Step::Insert { place, gap, size, origin }),
         2 => any::<u16>().prop_map(|which| Step::Erase { which }),
     ]

@@ -2,6 +2,7 @@
 //! by what was written, not by what is claimed.
 
 use pointee_index::layout::{FIRST_LEVEL, Layout, MAGIC, PAGE, VERSION};
+use pointee_index::words::ORIGIN_LIMIT;
 use pointee_index::{Geometry, Header, Index, Memory};
 use std::cell::Cell;
 use std::mem::offset_of;
@@ -11,7 +12,7 @@ const LARGEST: Geometry = Geometry {
     modules: 1 << 16,
     hooks: 1 << 16,
     strings: 1 << 26,
-    origins: 1 << 24,
+    origins: ORIGIN_LIMIT,
     origin_levels: [FIRST_LEVEL, 24, 24],
     threads: 1 << 16,
     tables: 1 << 20,

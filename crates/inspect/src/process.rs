@@ -6,6 +6,7 @@
 
 use crate::footprint::Footprint;
 use crate::memory::Region;
+use pointee_index::class::Class;
 use pointee_index::counters::{Counts, INHERITED, Live};
 use pointee_index::layout::{Header, PAGE, exit_kind, unseen};
 use pointee_index::origins::ROOTS;
@@ -51,9 +52,7 @@ impl ModuleInfo {
     /// Belongs to the language, not to the program: its frames are not where an allocation "comes from".
     #[must_use]
     pub fn is_library_of_language(&self) -> bool {
-        const FLAGS: u32 =
-            module_flags::LIBC | module_flags::DYNAMIC_LINKER | module_flags::RUNTIME;
-        self.flags & FLAGS != 0 || is_language_library(self.name().as_bytes())
+        self.flags & module_flags::RUNTIME != 0 || is_language_library(self.name().as_bytes())
     }
 }
 
@@ -161,6 +160,27 @@ pub struct Path {
     pub tally: Tally,
 }
 
+/// Frees of blocks of one path along another, by a function of another class.
+#[derive(Debug, Clone)]
+pub struct Mismatch {
+    /// Where they came from; without counts.
+    pub allocated: Path,
+    /// Who has to free them.
+    pub class: Class,
+    /// Whether the class may as well be that of `new[]`.
+    pub is_undecided: bool,
+    /// Where they were freed; without counts.
+    pub freed: Path,
+    /// How many.
+    pub blocks: u64,
+    /// The first of them.
+    pub first: RunAddr,
+    /// Its size, in bytes.
+    pub first_len: u64,
+    /// The function that the freeing call names; 0 if that is not known.
+    pub called: RunAddr,
+}
+
 /// How a process ended, as its index tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -193,6 +213,8 @@ pub struct ProcessData {
     pub paths: Vec<Path>,
     /// Sum of all paths.
     pub total: Tally,
+    /// Frees that may have been made by the wrong function.
+    pub mismatches: Vec<Mismatch>,
     /// Highest number of live bytes.
     pub peak_bytes: u64,
     /// What the record itself takes.
@@ -215,6 +237,7 @@ impl ProcessData {
             hooks: Vec::new(),
             paths: Vec::new(),
             total: Tally::default(),
+            mismatches: Vec::new(),
             peak_bytes: 0,
             footprint: Footprint::default(),
             path_of: HashMap::new(),
@@ -254,6 +277,7 @@ impl ProcessData {
             paths[at].tally = paths[at].tally.plus(tally);
             path_of.insert(origin, at);
         }
+        let mismatches = mismatches(index, &nodes, &modules);
         let peak_bytes = peak_bytes(index, total.live().bytes);
         // What was captured may lag behind what is alive now: a heap that only grew was never captured.
         if total.peak.bytes < total.live().bytes {
@@ -272,6 +296,7 @@ impl ProcessData {
             hooks,
             paths,
             total,
+            mismatches,
             peak_bytes,
             footprint,
             path_of,
@@ -419,6 +444,36 @@ fn nodes(index: &Index<Region>) -> HashMap<u32, OriginNode> {
     nodes
 }
 
+fn mismatches(
+    index: &Index<Region>,
+    nodes: &HashMap<u32, OriginNode>,
+    modules: &[ModuleInfo],
+) -> Vec<Mismatch> {
+    let path = |origin| {
+        let (root, frames) = path_to(origin, nodes, modules);
+        Path {
+            root,
+            frames,
+            tally: Tally::default(),
+        }
+    };
+    let mut mismatches = Vec::new();
+    index.each_mismatch(|frees| {
+        let node = nodes.get(&frees.allocated);
+        mismatches.push(Mismatch {
+            allocated: path(frees.allocated),
+            class: frees.class,
+            is_undecided: node.is_some_and(|node| node.is_undecided),
+            freed: path(frees.freed),
+            blocks: frees.blocks,
+            first: RunAddr(frees.first.0),
+            first_len: frees.first.1,
+            called: RunAddr(frees.called),
+        });
+    });
+    mismatches
+}
+
 /// The root of an origin, and its frames from the innermost outwards.
 fn path_to(
     origin: u32,
@@ -469,7 +524,7 @@ fn ending(word: u32) -> Ending {
 }
 
 fn unseen_in_words(bits: u32) -> Vec<String> {
-    const WORDS: [(u32, &str); 9] = [
+    const WORDS: [(u32, &str); 10] = [
         (
             unseen::NO_LIBC,
             "no allocation function was found: the heap is not seen",
@@ -505,6 +560,10 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
         (
             unseen::FORK_UNRECORDED,
             "a forked child could not be recorded",
+        ),
+        (
+            unseen::MISMATCHES_FULL,
+            "more than a thousand pairs of places where the wrong function may have freed: later ones are missing",
         ),
     ];
     let mut words: Vec<String> = WORDS

@@ -7,7 +7,9 @@ use crate::describe::{Shape, ShapeIdentity};
 use crate::footprint::Footprint;
 use crate::process::{Ending, ModuleInfo, Tally};
 use crate::resolve::{Place, Resolver, Site};
+use crate::wrong_frees::{WrongFreeRow, wrong_frees};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -56,6 +58,8 @@ pub struct ProcessReport {
     /// nothing else here does; so the command shows it only when asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<Footprint>,
+    /// Blocks that were freed by the wrong function.
+    pub wrong_frees: Vec<WrongFreeRow>,
     /// Most live bytes first.
     pub types: Vec<TypeRow>,
     /// Most live bytes first.
@@ -205,6 +209,7 @@ impl ProcessReport {
                 peak_bytes: process.peak_bytes,
             },
             recording: Some(process.footprint),
+            wrong_frees: wrong_frees(resolver),
             types: by_type(resolver, &resolved),
             sites: by_site(resolver, &resolved),
         }
@@ -224,6 +229,7 @@ impl ProcessReport {
             unseen: circumstances.unseen,
             totals: Totals::default(),
             recording: None,
+            wrong_frees: Vec::new(),
             types: Vec::new(),
             sites: Vec::new(),
         }
@@ -305,7 +311,8 @@ fn by_site(resolver: &Resolver<'_>, resolved: &[(Site, Tally)]) -> Vec<SiteRow> 
             tally: Tally::default(),
         });
         group.tally = group.tally.plus(*tally);
-        if weight > group.weight {
+        let told = (weight, Reverse(&site.wrappers));
+        if told > (group.weight, Reverse(&group.told_by.wrappers)) {
             group.told_by = site;
             group.weight = weight;
         }

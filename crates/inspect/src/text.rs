@@ -3,13 +3,15 @@
 //! ```text
 //!   what is unseen            first, if anything
 //!   program, end, totals      three lines
+//!   frees by the wrong function, if there were any
 //!   table by type             at the peak when nearly all was freed, else what is alive
 //!   table by site
 //! ```
 //!
 //! Written for 100–120 columns: numbers to the left, names to the right where they may run on.
 
-use crate::report::{Counts, Exit, GroupRow, ProcessReport, SiteRow, State};
+use crate::report::{Counts, Exit, GroupRow, PlaceRow, ProcessReport, SiteRow, State};
+use crate::wrong_frees::WrongFreeRow;
 use std::fmt::Write;
 
 /// How to write.
@@ -73,6 +75,20 @@ impl Moment {
         }
     }
 
+    /// In words.
+    fn when(self, report: &ProcessReport) -> String {
+        match (self, report.state) {
+            (Self::Peak, _) => {
+                let totals = &report.totals;
+                let seen = share(totals.counts.live_bytes_at_peak, totals.peak_bytes);
+                format!("at its highest (seen at {seen} of it)")
+            }
+            (Self::Now, State::Running) => "now".to_owned(),
+            (Self::Now, State::Ended) => "at the end".to_owned(),
+            (Self::Now, State::Exec) => "at exec".to_owned(),
+        }
+    }
+
     fn amount(self, counts: &Counts) -> (u64, u64) {
         match self {
             Self::Now => (counts.live, counts.live_bytes),
@@ -87,12 +103,7 @@ pub fn render(report: &ProcessReport, style: Style) -> String {
     let mut out = String::new();
     heading(&mut out, report, style);
     let moment = Moment::of(report, style);
-    let when = match (moment, report.state) {
-        (Moment::Peak, _) => "at its highest",
-        (Moment::Now, State::Running) => "now",
-        (Moment::Now, State::Ended) => "at the end",
-        (Moment::Now, State::Exec) => "at exec",
-    };
+    let when = moment.when(report);
     if report.totals.counts.allocations == 0 && report.totals.counts.inherited == 0 {
         return out;
     }
@@ -149,7 +160,8 @@ pub fn render_groups(
         .iter()
         .map(|row| (row.counts, row.name.clone()))
         .collect();
-    group_table(&mut out, title, column, &rows, moment, style);
+    let title = format!("{title}, {}", moment.when(report));
+    group_table(&mut out, &title, column, &rows, moment, style);
     out
 }
 
@@ -159,7 +171,8 @@ pub fn render_sites(report: &ProcessReport, style: Style) -> String {
     let mut out = String::new();
     heading(&mut out, report, style);
     let moment = Moment::of(report, style);
-    site_table(&mut out, "Allocation sites", &report.sites, moment, style);
+    let title = format!("Allocation sites, {}", moment.when(report));
+    site_table(&mut out, &title, &report.sites, moment, style);
     out
 }
 
@@ -204,6 +217,56 @@ fn heading(out: &mut String, report: &ProcessReport, style: Style) {
             bytes(counts.inherited_bytes),
             grouped(counts.inherited),
         );
+    }
+    wrong_frees(out, &report.wrong_frees, style);
+}
+
+/// Both places of every wrong free.
+fn wrong_frees(out: &mut String, rows: &[WrongFreeRow], style: Style) {
+    if rows.is_empty() {
+        return;
+    }
+    let blocks = rows
+        .iter()
+        .fold(0u64, |sum, row| sum.saturating_add(row.blocks));
+    let title = format!("Freed by the wrong function: {} blocks", grouped(blocks));
+    let _ = writeln!(out, "\n{}", style.warn(&title));
+    for row in rows.iter().take(style.rows) {
+        let what = row.r#type.as_deref().unwrap_or("(type not known)");
+        let _ = writeln!(
+            out,
+            "{:>12} × {}  {} bytes at {}",
+            grouped(row.blocks),
+            style.kind(what),
+            grouped(row.first_bytes),
+            row.first,
+        );
+        let _ = writeln!(
+            out,
+            "{:>14} {} in {}",
+            "from",
+            row.allocated_by,
+            in_words(&row.allocated_at)
+        );
+        let places: Vec<_> = row.freed_at.iter().map(in_words).collect();
+        let _ = writeln!(
+            out,
+            "{:>14} {} in {}; {} has to",
+            "freed by",
+            row.freed_by,
+            places.join(" ← "),
+            row.to_be_freed_by,
+        );
+    }
+    more(out, rows.len(), style);
+}
+
+/// `function file.c:12`.
+fn in_words(place: &PlaceRow) -> String {
+    let function = place.function.as_deref().unwrap_or("(not known)");
+    match (&place.file, place.line) {
+        (Some(file), Some(line)) => format!("{function} {}:{line}", short(file, 2)),
+        _ => function.to_owned(),
     }
 }
 
@@ -305,7 +368,7 @@ fn place(site: &SiteRow) -> String {
         }
         _ if site.function.is_some() => {
             if let Some(module) = &site.module {
-                let _ = write!(text, " in {}", short(module, 1));
+                let _ = write!(text, " in {}+{}", short(module, 1), site.offset);
             }
         }
         _ => {}
@@ -329,7 +392,9 @@ fn more(out: &mut String, rows: usize, style: Style) {
     }
 }
 
-fn share(part: u64, whole: u64) -> String {
+/// `12.3 %`.
+#[must_use]
+pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "–".to_owned();
     }

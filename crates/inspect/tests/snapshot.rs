@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)] // Maps a region and hands it to the writers.
 
+use pointee_index::class::{Class, Kind};
 use pointee_index::counters::{Counters, FIRST_OWN, INHERITED};
 use pointee_index::layout::{Layout, MAGIC, VERSION};
 use pointee_index::origins::{Origins, ROOTS, Rule};
@@ -75,7 +76,14 @@ fn region() -> File {
         let thread = counters.give(FIRST_OWN, 1, 1);
         let add = |parent, return_address, rule, depth| {
             let node = origins
-                .add(parent, return_address, rule, 0, depth)
+                .add(
+                    parent,
+                    return_address,
+                    rule,
+                    0,
+                    depth,
+                    Class::new(0, Kind::C),
+                )
                 .expect("room");
             node.id.load(Relaxed)
         };
@@ -129,6 +137,7 @@ fn info() -> Info {
         exit: Some(Exit::Signal(9)),
         unseen: Vec::new(),
         at_peak: false,
+        blocks_at_peak: false,
         no_contents: None,
         images: Vec::new(),
     }

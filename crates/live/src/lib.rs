@@ -12,6 +12,7 @@
 //! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
 //! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
 //! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`hook`] |
+//! | around a [`probe`](mod@probe)'s handler all is kept that somebody may still read | `xsavec`, or the function's own code tells what |
 //! | what cannot be done so is a [`Refusal`], and nothing has changed | |
 //!
 //! What the caller promises: the replacement has the type of what it replaces.
@@ -30,11 +31,14 @@ mod lock;
 mod maps;
 mod objects;
 mod pages;
+pub mod probe;
+mod processor;
 pub mod refusal;
 mod restart;
 pub mod sites;
 pub mod slots;
 pub mod stop;
+pub mod stores;
 mod stubs;
 mod sys;
 pub mod tasks;
@@ -44,10 +48,15 @@ pub mod wrap;
 
 pub use entry::replace;
 pub use hook::{Installed, settle};
+pub use pointee_patch::arch::x86_64::context::{Action, Context, Registers};
+pub use pointee_patch::arch::x86_64::liveness::Convention;
+pub use pointee_patch::arch::x86_64::stores::Stored;
+pub use probe::{Probe, probe};
 pub use refusal::Refusal;
 pub use sites::redirect;
 pub use slots::{SlotHook, redirect_imports};
 pub use stop::{Pause, StopError};
+pub use stores::stores_to;
 pub use stubs::Saved;
 pub use sys::Errno;
 pub use wrap::{Observers, wrap};

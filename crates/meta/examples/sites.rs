@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let took = start.elapsed();
 
     let mut verdicts: BTreeMap<&str, usize> = BTreeMap::new();
-    for site in &found.sites {
+    let jumps = |site: &&Site| site.flags & site_flags::STAND_IN == 0;
+    for site in found.sites.iter().filter(jumps) {
         print_site(&facts, site);
         let group = if site.flags & site_flags::WRAPPER != 0 {
             "in a wrapper"

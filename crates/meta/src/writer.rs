@@ -84,7 +84,7 @@ fn entries(facts: &Facts, config: &Config, strings: &mut Strings) -> Vec<EntryRe
         let name = function.linkage_name.as_str();
         let said = config.rules.iter().rev().find(|rule| rule.names(name));
         match said.and_then(Rule::hooked_as) {
-            Some(role) => Some((function, name, role as u32)),
+            Some(declared) => Some((function, name, declared.to_word())),
             None => Some((function, role_of(name)?.0, 0)),
         }
     });

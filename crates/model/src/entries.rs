@@ -28,13 +28,19 @@ pub enum Role {
     Prctl = 17,
     Syscall = 18,
     Brk = 19,
+    ExecFd = 20,
+    ExecAt = 21,
+    /// Cuts a block out of a recorded one.
+    PoolAlloc = 22,
+    /// Takes such a block back.
+    PoolFree = 23,
 }
 
 impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 20] = [
+        const ALL: [Role; 24] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -55,11 +61,48 @@ impl Role {
             Role::Prctl,
             Role::Syscall,
             Role::Brk,
+            Role::ExecFd,
+            Role::ExecAt,
+            Role::PoolAlloc,
+            Role::PoolFree,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
         } else {
             Role::Other
+        }
+    }
+}
+
+/// What a declared function does, and which of its arguments count: a role as metadata images hold it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Declared {
+    /// What it does.
+    pub role: Role,
+    /// Of pools: the argument (0–2) that is the size, or the block that is taken back.
+    pub argument: u8,
+    /// Of pools: the argument that the size is to be multiplied with.
+    pub count: Option<u8>,
+}
+
+impl Declared {
+    /// As one word.
+    #[must_use]
+    pub const fn to_word(self) -> u32 {
+        let count = match self.count {
+            Some(count) => count as u32 + 1,
+            None => 0,
+        };
+        self.role as u32 | (self.argument as u32) << 8 | count << 16
+    }
+
+    /// From the stored word.
+    #[must_use]
+    pub const fn from_word(word: u32) -> Self {
+        Self {
+            role: Role::from_byte(word as u8),
+            argument: (word >> 8) as u8,
+            count: ((word >> 16) as u8).checked_sub(1),
         }
     }
 }
@@ -126,10 +169,12 @@ pub const OPERATORS: [Named; 16] = [
 ];
 
 /// Functions of libc where one process's recording ends and another's begins, or where the heap grows. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 7] = [
+pub const PROCESS: [Named; 9] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
+    ("fexecve", Role::ExecFd),
+    ("execveat", Role::ExecAt),
     ("_exit", Role::Exit),
     ("prctl", Role::Prctl),
     ("syscall", Role::Syscall),
@@ -139,7 +184,8 @@ pub const PROCESS: [Named; 7] = [
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.
 #[must_use]
 pub fn is_language_library(file_name: &[u8]) -> bool {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 6] = [
+        "ld-linux",
         "libstdc++.so",
         "libc++.so",
         "libc++abi.so",

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 21;
+pub const FORMAT: u32 = 24;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -335,6 +335,17 @@ pub mod site_flags {
     pub const INDIRECT: u16 = 4;
     /// Reallocates.
     pub const REALLOC: u16 = 8;
+    /// The call of a function that jumps to an allocation function: it has the type of that site, of whose function no
+    /// frame remains, and counts where it is the innermost frame outside of wrappers and libraries of the language.
+    pub const STAND_IN: u16 = 16;
+}
+
+impl SiteRecord {
+    /// See [`site_flags::STAND_IN`].
+    #[must_use]
+    pub fn stands_in(&self) -> bool {
+        self.flags & site_flags::STAND_IN != 0
+    }
 }
 
 /// One witness of one site.
@@ -471,6 +482,6 @@ pub struct EntryRecord {
     pub size: u64,
     /// Its name (`malloc`, `je_malloc` …).
     pub name: StrRef,
-    /// The [`Role`](crate::entries::Role) that the configuration gives it; 0: the one that its name has.
+    /// What the configuration says of it ([`Declared::to_word`](crate::entries::Declared::to_word)); 0: the role that its name has.
     pub role: u32,
 }

@@ -130,7 +130,7 @@ fn decode_at(code: &[u8], at: u64) -> Instruction {
 
 /// Compares the copies with the originals; the answer is the number of calls among them.
 fn read_back(entry: &Entry<'_>, plan: &EntryPlan) -> u64 {
-    let pad = usize::from(plan.pad_offset);
+    let pad = plan.pad_offset as usize;
     let pad_at = plan.pad_at().0;
     let to = plan.trampoline_at.0;
     let copy_of = |target: u64| {

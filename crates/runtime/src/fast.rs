@@ -10,6 +10,9 @@
 //!   rcx   the origin node there                                rax r9        in between
 //! ```
 //!
+//! Compilers do not align the stack for a callee that they see not to need it (gcc's `-fipa-stack-alignment`), so a malloc may be called with
+//! any; hooks in Rust are called rather than jumped to then, which aligns it for them.
+//!
 //! The walk is that of [`crate::walk`], the words those of `pointee_index::words`, the counters those of
 //! `pointee_index::counters`, step for step. What the call of the original needs after it is kept in the thread's
 //! [`State`], not on the stack: a signal handler that allocates meanwhile finds the gate taken, and leaves it alone.
@@ -30,7 +33,8 @@ use pointee_index::layout::{CHUNK_SHIFT, FIRST_LEVEL, LARGE, TABLE_WORDS};
 use pointee_index::origins::{FRAME_MAX, HASH, Node, PARENT_SHIFT, Rule};
 use pointee_index::table::EVEN;
 use pointee_index::words::{
-    GRANULE, GRANULE_SHIFT, LARGE_MARK, SINGLE, SINGLE_SIZE_MASK, SINGLE_SIZE_SHIFT, START,
+    CLASS_MASK, GRANULE, GRANULE_SHIFT, LARGE_MARK, SINGLE, SINGLE_SIZE_MASK, SINGLE_SIZE_SHIFT,
+    START,
 };
 
 /// What the hooks need of the region.
@@ -157,7 +161,9 @@ macro_rules! allocating {
                 "37: jmp 32b",
 
                 // A node that is not in the first slot, or not there at all.
-                "5: push rdi",
+                "5: test spl, 8",
+                "jz 9f",
+                "push rdi",
                 ".cfi_adjust_cfa_offset 8",
                 "push rsi",
                 ".cfi_adjust_cfa_offset 8",
@@ -190,7 +196,11 @@ macro_rules! allocating {
                 "9: mov rcx, rsp",
                 "mov r8, rbp",
                 "mov r9, r11",
+                "test spl, 8",
+                "jz 91f",
                 "jmp {otherwise}",
+                "91: call {otherwise}",
+                "ret",
                 ".cfi_endproc",
                 place = const PLACE,
                 gate = const offset_of!(State, gate),
@@ -270,7 +280,6 @@ unsafe extern "C" fn record() {
         "jl 9f", // a block that was not seen freed
         "cmp rdi, {large}",
         "jae 9f",
-        "and r9d, [rip + {places} + {origin_mask}]",
         // Sizes come in no order that a branch could be predicted by: a block of one granule has its size stored aside.
         "mov r10d, edi",
         "shl r10d, {single_size_shift}",
@@ -285,6 +294,7 @@ unsafe extern "C" fn record() {
         "mov [rcx], edi",
         "mov [rdx], esi",
 
+        "and r9d, [rip + {places} + {origin_mask}]",
         "shl r9, {counts_shift}",
         "add r9, [r8 + {counters}]",
         "inc qword ptr [r9 + {allocations}]",
@@ -305,11 +315,19 @@ unsafe extern "C" fn record() {
         "jle 2b",
         "mov rdi, rax",
         "mov rsi, r8",
+        "test spl, 8",
+        "jz 41f",
         "jmp {reach}",
+        "41: call {reach}",
+        "ret",
 
         "9: mov rdi, rax",
         "mov rsi, r8",
+        "test spl, 8",
+        "jz 91f",
         "jmp {finish}",
+        "91: call {finish}",
+        "ret",
         ".cfi_endproc",
         place = const PLACE,
         gate = const offset_of!(State, gate),
@@ -373,7 +391,9 @@ pub(crate) unsafe extern "C" fn free() {
         "mov r9d, [r8]",
         "test r9d, r9d",
         "jns 8f",
-        "test r9d, {large_mark}",
+        // What is left of the class where both are the same is none.
+        "xor r9d, [r11 + {class}]",
+        "test r9d, {large_mark} | {class_mask}",
         "jnz 8f",
         "mov r10d, [r8 + 4]",
         "mov ecx, r9d",
@@ -405,7 +425,11 @@ pub(crate) unsafe extern "C" fn free() {
         "9: mov rcx, rsp",
         "mov r8, rbp",
         "mov r9, r11",
+        "test spl, 8",
+        "jz 91f",
         "jmp {otherwise}",
+        "91: call {otherwise}",
+        "ret",
         ".cfi_endproc",
         place = const PLACE,
         gate = const offset_of!(State, gate),
@@ -422,6 +446,8 @@ pub(crate) unsafe extern "C" fn free() {
         word_shift = const WORD_SHIFT,
         word_mask = const WORD_MASK,
         single = const SINGLE,
+        class = const hooks::CLASS,
+        class_mask = const CLASS_MASK,
         large_mark = const LARGE_MARK,
         single_size_shift = const SINGLE_SIZE_SHIFT,
         single_size_mask = const SINGLE_SIZE_MASK,

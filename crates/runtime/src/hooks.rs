@@ -12,18 +12,20 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
+use crate::exec::Named;
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, process, threads, walk};
+use crate::{exec, fast, heap, mismatch, peak, pools, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, compiler_fence};
+use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
-use pointee_model::entries::Role;
+use pointee_model::entries::{Declared, Role};
 
 /// An entry that was hooked.
 #[repr(C)]
@@ -33,8 +35,13 @@ pub(crate) struct Planted {
     hook: Hook,
     /// The root of the walk, as it goes into the hash.
     root_key: u64,
+    /// The root, with its class.
     root: u32,
+    /// Whose blocks it hands out or takes back, as it lies in words.
+    class: u32,
     role: Role,
+    /// What the configuration says of it, if it does.
+    declared: Declared,
     /// The launch pad: what is there when it is planted, what was there before.
     pad: Pad,
 }
@@ -51,6 +58,7 @@ pub(crate) struct Pad {
 pub(crate) const ORIGINAL: usize = offset_of!(Planted, original);
 pub(crate) const ROOT_KEY: usize = offset_of!(Planted, root_key);
 pub(crate) const ROOT: usize = offset_of!(Planted, root);
+pub(crate) const CLASS: usize = offset_of!(Planted, class);
 
 const ROOM: usize = 2048;
 
@@ -70,7 +78,9 @@ static TABLE: Table = Table {
                 hook: on_free,
                 root_key: 0,
                 root: 0,
+                class: 0,
                 role: Role::Other,
+                declared: Declared::from_word(0),
                 pad: Pad {
                     at: 0,
                     planted: [0; 5],
@@ -88,9 +98,12 @@ impl Planted {
         entry: u64,
         original: u64,
         root: u32,
-        role: Role,
+        class: Class,
+        declared: Declared,
         pad: Pad,
     ) -> Option<&'static Self> {
+        let role = declared.role;
+        let root = root | class.bits();
         let at = TABLE.used.load(Relaxed);
         if at as usize == ROOM {
             return None;
@@ -104,7 +117,9 @@ impl Planted {
                 hook: hook(role),
                 root_key: u64::from(root) << PARENT_SHIFT,
                 root,
+                class: class.bits(),
                 role,
+                declared,
                 pad,
             });
             &*to
@@ -116,6 +131,26 @@ impl Planted {
     /// The launch pad.
     pub(crate) fn pad(&self) -> &Pad {
         &self.pad
+    }
+
+    /// Where the original can be called.
+    pub(crate) fn original(&self) -> u64 {
+        self.original
+    }
+
+    /// Whose blocks it hands out or takes back.
+    pub(crate) fn class(&self) -> Class {
+        Class::of(self.class)
+    }
+
+    /// What the configuration says of it.
+    pub(crate) fn declared(&self) -> Declared {
+        self.declared
+    }
+
+    /// Whether it takes back blocks, and does nothing else.
+    pub(crate) fn frees(&self) -> bool {
+        matches!(self.role, Role::Free | Role::Delete)
     }
 
     /// Calls the original with the arguments as they came.
@@ -162,7 +197,7 @@ pub(crate) fn is_filtered() -> bool {
     FILTERED.load(Relaxed) != 0
 }
 
-// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none.
+// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none, but for an exec's.
 
 #[unsafe(naked)]
 unsafe extern "C" fn prctl_stub() {
@@ -181,8 +216,49 @@ unsafe extern "C" fn syscall_stub() {
         "cmp rdi, 317", // seccomp
         "jne 2f",
         "mov dword ptr [rip + {filtered}], 1",
-        "2: jmp [r11]", // the original
+        "2: cmp rdi, {execve}",
+        "je 3f",
+        "cmp rdi, {execveat}",
+        "je 3f",
+        "jmp [r11]", // the original
+        "3: jmp {exec}",
         filtered = sym FILTERED,
+        execve = const SYS_EXECVE,
+        execveat = const SYS_EXECVEAT,
+        exec = sym exec_stub,
+    );
+}
+
+const SYS_EXECVE: usize = 59;
+const SYS_EXECVEAT: usize = 322;
+
+/// Gives [`on_exec_of_many`] all that a function of up to six arguments was called with.
+#[unsafe(naked)]
+unsafe extern "C" fn exec_stub() {
+    naked_asm!(
+        ".cfi_startproc",
+        "push r11",
+        ".cfi_adjust_cfa_offset 8",
+        "push r9",
+        ".cfi_adjust_cfa_offset 8",
+        "push r8",
+        ".cfi_adjust_cfa_offset 8",
+        "push rcx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rsi",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdi",
+        ".cfi_adjust_cfa_offset 8",
+        "mov rdi, rsp",
+        "mov rsi, r11",
+        "call {on_exec_of_many}",
+        "add rsp, 56",
+        ".cfi_adjust_cfa_offset -56",
+        "ret",
+        ".cfi_endproc",
+        on_exec_of_many = sym on_exec_of_many,
     );
 }
 
@@ -190,10 +266,16 @@ unsafe extern "C" fn syscall_stub() {
 #[unsafe(naked)]
 unsafe extern "C" fn enter_hook() {
     naked_asm!(
+        ".cfi_startproc",
         "mov rcx, rsp",
         "mov r8, rbp",
         "mov r9, r11",
+        "test spl, 8", // see the head of `crate::fast`
+        "jz 2f",
         "jmp [r11 + {hook}]",
+        "2: call [r11 + {hook}]",
+        "ret",
+        ".cfi_endproc",
         hook = const offset_of!(Planted, hook),
     );
 }
@@ -210,9 +292,12 @@ fn hook(role: Role) -> Hook {
         Role::Free | Role::Delete => on_free,
         Role::Fork => on_fork,
         Role::Exec => on_exec,
+        Role::ExecFd => on_exec_fd,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
-        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall => on_link_map,
+        Role::PoolAlloc => on_pool_alloc,
+        Role::PoolFree => on_pool_free,
+        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
     }
 }
 
@@ -225,6 +310,7 @@ pub(crate) fn destination(role: Role) -> u64 {
         Role::Free | Role::Delete => fast::free,
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
+        Role::ExecAt => exec_stub,
         _ => enter_hook,
     };
     code as *const () as u64
@@ -261,6 +347,14 @@ fn begin_writing(state: &State) {
 fn end_writing(state: &State) {
     compiler_fence(Release);
     state.leave();
+}
+
+/// Before a block goes: if the heap was never as high, what is alive is written down.
+#[inline(always)]
+fn keep_peak(region: &Region, state: &State) {
+    if region.counters.is_capture_due(state.thread()) {
+        peak::capture(region, state);
+    }
 }
 
 /// Records a new block.
@@ -388,22 +482,61 @@ pub(crate) unsafe extern "C" fn on_free(
     b: usize,
     c: usize,
     slot: *const u64,
-    _: u64,
+    rbp: u64,
     planted: &'static Planted,
 ) -> usize {
-    if a != 0
-        && let Some(state) = enter(slot)
-    {
-        let region = region();
-        begin_writing(state);
-        if let Some(block) = region.writer.erase(a as u64) {
-            let thread = state.thread();
-            region.counters.freed(thread, block.origin, block.size);
-        }
-        end_writing(state);
-    }
     // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
+    let original = || unsafe { planted.call(a, b, c) };
+    if a == 0 {
+        return original();
+    }
+    let Some(state) = enter(slot) else {
+        mismatch::inner_free(a as u64, planted);
+        return original();
+    };
+    let region = region();
+    begin_writing(state);
+    keep_peak(region, state);
+    let mut noted = None;
+    if let Some(block) = region.writer.erase(a as u64) {
+        let thread = state.thread();
+        if Class::of(block.origin).is_container() {
+            pools::container_freed(region, thread, a as u64, block);
+        }
+        region.counters.freed(thread, block.origin, block.size);
+        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
+    } else if let Some(block) = pools::freed_otherwise(region, a as u64, planted) {
+        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
+    }
+    end_writing(state);
+    let Some(noted) = noted else {
+        return original();
+    };
+    let result = inside(state, slot, original);
+    noted.finish();
+    state.leave();
+    result
+}
+
+/// Notes that a function frees a block of another class, if it does.
+#[inline(always)]
+fn note_mismatch(
+    region: &Region,
+    address: usize,
+    block: Recorded,
+    planted: &'static Planted,
+    caller: Caller,
+) -> Option<mismatch::Noted> {
+    let class = Class::of(block.origin);
+    if class == planted.class() || class.is_container() {
+        return None;
+    }
+    // SAFETY: `slot` is the stack pointer at the hooked entry, and holds the return address.
+    let (freed, return_address) = unsafe {
+        let freed = walk::origin(planted.root, caller.slot, caller.rbp);
+        (freed, *caller.slot)
+    };
+    mismatch::note(region, address as u64, block, freed, return_address)
 }
 
 /// A reallocation counts as one free and one allocation, a failed one as neither.
@@ -421,6 +554,7 @@ unsafe fn reallocate(
     // SAFETY: the arguments are the caller's.
     let original = || unsafe { planted.call(args[0], args[1], args[2]) };
     let Some(state) = enter(caller.slot) else {
+        mismatch::inner_free(args[0] as u64, planted);
         return original();
     };
     let (region, thread) = (region(), state.thread());
@@ -442,16 +576,27 @@ unsafe fn reallocate(
         return block;
     }
     begin_writing(state);
+    keep_peak(region, state);
+    // Gone from blocks and counters together: another thread may copy both meanwhile.
     let old = region.writer.erase(args[0] as u64);
+    if let Some(old) = old {
+        region.counters.freed(thread, old.origin, old.size);
+    }
+    let noted = old.and_then(|old| note_mismatch(region, args[0], old, planted, caller));
     compiler_fence(Release);
     let block = inside(state, caller.slot, original);
     begin_writing(state);
+    if let Some(noted) = noted {
+        noted.finish();
+    }
     let failed = block == 0 && size != 0;
     if let Some(old) = old {
+        if Class::of(old.origin).is_container() && block != args[0] && !failed {
+            pools::container_freed(region, thread, args[0] as u64, old);
+        }
         if failed {
             region.writer.insert(args[0] as u64, old.size, old.origin);
-        } else {
-            region.counters.freed(thread, old.origin, old.size);
+            region.counters.not_freed(thread, old.origin, old.size);
         }
     }
     if block != 0 {
@@ -494,6 +639,56 @@ unsafe extern "C" fn on_reallocarray(
     }
 }
 
+unsafe extern "C" fn on_pool_alloc(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    let original = || unsafe { planted.call(a, b, c) };
+    let Some(state) = enter(slot).filter(|state| pools::enter(state, slot)) else {
+        return original();
+    };
+    let block = original();
+    pools::leave(state);
+    if block != 0 {
+        begin_writing(state);
+        // SAFETY: `slot` is the stack pointer at the hooked entry.
+        let origin = unsafe { walk::origin(planted.root, slot, rbp) };
+        let size = pools::requested(planted, [a, b, c]);
+        pools::record(region(), state, origin, block as u64, size as u64);
+        end_writing(state);
+    }
+    block
+}
+
+unsafe extern "C" fn on_pool_free(
+    a: usize,
+    b: usize,
+    c: usize,
+    slot: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    let block = pools::given_back(planted, [a, b, c]);
+    if let Some(state) = enter(slot)
+        && block != 0
+    {
+        let region = region();
+        begin_writing(state);
+        keep_peak(region, state);
+        if let Some(block) = region.writer.erase_nested(block as u64) {
+            pools::forget(region, state.thread(), block);
+        }
+        end_writing(state);
+    }
+    // SAFETY: the program's own call.
+    unsafe { planted.call(a, b, c) }
+}
+
 unsafe extern "C" fn on_fork(
     a: usize,
     b: usize,
@@ -515,7 +710,49 @@ unsafe extern "C" fn on_exec(
     planted: &'static Planted,
 ) -> usize {
     // SAFETY: the program's own call; path and arrays are what execve is given.
-    unsafe { exec::exec(a, c, |environment| planted.call(a, b, environment)) }
+    unsafe {
+        exec::exec(Named::Path(a), c, |environment| {
+            planted.call(a, b, environment)
+        })
+    }
+}
+
+unsafe extern "C" fn on_exec_fd(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call; an open file and arrays are what fexecve is given.
+    unsafe {
+        exec::exec(Named::Descriptor(a), c, |environment| {
+            planted.call(a, b, environment)
+        })
+    }
+}
+
+/// `execveat(fd, path, argv, envp, flags)`, and `syscall` with the number of an exec before its arguments.
+unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static Planted) -> usize {
+    let [a, b, c, ..] = *arguments;
+    let (program, at) = match (planted.role, a) {
+        (Role::Syscall, SYS_EXECVE) => (Named::Path(b), 3),
+        (Role::Syscall, _) => (Named::At(b, c), 4),
+        _ => (Named::At(a, b), 3),
+    };
+    let original = |environment: usize| {
+        let mut all = *arguments;
+        all[at] = environment;
+        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
+        let original: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
+            unsafe { core::mem::transmute(planted.original as *const ()) };
+        let [a, b, c, d, e, f] = all;
+        // SAFETY: the program's own call.
+        unsafe { original(a, b, c, d, e, f) }
+    };
+    // SAFETY: as above; what names the program and the environment are where the call has them.
+    unsafe { exec::exec(program, arguments[at], original) }
 }
 
 unsafe extern "C" fn on_exit(

@@ -8,15 +8,19 @@
 //!     environment  the hand-off, and how the program does not see it (environ_end: nor does /proc)
 //!     modules    the link map: which objects are loaded, and when that changes
 //!     locate     the allocation functions of an object: dynamic symbols, symbol table
+//!     operators  C++'s `new` and `delete`, told from malloc and free (callee: what a call reaches)
 //!     plant      pads and trampolines: writes what `pointee-patch` has planned
 //!   hooks      what runs instead of malloc, free and kin
 //!     fast       their usual case, in assembly
 //!     threads    which counters are this thread's
 //!     walk       from the return address out of the wrappers: the origin
 //!       cfi        the frame rule of a return address, from .eh_frame
+//!     mismatch   blocks freed by the wrong function
+//!     pools      blocks cut out of blocks
 //!     heap       the index ahead of a growing heap
 //!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
+//!   peak       the blocks at the highest point, copied
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -26,6 +30,7 @@
 #![no_std]
 
 mod api;
+mod callee;
 mod cfi;
 mod environ_end;
 mod environment;
@@ -35,8 +40,12 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mismatch;
 mod modules;
+mod operators;
+mod peak;
 mod plant;
+mod pools;
 mod probes;
 mod process;
 mod region;

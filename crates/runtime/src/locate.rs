@@ -9,9 +9,10 @@
 
 #![allow(unsafe_code)] // Reads symbol tables of loaded objects and of their files.
 
-use crate::modules::Module;
+use crate::modules::{self, Module};
 use crate::sys::{self, map};
-use pointee_model::entries::{FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
+use core::ffi::CStr;
+use pointee_model::entries::{Declared, FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
 
 /// A function found.
 #[derive(Clone, Copy)]
@@ -21,6 +22,19 @@ pub(crate) struct Function {
     pub(crate) address: u64,
     /// Bytes of its body; 0 if unknown.
     pub(crate) len: u64,
+    /// By the user's configuration: an allocator of its own, whatever else the object has.
+    pub(crate) declared: Option<Declared>,
+}
+
+impl Function {
+    /// What it does, and with which arguments.
+    pub(crate) fn says(&self) -> Declared {
+        self.declared.unwrap_or(Declared {
+            role: self.role,
+            argument: 0,
+            count: None,
+        })
+    }
 }
 
 /// Address and length of each name of a family; address 0 where it is not there.
@@ -68,38 +82,75 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
                     role: *role,
                     address,
                     len,
+                    declared: None,
                 });
             }
         }
     }
     // What the user's configuration declares is named by no table.
     module.each_entry(|name, address, len, role| {
-        let role = Role::from_byte(role as u8);
-        if role != Role::Other {
+        let declared = Declared::from_word(role);
+        if declared.role != Role::Other {
             found(Function {
                 name,
-                role,
+                role: declared.role,
                 address,
                 len,
+                declared: Some(declared),
             });
         }
     });
-    let operators = OPERATORS.iter().filter(|_| has_malloc);
+    if has_malloc {
+        operators(module, |function| found(*function));
+    }
     let is_libc = exported("__libc_start_main").is_some();
     let has_inner_fork = exported("_Fork").is_some();
     let process = PROCESS
         .iter()
         .filter(|(name, _)| is_libc && (*name != "fork" || !has_inner_fork));
-    for (name, role) in operators.chain(process) {
+    for (name, role) in process {
         if let Some((address, len)) = exported(name) {
             found(Function {
                 name,
                 role: *role,
                 address,
                 len,
+                declared: None,
             });
         }
     }
+}
+
+/// Calls `found` for each of C++'s operators that `module` exports.
+pub(crate) fn operators(module: &Module, mut found: impl FnMut(&Function)) {
+    let Some(symbols) = Symbols::of(module) else {
+        return;
+    };
+    for (name, role) in &OPERATORS {
+        if let Some((address, len)) = symbols.find(name) {
+            found(&Function {
+                name,
+                role: *role,
+                address,
+                len,
+                declared: None,
+            });
+        }
+    }
+}
+
+/// Where the symbol of `module`'s procedure linkage relocation `number` will be bound: the first loaded object's that
+/// exports the name (System V gABI, shared object dependencies).
+pub(crate) fn bound_later(module: &Module, number: u32) -> Option<u64> {
+    let symbols = Symbols::of(module)?;
+    let name = symbols.name_of_relocation(number)?;
+    let mut first = None;
+    modules::each(|module| {
+        if first.is_none() && module.is_in_base_namespace {
+            first = exported(module, name);
+        }
+    });
+    first.map(|(address, _)| address)
 }
 
 /// Address and length of the function `name`, if `module` exports it.
@@ -170,6 +221,17 @@ struct Symbols {
     strings: *const u8,
     gnu_hash: *const u32,
     hash: *const u32,
+    /// The relocations of its procedure linkage table, and their bytes.
+    linkage: (*const Relocation, u64),
+}
+
+/// A relocation with an addend (ELF-64).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Relocation {
+    at: u64,
+    info: u64,
+    addend: i64,
 }
 
 impl Symbols {
@@ -178,12 +240,15 @@ impl Symbols {
         const DT_STRTAB: u64 = 5;
         const DT_SYMTAB: u64 = 6;
         const DT_GNU_HASH: u64 = 0x6fff_fef5;
+        const DT_JMPREL: u64 = 23;
+        const DT_PLTRELSZ: u64 = 2;
         let mut symbols = Self {
             bias: module.bias,
             symbols: core::ptr::null(),
             strings: core::ptr::null(),
             gnu_hash: core::ptr::null(),
             hash: core::ptr::null(),
+            linkage: (core::ptr::null(), 0),
         };
         let mut entry = module.dynamic;
         if entry.is_null() {
@@ -205,6 +270,8 @@ impl Symbols {
                 DT_GNU_HASH => symbols.gnu_hash = address as *const u32,
                 DT_STRTAB => symbols.strings = address as *const u8,
                 DT_SYMTAB => symbols.symbols = address as *const Symbol,
+                DT_JMPREL => symbols.linkage.0 = address as *const Relocation,
+                DT_PLTRELSZ => symbols.linkage.1 = value,
                 _ => {}
             }
             entry = entry.wrapping_add(1);
@@ -226,6 +293,19 @@ impl Symbols {
         };
         let symbol = symbol.filter(|symbol| symbol.kind() == kind)?;
         Some((symbol.value.wrapping_add(self.bias), symbol.len))
+    }
+
+    /// The name of the symbol that relocation `number` of the procedure linkage table binds.
+    fn name_of_relocation(&self, number: u32) -> Option<&'static str> {
+        let (first, len) = self.linkage;
+        let there = !first.is_null() && u64::from(number) < len / size_of::<Relocation>() as u64;
+        // SAFETY: a relocation of the object's own table, a symbol that it names, a C string in its string table.
+        let name = there.then(|| unsafe {
+            let symbol = ((*first.add(number as usize)).info >> 32) as usize;
+            let name = (*self.symbols.add(symbol)).name as usize;
+            CStr::from_ptr(self.strings.add(name).cast()).to_str()
+        })?;
+        name.ok()
     }
 
     /// The symbol at `at` if it is the function or variable `name`.

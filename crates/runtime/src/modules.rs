@@ -15,11 +15,12 @@ use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::handoff::key;
-use pointee_index::layout::unseen;
+use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
+use pointee_model::call::{Call, classify};
 use pointee_model::entries::is_language_library;
-use pointee_model::image::{FORMAT, Image, site_flags};
+use pointee_model::image::{FORMAT, Image};
 
 /// The public head of glibc's and musl's `struct link_map`.
 #[repr(C)]
@@ -59,13 +60,16 @@ unsafe fn namespaces(debug: *const Debug) -> impl Iterator<Item = *const Debug> 
     })
 }
 
-/// Calls `each` with bias, name and dynamic section of every object in the lists.
+/// Calls `each` with bias, name and dynamic section of every object in the lists, and whether it is in the first.
 ///
 /// # Safety
 /// As for [`namespaces`], and the lists are consistent.
-unsafe fn each_loaded(debug: *const Debug, mut each: impl FnMut(u64, &[u8], *const [u64; 2])) {
+unsafe fn each_loaded(
+    debug: *const Debug,
+    mut each: impl FnMut(u64, &[u8], *const [u64; 2], bool),
+) {
     // SAFETY: the caller's promise.
-    for debug in unsafe { namespaces(debug) } {
+    for (at, debug) in unsafe { namespaces(debug) }.enumerate() {
         // SAFETY: an element of the chain.
         let mut map = unsafe { (*debug).map };
         while !map.is_null() {
@@ -75,6 +79,7 @@ unsafe fn each_loaded(debug: *const Debug, mut each: impl FnMut(u64, &[u8], *con
                     (*map).bias,
                     CStr::from_ptr((*map).name).to_bytes(),
                     (*map).dynamic,
+                    at == 0,
                 );
                 map = (*map).next;
             }
@@ -120,6 +125,8 @@ pub(crate) struct Module {
     loaded: AtomicBool,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
+    /// Not in one that `dlmopen` made.
+    pub(crate) is_in_base_namespace: bool,
 }
 
 const ROOM: usize = 1024;
@@ -239,20 +246,16 @@ impl Module {
         (self.start..self.end).contains(&address)
     }
 
+    /// Whether `len` bytes from `address` on lie in it.
+    pub(crate) fn holds_all(&self, address: u64, len: u64) -> bool {
+        self.holds(address) && self.end - address >= len
+    }
+
     /// What the image says of the call that returns to `return_address`.
     pub(crate) fn call(&self, return_address: u64) -> Call {
-        let Some(image) = &self.image else {
-            return Call::Unknown;
-        };
         let address = LinkAddr(return_address.wrapping_sub(self.bias));
-        match image.site_returning_to(address) {
-            Some(site) if site.flags & site_flags::WRAPPER == 0 => Call::Site,
-            Some(_) => Call::InWrapper,
-            None if image.lines.is_empty() && !is_language_library(self.file_name()) => {
-                Call::Unnoted
-            }
-            None => Call::Unknown,
-        }
+        let is_library = is_language_library(self.file_name());
+        classify(self.image.as_ref(), is_library, address).0
     }
 
     pub(crate) fn file_name(&self) -> &[u8] {
@@ -260,19 +263,6 @@ impl Module {
         let start = path.iter().rposition(|byte| *byte == b'/');
         &path[start.map_or(0, |slash| slash + 1)..]
     }
-}
-
-/// What a call is to a walk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
-    /// A site of its own: the walk ends.
-    Site,
-    /// Made for a caller.
-    InWrapper,
-    /// Not among the allocating calls of code without debug info: readers look little further.
-    Unnoted,
-    /// There is no image, or it does not tell.
-    Unknown,
 }
 
 /// What the kernel told the process about its main program.
@@ -342,7 +332,7 @@ pub(crate) unsafe fn refresh(
     let known = MODULES.used.load(Acquire);
     let mut seen = [0u64; ROOM / 64];
     let mut count = 0u32;
-    let each = |bias, name: &[u8], dynamic| {
+    let each = |bias, name: &[u8], dynamic, is_in_base_namespace| {
         let same = |module: &Module| {
             module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
         };
@@ -360,8 +350,11 @@ pub(crate) unsafe fn refresh(
         let linker = program.map_or(0, |program| program.linker);
         count += 1;
         // SAFETY: the object is loaded.
-        if let Some(new) = unsafe { describe(bias, name, dynamic, main, linker) }
-            && let Some(new) = add(new)
+        if let Some(mut new) = unsafe { describe(bias, name, dynamic, main, linker) }
+            && let Some(new) = {
+                new.is_in_base_namespace = is_in_base_namespace;
+                add(new)
+            }
         {
             arrived(new);
         }
@@ -537,6 +530,7 @@ unsafe fn describe(
         loaded: AtomicBool::new(true),
         path,
         is_executable,
+        is_in_base_namespace: true,
     })
 }
 
@@ -663,6 +657,8 @@ fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
     if at.is_null() {
         return None;
     }
+    let pages = len.div_ceil(PAGE as usize) as u32;
+    region().header().image_pages.fetch_add(pages, Relaxed);
     // SAFETY: mapped for good; images are replaced by renaming, never rewritten.
     Image::parse(unsafe { core::slice::from_raw_parts(at, len) }).ok()
 }

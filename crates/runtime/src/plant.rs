@@ -16,6 +16,7 @@ use crate::region::{add_string, region};
 use crate::sys::{self, map};
 use core::ptr;
 use core::sync::atomic::Ordering::{Relaxed, Release};
+use pointee_index::class::{Class, Kind};
 use pointee_index::layout::unseen;
 use pointee_index::origins::ROOTS;
 use pointee_index::records::{Hook, Placement, Role};
@@ -57,6 +58,9 @@ impl Drop for Planter {
 struct Ledger {
     islands: [Island; ISLANDS],
     next_root: u32,
+    /// Allocators in order of number: the module, and whether it is a declared one.
+    allocators: [(u32, bool); Class::ALLOCATORS as usize],
+    allocators_len: usize,
 }
 
 struct LedgerCell(core::cell::UnsafeCell<Ledger>);
@@ -66,6 +70,8 @@ unsafe impl Sync for LedgerCell {}
 static LEDGER: LedgerCell = LedgerCell(core::cell::UnsafeCell::new(Ledger {
     islands: [Island { at: 0, used: 0 }; ISLANDS],
     next_root: 1,
+    allocators: [(0, false); Class::ALLOCATORS as usize],
+    allocators_len: 0,
 }));
 
 impl Planter {
@@ -84,7 +90,37 @@ impl Planter {
         }
         // SAFETY: one thread at a time, see `Ledger`.
         let ledger = unsafe { &mut *LEDGER.0.get() };
-        let placed = self.place(ledger, module, function);
+        let class = ledger.class_of(module, function);
+        let placed = self.place(ledger, module, function, class, None);
+        self.conclude(module, function, placed);
+    }
+
+    /// Hooks `function`, which does nothing but jump, in the end, to the code before which `end` was planted: its original
+    /// is that one's. `false` if that cannot be.
+    pub(crate) fn plant_shortcut(
+        &self,
+        module: &Module,
+        function: &Function,
+        end: &'static Planted,
+    ) -> bool {
+        if let Some(before) = hooks::planted_at(function.address)
+            && self.plant_again(before)
+        {
+            return true;
+        }
+        // SAFETY: one thread at a time, see `Ledger`.
+        let ledger = unsafe { &mut *LEDGER.0.get() };
+        let class = end.class().with_kind(Kind::of_operator(function.name));
+        let placed = self.place(ledger, module, function, class, Some(end.original()));
+        let is_placed = placed.is_ok();
+        if is_placed {
+            self.conclude(module, function, placed);
+        }
+        is_placed
+    }
+
+    /// Writes the record of what was placed, or why not.
+    fn conclude(&self, module: &Module, function: &Function, placed: Result<Hook, Refusal>) {
         let record = match placed {
             Ok(record) => record,
             Err(refusal) => {
@@ -127,8 +163,10 @@ impl Planter {
         ledger: &mut Ledger,
         module: &Module,
         function: &Function,
+        class: Class,
+        original: Option<u64>,
     ) -> Result<Hook, Refusal> {
-        let root = if is_allocating(function.role) {
+        let root = if is_of_allocator(function.role) {
             ledger.new_root()
         } else {
             0
@@ -158,9 +196,10 @@ impl Planter {
         };
         let planted = Planted::new(
             function.address,
-            trampoline_at.0,
+            original.unwrap_or(trampoline_at.0),
             root,
-            function.role,
+            class,
+            function.says(),
             bytes,
         )
         .ok_or(Refusal::RelayOutOfReach)?;
@@ -196,13 +235,14 @@ impl Planter {
     }
 }
 
-const fn is_allocating(role: Role) -> bool {
+/// Whether a function of this role hands out blocks or takes them back.
+const fn is_of_allocator(role: Role) -> bool {
     !matches!(
         role,
-        Role::Free
-            | Role::Delete
-            | Role::Fork
+        Role::Fork
             | Role::Exec
+            | Role::ExecFd
+            | Role::ExecAt
             | Role::Exit
             | Role::LinkMap
             | Role::Prctl
@@ -232,6 +272,27 @@ fn append(record: Hook) {
 }
 
 impl Ledger {
+    /// The class of the blocks that `function` hands out or takes back.
+    fn class_of(&mut self, module: &Module, function: &Function) -> Class {
+        if !is_of_allocator(function.role) {
+            return Class::new(0, Kind::C);
+        }
+        let allocator = (module.number, function.declared.is_some());
+        let known = &self.allocators[..self.allocators_len];
+        let number = known.iter().position(|known| *known == allocator);
+        let number = number.unwrap_or_else(|| {
+            let new = self.allocators_len.min(self.allocators.len() - 1);
+            self.allocators[new] = allocator;
+            self.allocators_len = new + 1;
+            new
+        });
+        let kind = match function.role {
+            Role::New | Role::Delete => Kind::of_operator(function.name),
+            _ => Kind::C,
+        };
+        Class::new(number as u32, kind)
+    }
+
     /// A root for one more entry; the last is shared when they run out.
     fn new_root(&mut self) -> u32 {
         let root = self.next_root;

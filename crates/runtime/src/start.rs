@@ -9,7 +9,7 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, hooks, locate, probes, process, threads};
+use crate::{api, hooks, locate, operators, probes, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::unseen;
@@ -141,6 +141,11 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
             planter.plant(module, &function);
         });
     });
+    modules::each(|module| {
+        operators::arrived(module, |function, end| {
+            planter.plant_shortcut(module, function, end)
+        });
+    });
     if allocators == 0 {
         header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
     }
@@ -152,6 +157,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
             role: Role::LinkMap,
             address: notify,
             len: 1,
+            declared: None,
         };
         planter.plant(linker, &function);
     }
@@ -175,6 +181,9 @@ pub(crate) fn link_map_changed() {
             return;
         }
         let mut planter = None;
+        // As many as come with one call, nearly always; the operators of others are C's way.
+        let mut newcomers = [None; 64];
+        let mut count = 0;
         modules::refresh(debug, None, |module| {
             api::arrived(module);
             locate::functions(module, |function| {
@@ -182,6 +191,18 @@ pub(crate) fn link_map_changed() {
                     planter.plant(module, &function);
                 }
             });
+            if let Some(place) = newcomers.get_mut(count) {
+                *place = Some(module);
+                count += 1;
+            }
         });
+        for module in newcomers.into_iter().flatten() {
+            operators::arrived(module, |function, end| {
+                let planter = planter.get_or_insert_with(Planter::new);
+                planter
+                    .as_ref()
+                    .is_some_and(|planter| planter.plant_shortcut(module, function, end))
+            });
+        }
     }
 }

@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) size: AtomicU64,
     /// Where it stores what is not to be stored.
     pub(crate) aside: AtomicU32,
+    /// How deep on the stack it is in a pool's function, if it is ([`crate::pools`]).
+    pub(crate) pool: AtomicU32,
     /// What the index keeps of this thread.
     pub(crate) thread: AtomicPtr<Thread>,
     /// The thread's counters, by origin.
@@ -84,6 +86,7 @@ static ALL: States = States {
             origin: AtomicU32::new(0),
             size: AtomicU64::new(0),
             aside: AtomicU32::new(0),
+            pool: AtomicU32::new(0),
             thread: AtomicPtr::new(ptr::null_mut()),
             counters: AtomicU64::new(0),
         }

@@ -9,10 +9,12 @@
 #![allow(unsafe_code)] // Reads the program's stack.
 
 use crate::cfi;
-use crate::modules::{self, Call};
 use crate::region::region;
+use crate::{modules, operators};
 use core::sync::atomic::Ordering::Relaxed;
-use pointee_index::origins::{Node, Rule};
+use pointee_index::class::Class;
+use pointee_index::origins::{Node, Rule, UNDECIDED};
+use pointee_model::call::Call;
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
@@ -84,20 +86,35 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         return None;
     }
     let origins = &region().origins;
-    let mut depth = below.map_or(1, |node| node.depth.load(Relaxed) + 1);
+    let mut depth = below.map_or(1, |node| (node.depth.load(Relaxed) & !UNDECIDED) + 1);
+    let (class, certainty) = operators::class_of_frame(Class::of(parent), return_address, below);
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
-        return origins.add(parent, return_address, Rule::LEAF, u32::MAX, depth);
+        return origins.add(
+            parent,
+            return_address,
+            Rule::LEAF,
+            u32::MAX,
+            depth | certainty,
+            class,
+        );
     };
     let call = module.call(return_address);
     if call == Call::Unnoted {
         // Counts for as many frames as leave those that readers look at.
         depth = depth.max(DEPTH - FRAMES_BEYOND_UNKNOWN);
     }
-    let rule = if depth == DEPTH || call == Call::Site {
+    let rule = if depth == DEPTH || call.ends_the_search() {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
     };
-    origins.add(parent, return_address, rule, module.number, depth)
+    origins.add(
+        parent,
+        return_address,
+        rule,
+        module.number,
+        depth | certainty,
+        class,
+    )
 }

@@ -78,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let rows: Vec<Row> = image
         .sites
         .iter()
+        .filter(|site| !site.stands_in())
         .map(|site| row(&image, &module, site))
         .collect();
     let output = match arguments.listing.format {

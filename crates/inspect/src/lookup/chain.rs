@@ -1,7 +1,7 @@
 //! *What does this lie in?* — from a leaf outwards to its mapping.
 //!
 //! ```text
-//!   block ─▶ arena │ static variable …     variable ─▶ section ─▶ file     local ─▶ frame ─▶ stack     all ─▶ mapping
+//!   pool's block ─▶ block ─▶ arena │ static variable …     variable ─▶ section ─▶ file     local ─▶ frame ─▶ stack     all ─▶ mapping
 //! ```
 
 use crate::report::PlaceRow;
@@ -14,7 +14,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Link {
-    /// `arena`, `static`, `section`, `file`, `frame`, `stack`, `thread`, `mapping`.
+    /// `block` (a pool's blocks were cut out of), `arena`, `static`, `section`, `file`, `frame`, `stack`, `thread`, `mapping`.
     pub kind: &'static str,
     pub name: Option<String>,
     pub base: String,
@@ -42,6 +42,14 @@ pub(super) fn above(space: &Space<'_>, leaf: &Leaf<'_>, address: RunAddr) -> Vec
     let mut links = Vec::new();
     match leaf.what {
         What::Block(_) => {
+            if let Some(around) = space.block_around(address) {
+                let start = RunAddr(around.base);
+                let end = start.plus(around.size.max(1));
+                let name = space
+                    .type_of(&around)
+                    .or_else(|| space.allocator_of(&around));
+                links.push(Link::new("block", name, Span { start, end }));
+            }
             // A block may have been cut out of a variable, or of a frame.
             if let Some(below) = space.leaf_below_blocks(address) {
                 if let Some(link) = as_link(space, &below) {
@@ -165,7 +173,10 @@ fn arena(space: &Space<'_>, leaf: &Leaf<'_>, address: RunAddr, links: &mut Vec<L
         return;
     };
     let allocator = match leaf.what {
-        What::Block(block) => space.allocator_of(&block),
+        What::Block(block) => {
+            let outer = space.block_around(address).unwrap_or(block);
+            space.allocator_of(&outer)
+        }
         _ => space
             .block_of(number)
             .and_then(|block| space.allocator_of(&block)),

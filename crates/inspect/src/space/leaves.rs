@@ -95,11 +95,24 @@ impl<'a> Space<'a> {
     /// The deepest thing at `address`; `None` where nothing is mapped.
     #[must_use]
     pub fn leaf_at(&self, address: RunAddr) -> Option<Leaf<'a>> {
-        if let Some(block) = self.index.and_then(|index| index.block_at(address.0)) {
+        let block = self.index.and_then(|index| {
+            index
+                .nested_block_at(address.0)
+                .or_else(|| index.block_at(address.0))
+        });
+        if let Some(block) = block {
             let end = block.base.saturating_add(block.size.max(1));
             return Some(Leaf::new(block.base, end, Kind::Heap, What::Block(block)));
         }
         self.leaf_below_blocks(address)
+    }
+
+    /// The block that a pool cut the one at `address` out of; `None` if that is no pool's.
+    #[must_use]
+    pub fn block_around(&self, address: RunAddr) -> Option<Block> {
+        let index = self.index?;
+        index.nested_block_at(address.0)?;
+        index.block_at(address.0)
     }
 
     /// The deepest thing at `address` beside live blocks: what a block there lies in.
@@ -179,6 +192,15 @@ impl<'a> Space<'a> {
         let process = self.resolver.process();
         let path = process.paths.get(process.path_of(block.origin)?)?;
         Some(self.resolver.resolve(path).allocator)
+    }
+
+    /// What `block` was made as, if that is known.
+    #[must_use]
+    pub fn type_of(&self, block: &Block) -> Option<String> {
+        let process = self.resolver.process();
+        let path = process.paths.get(process.path_of(block.origin)?)?;
+        let shape = self.resolver.resolve(path).shape?;
+        Some(shape.name(self.resolver.image(shape.module)?))
     }
 
     fn arenas(&self) -> &[Arena] {

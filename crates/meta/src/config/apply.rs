@@ -23,7 +23,12 @@ pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Si
 }
 
 fn mark(rule: &Rule, function: &Function, sites: &mut Sites) {
+    if rule.takes_back() {
+        return;
+    }
     let is_wrapper = match rule.kind {
+        // Its chunks are its own; what it hands out is recorded for itself.
+        Kind::Pool if rule.hooked_as().is_some() => false,
         // What a recorded allocator calls is not recorded, but a walk from elsewhere may come through it.
         Kind::Wrapper | Kind::Allocator | Kind::Pool => true,
         Kind::Ignore => false,

@@ -236,7 +236,8 @@ type = \"struct h + struct t[]\"
 ";
         let config = parse(text, Path::new("pointee.toml")).expect("sound");
         assert_eq!(config.rules.len(), 2);
-        assert_eq!(config.rules[0].hooked_as(), Some(Role::Malloc));
+        let hooked = config.rules[0].hooked_as().map(|declared| declared.role);
+        assert_eq!(hooked, Some(Role::Malloc));
         assert_eq!(config.rules[0].origin.to_string(), "pointee.toml:1");
         assert!(config.rules[0].is_about("arena_alloc", "/usr/lib/libarena.so.2"));
         assert!(!config.rules[0].is_about("arena_alloc", "/usr/lib/libc.so.6"));

@@ -22,7 +22,7 @@ pub(crate) use apply::apply;
 
 use crate::elf::Elf;
 use crate::sites::Size;
-use pointee_model::entries::{FAMILIES, Role};
+use pointee_model::entries::{self, FAMILIES, Role};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -34,7 +34,8 @@ pub enum Kind {
     Allocator,
     /// Passes on, for its callers, what an allocator handed out: their calls are the sites.
     Wrapper,
-    /// Hands out parts of blocks: its calls are sites; the parts are not recorded.
+    /// Hands out parts of blocks, or takes them back: its calls are sites, the parts are recorded, and so is what it asks for itself.
+    /// Without a signature whose calls can be recorded: as a wrapper.
     Pool,
     /// Takes back what an allocator of its family handed out.
     Free,
@@ -135,13 +136,27 @@ impl Rule {
 
     /// What the hook of these functions has to do; `None`: they are not hooked.
     #[must_use]
-    pub fn hooked_as(&self) -> Option<Role> {
+    pub fn hooked_as(&self) -> Option<entries::Declared> {
+        let signature = self.signature.as_ref();
         match self.kind {
-            Kind::Allocator | Kind::Free => self
-                .role
-                .or_else(|| self.signature.as_ref().and_then(Signature::role)),
-            Kind::Wrapper | Kind::Pool | Kind::Ignore | Kind::Pair => None,
+            Kind::Allocator | Kind::Free => {
+                let role = self.role.or_else(|| signature.and_then(Signature::role))?;
+                Some(entries::Declared {
+                    role,
+                    argument: 0,
+                    count: None,
+                })
+            }
+            Kind::Pool => signature.and_then(Signature::of_pool),
+            Kind::Wrapper | Kind::Ignore | Kind::Pair => None,
         }
+    }
+
+    /// Whether it speaks of functions that take blocks back.
+    #[must_use]
+    pub fn takes_back(&self) -> bool {
+        let returns = self.signature.as_ref().is_none_or(|it| it.returns);
+        self.kind == Kind::Free || (self.kind == Kind::Pool && !returns)
     }
 
     /// All but where it stands.
@@ -244,13 +259,17 @@ impl Config {
     /// What the analysis of sites is to take for allocation functions.
     #[must_use]
     pub fn declared(&self) -> Vec<Declared> {
-        let allocates = |rule: &&Rule| !matches!(rule.kind, Kind::Free | Kind::Ignore | Kind::Pair);
+        let allocates =
+            |rule: &&Rule| !matches!(rule.kind, Kind::Ignore | Kind::Pair) && !rule.takes_back();
         let declared = |rule: &Rule| {
             let signature = rule.signature.as_ref();
             Declared {
                 name: rule.name.clone(),
                 size: signature.map_or(Size::Unknown, Signature::amount),
-                old: signature.and_then(Signature::old),
+                // A pool's first argument is the pool.
+                old: signature
+                    .filter(|_| rule.kind != Kind::Pool)
+                    .and_then(Signature::old),
             }
         };
         self.rules.iter().filter(allocates).map(declared).collect()

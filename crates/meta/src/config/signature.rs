@@ -5,7 +5,7 @@
 //! ```
 
 use crate::sites::Size;
-use pointee_model::entries::Role;
+use pointee_model::entries::{Declared, Role};
 
 /// A signature without its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -109,6 +109,28 @@ impl Signature {
         let only = || self.arguments.iter().position(|found| *found == b'p');
         let found = found.or_else(|| (pointers().count() == 1).then(only).flatten())?;
         u8::try_from(found).ok()
+    }
+
+    /// What a pool's function that looks so does, and with which arguments; `None` if its calls cannot be recorded:
+    /// only the first three arguments are seen.
+    #[must_use]
+    pub fn of_pool(&self) -> Option<Declared> {
+        const SEEN: u8 = 3;
+        let declared = if self.returns {
+            Declared {
+                role: Role::PoolAlloc,
+                argument: self.size()?,
+                count: self.count(),
+            }
+        } else {
+            Declared {
+                role: Role::PoolFree,
+                argument: self.freed()?,
+                count: None,
+            }
+        };
+        (declared.argument < SEEN && declared.count.is_none_or(|count| count < SEEN))
+            .then_some(declared)
     }
 
     /// The standard function that it looks like; `None` if it looks like none whose calls can be recorded.

@@ -4,7 +4,7 @@
 //! calls, calls through a linkage slot, indirect calls, and jumps that leave the function (tail
 //! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
 
-use super::model::NO_RETURN;
+use super::model::{self, NO_RETURN};
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -41,6 +41,8 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_called: bool,
 }
 
 /// All functions of the file.
@@ -79,7 +81,7 @@ impl<'f> Program<'f> {
             .map(|body| scan(elf, body))
             .collect();
         for (at, (calls, returns)) in raw.into_iter().enumerate() {
-            let calls = calls
+            let calls: Vec<Call> = calls
                 .into_iter()
                 .filter_map(|raw| {
                     Some(Call {
@@ -93,6 +95,16 @@ impl<'f> Program<'f> {
                 .collect();
             program.bodies[at].calls = calls;
             program.bodies[at].returns = returns;
+        }
+        let callees: HashSet<Key> = program
+            .bodies
+            .iter()
+            .flat_map(|body| body.calls.iter().map(|call| call.callee))
+            .collect();
+        for callee in callees {
+            if let Key::Local(at) = callee {
+                program.bodies[at as usize].is_called = true;
+            }
         }
         program
     }
@@ -146,6 +158,9 @@ impl<'f> Program<'f> {
             .iter()
             .filter_map(|at| Some((self.bodies.get(*at as usize)?.entry, *at)))
             .collect();
+        if wanted.is_empty() {
+            return HashSet::new();
+        }
         let mut taken: HashSet<u32> = HashSet::new();
         for section in self.elf.sections() {
             let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
@@ -201,17 +216,28 @@ fn taken_address(instruction: &Instruction) -> Option<u64> {
 }
 
 fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
+    // What debug info leaves out where a function is a copy for some callers only.
+    let mangled: HashMap<u64, &str> = elf
+        .symbols()
+        .filter(|symbol| symbol.is_function() && symbol.name.starts_with("_Z"))
+        .map(|symbol| (symbol.address, without_suffix(symbol.name)))
+        .collect();
+    let linkage_name = |function: &'f Function| match mangled.get(&function.entry) {
+        Some(symbol) if !function.linkage_name.starts_with('_') => *symbol,
+        _ => &function.linkage_name,
+    };
     let mut bodies: Vec<Body<'f>> = facts
         .functions
         .iter()
         .map(|function| Body {
             name: &function.name,
-            linkage_name: &function.linkage_name,
+            linkage_name: linkage_name(function),
             entry: function.entry,
             ranges: function.ranges.clone(),
             function: function.has_dwarf.then_some(function),
             calls: Vec::new(),
             returns: true,
+            is_called: false,
         })
         .collect();
     let plain = |name, start, end| Body {
@@ -222,12 +248,32 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         function: None,
         calls: Vec::new(),
         returns: true,
+        is_called: false,
     };
-    let known: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut known: HashMap<u64, usize> = HashMap::new();
+    for (at, body) in bodies.iter().enumerate() {
+        known.entry(body.entry).or_insert(at);
+    }
     for symbol in elf.symbols() {
-        if symbol.is_function() && symbol.size > 0 && !known.contains(&symbol.address) {
-            let end = symbol.address.saturating_add(symbol.size);
-            bodies.push(plain(symbol.name, symbol.address, end));
+        if !symbol.is_function() || symbol.size == 0 {
+            continue;
+        }
+        match known.get(&symbol.address) {
+            None => {
+                let end = symbol.address.saturating_add(symbol.size);
+                known.insert(symbol.address, bodies.len());
+                bodies.push(plain(symbol.name, symbol.address, end));
+            }
+            // Of several names the one that says most: debug info of libc states that of the alias for calls from within.
+            Some(at) => {
+                let body = &mut bodies[*at];
+                if body.linkage_name != symbol.name
+                    && model::row(body.linkage_name).is_none()
+                    && model::row(symbol.name).is_some()
+                {
+                    body.linkage_name = symbol.name;
+                }
+            }
         }
     }
     let mut covered: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();
@@ -243,6 +289,15 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         }
     }
     bodies
+}
+
+/// The name of the function that a symbol is a copy of, with some parameters known or left out.
+fn without_suffix(name: &str) -> &str {
+    let copy = [".constprop.", ".isra."]
+        .iter()
+        .filter_map(|mark| name.find(mark))
+        .min();
+    copy.map_or(name, |at| &name[..at])
 }
 
 /// Decodes all pieces of a function, in order.

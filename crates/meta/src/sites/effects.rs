@@ -1,15 +1,15 @@
 //! *What do calls do, and what do stores, variables and returns show of an allocation?*
 
+use super::allocators::Allocator;
 use super::calls::Key;
 use super::cpp::is_constructor;
 use super::flow::{Interpreter, Met, Observation, Seen};
-use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
-use super::parameters::parameters;
+use super::memory::{Address, frame_offset};
+use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
+use super::parameters::{in_registers, parameters};
 use super::state::{ARGUMENTS, RESULT, State, dwarf};
-use super::step::{Address, frame_offset};
 use super::typing::Pointee;
 use super::value::{OriginSet, Value};
-use super::wrappers::Allocator;
 use iced_x86::{Instruction, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -38,10 +38,12 @@ impl<'f> Interpreter<'_, 'f> {
                 self.escaped.insert(slot);
             }
         }
-        if self.recording
-            && let Some(callee) = listed
-        {
-            self.observe_arguments(callee, &arguments, at);
+        if self.recording {
+            match (listed, through) {
+                (Some(callee), _) => self.observe_arguments(callee, &arguments, at),
+                (None, Some(function)) => self.observe_through(function, &arguments, at),
+                (None, None) => {}
+            }
         }
         let allocators = self.allocators;
         let allocator = callee.and_then(|callee| Some((callee, allocators.get(callee)?)));
@@ -101,7 +103,11 @@ impl<'f> Interpreter<'_, 'f> {
     }
 
     /// The function type that an indirect call goes through.
-    fn function_type(&mut self, instruction: &Instruction, state: &State) -> Option<TypeIndex> {
+    pub(super) fn function_type(
+        &mut self,
+        instruction: &Instruction,
+        state: &State,
+    ) -> Option<TypeIndex> {
         let value = self.read(instruction, 0, state);
         let object = self.object_of(value, state, instruction.ip()).or_else(|| {
             let register = super::state::general(instruction.op0_register())?;
@@ -112,16 +118,6 @@ impl<'f> Interpreter<'_, 'f> {
             (target, 0) if self.types.get(target)?.kind == TypeKind::Function => Some(target),
             _ => None,
         }
-    }
-
-    /// The allocation function an indirect call or jump may reach, by its type.
-    pub(super) fn callee_through(
-        &mut self,
-        instruction: &Instruction,
-        state: &State,
-    ) -> Option<Key> {
-        let function = self.function_type(instruction, state)?;
-        self.allocators.of_signature(self.types, function)
     }
 
     fn variable_in(&self, register: usize, at: u64) -> Option<(TypeIndex, i64)> {
@@ -231,6 +227,13 @@ impl<'f> Interpreter<'_, 'f> {
         }
         let program = self.program;
         let Some(body) = program.body(callee) else {
+            let name = program.name(callee);
+            if let (Some(origins), Some(text)) = (Self::start_of(arguments[0]), self.types.text())
+                && WRITE_TEXT.contains(&name)
+            {
+                let text = [Pointee::Type(text)];
+                self.note_each(origins, Witness::Parameter, &text, at, name);
+            }
             return;
         };
         let known = parameters(body, self.types);
@@ -245,6 +248,22 @@ impl<'f> Interpreter<'_, 'f> {
                 };
                 let what = format!("{}({})", body.name, parameter.name);
                 self.note_each(origins, witness, &[pointee], at, &what);
+            }
+        }
+    }
+
+    /// The arguments of a call through a pointer to a function of known type.
+    fn observe_through(&mut self, function: TypeIndex, arguments: &[Value; 6], at: u64) {
+        let Some(entry) = self.types.get(function) else {
+            return;
+        };
+        let declared = entry.members.iter().map(|member| member.r#type);
+        let by_register = in_registers(declared, entry.target, self.types);
+        for (value, parameter) in arguments.iter().zip(by_register) {
+            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+                && let Some(pointee) = self.types.pointee(parameter)
+            {
+                self.note_each(origins, Witness::Parameter, &[pointee], at, "");
             }
         }
     }

@@ -8,13 +8,13 @@
 //! Blocks that nothing is seen to jump to are the targets of jump tables, or landing pads: the
 //! former take the merged state of all indirect jumps, the latter a state that knows the frame only.
 
+use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
 use super::state::{SP, State};
 use super::typing::Types;
 use super::value::{Origins, Value};
-use super::wrappers::Allocators;
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
@@ -221,13 +221,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             .map(|state| state.registers[SP])
             .next_back();
         for block in 0..self.starts.len() {
-            let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
-            let calls = self
-                .body
-                .calls
-                .iter()
-                .any(|call| (self.starts[block]..end).contains(&call.address));
-            if states[block].is_none() && calls {
+            if states[block].is_none() && self.has_call(block) {
                 let mut state = State::at_entry();
                 state.registers[SP] = frame.unwrap_or_default();
                 states[block] = Some(state);
@@ -235,6 +229,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 self.solve(work, states, visits, tables);
             }
         }
+    }
+
+    fn has_call(&self, block: usize) -> bool {
+        let (start, calls) = (self.starts[block], &self.body.calls);
+        let next = calls.partition_point(|call| call.address < start);
+        let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
+        calls.get(next).is_some_and(|call| call.address < end)
     }
 
     fn solve(
@@ -501,12 +502,12 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         None
     }
 
-    /// An indirect jump: a tail call where the callee is known, a jump table otherwise.
+    /// An indirect jump: a tail call where the callee or its type is known, a jump table otherwise.
     fn indirect_tail(&mut self, instruction: &Instruction, state: &mut State) -> bool {
         let known = self
             .callee_at(instruction.ip())
             .is_some_and(|key| key != Key::Indirect)
-            || self.callee_through(instruction, state).is_some();
+            || self.function_type(instruction, state).is_some();
         if known {
             self.call(instruction, state, true);
         }

@@ -1,6 +1,8 @@
 //! Each row is a program with one hazard, compiled with gcc at several levels; the comment on a line
 //! states what the allocations on that line must be found to be.
 
+mod conventions;
+
 use super::{Options, Site, infer, spelled};
 use crate::debug_files::DebugFiles;
 use crate::dwarf::read_facts;
@@ -57,8 +59,12 @@ fn compile(folder: &Path, name: &str, compiler: &str, level: &str, source: &str)
 }
 
 fn check_with(name: &str, compiler: &str, source: &str, options: &Options) {
+    check_at(&LEVELS, name, compiler, source, options);
+}
+
+fn check_at(levels: &[&str], name: &str, compiler: &str, source: &str, options: &Options) {
     let folder = tempfile::tempdir().expect("a folder");
-    for level in LEVELS {
+    for level in levels {
         let elf = compile(folder.path(), name, compiler, level, source);
         let facts = read_facts(&elf, &DebugFiles::inside(&elf));
         let found = infer(&elf, &facts, options);
@@ -375,7 +381,7 @@ fn sizeof_in_source() {
             slots[5] = malloc(n); //= opaque
         }}
         void hidden(void) {{
-            slots[5] = NEW(struct pair); //= opaque
+            slots[5] = NEW(struct pair); //= Whole struct pair
         }}"
     );
     check_with("sizeof_in_source.c", "gcc", &source, &Options::default());
@@ -396,6 +402,23 @@ fn pool_of_slots() {
                 pool->free = s;
                 s = (struct slot *)((char *)s + size);
             }
+        }",
+    );
+}
+
+/// Debug info states one name of a function, its symbols others, as in libc.
+#[test]
+fn another_name() {
+    check(
+        "another_name.c",
+        "static __attribute__((noinline, noclone)) char *inner(const char *s, size_t n) {
+            char *p = malloc(100);
+            return p ? memcpy(p, s, n) : p;
+        }
+        char *strndup(const char *, size_t) __attribute__((alias(\"inner\")));
+        char *kept;
+        void keep(const char *s, size_t n) {
+            kept = inner(s, n); //= Characters char
         }",
     );
 }

@@ -1,0 +1,120 @@
+//! *Are a declared pool's blocks allocations of their own?* — counted once each, typed, gone when they are given back or their chunk is, and what
+//! an address in them lies in.
+
+mod harness;
+
+use harness::{Running, pointee};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+const POOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/pools");
+
+fn build() -> (TempDir, PathBuf) {
+    let folder = TempDir::new().expect("a folder");
+    let program = folder.path().join("program");
+    let status = Command::new("gcc")
+        .args(["-g", "-O1", "-w", "-o"])
+        .arg(&program)
+        .arg(Path::new(POOLS).join("pools.c"))
+        .status();
+    assert!(status.expect("gcc runs").success());
+    (folder, program)
+}
+
+fn configured() -> Command {
+    let mut command = pointee();
+    command
+        .arg("--config")
+        .arg(Path::new(POOLS).join("pointee.toml"));
+    command
+}
+
+fn run(program: &Path, folder: &Path, wrong: bool) -> Value {
+    let file = folder.join("report.json");
+    let mut command = configured();
+    if wrong {
+        command.env("WRONG", "1");
+    }
+    let status = command
+        .args(["run", "--format", "json", "--report"])
+        .arg(&file)
+        .arg("--")
+        .arg(program)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    assert!(wrong || status.expect("runs").success());
+    let text = std::fs::read(&file).expect("a report");
+    let reports: Value = serde_json::from_slice(&text).expect("JSON");
+    reports[0].clone()
+}
+
+#[test]
+fn each_block_is_counted_once_and_goes_with_its_chunk() {
+    let (folder, program) = build();
+    let report = run(&program, folder.path(), false);
+    let count = |allocator: &str, r#type: &str, field: &str| -> u64 {
+        let sites = report["sites"].as_array().expect("a list");
+        let those = sites
+            .iter()
+            .filter(|site| site["allocator"] == allocator && site["type"] == r#type);
+        those
+            .map(|site| site[field].as_u64().expect("a number"))
+            .sum()
+    };
+    let rows = [
+        ("pool_alloc of program", "struct leaf", 700, 200),
+        ("slot_alloc of program", "struct slot", 100, 25),
+        ("malloc of libc.so.6", "struct chunk", 6, 2),
+    ];
+    for (allocator, r#type, allocations, live) in rows {
+        let found = (
+            count(allocator, r#type, "allocations"),
+            count(allocator, r#type, "live"),
+        );
+        assert_eq!(found, (allocations, live), "{allocator} {type}: {report:#}");
+    }
+    assert_eq!(report["wrong_frees"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn an_address_is_told_with_the_block_and_the_chunk_around_it() {
+    let (_folder, program) = build();
+    let config = Path::new(POOLS).join("pointee.toml");
+    let running = Running::start_configured(&config, &program);
+    let addresses: Vec<&str> = running.line.split_whitespace().collect();
+    let output = configured()
+        .args(["what", "--format", "json", &running.pid.to_string()])
+        .args(&addresses)
+        .output()
+        .expect("runs");
+    let answers: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    running.finish();
+    let rows = [
+        ("struct leaf", "struct leaf.name[0]", 4016),
+        ("struct leaf[]", "struct leaf[1].name[0]", 4016),
+        ("struct slot", "struct slot.next", 1024),
+    ];
+    for ((r#type, field, around), answer) in
+        rows.into_iter().zip(answers.as_array().expect("a list"))
+    {
+        assert_eq!(answer["kind"], "heap", "{answer:#}");
+        assert_eq!(answer["type"], r#type, "{answer:#}");
+        assert_eq!(answer["field"], field, "{answer:#}");
+        assert_eq!(answer["chain"][0]["kind"], "block", "{answer:#}");
+        assert_eq!(answer["chain"][0]["size"], around, "{answer:#}");
+    }
+}
+
+#[test]
+fn a_block_of_a_pool_that_is_freed_otherwise_is_reported() {
+    let (folder, program) = build();
+    let report = run(&program, folder.path(), true);
+    let row = &report["wrong_frees"][0];
+    assert_eq!(row["allocated_by"], "slot_alloc of program", "{report:#}");
+    assert_eq!(row["freed_by"], "free of libc.so.6", "{report:#}");
+    assert_eq!(row["to_be_freed_by"], "slot_free of program", "{report:#}");
+    assert_eq!(row["freed_at"][0]["function"], "main", "{report:#}");
+}

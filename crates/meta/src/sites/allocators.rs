@@ -1,0 +1,205 @@
+//! *Which functions of the file allocate, as far as is known by now?*
+//!
+//! The roots by name, what the configuration declares, and the wrappers that are found round by round.
+
+use super::calls::{Key, Program};
+use super::identity;
+use super::model::{self, Makes, Size};
+use super::typing::Types;
+use super::value::{ANYWHERE, Value, offset_parameter};
+use crate::config::Declared;
+use crate::facts::{Facts, Global};
+use pointee_model::evidence::Role;
+use pointee_model::image::TypeIndex;
+use std::collections::HashMap;
+use std::sync::RwLock;
+
+/// One allocation function: a root or a wrapper.
+#[derive(Clone, Debug)]
+pub(super) struct Allocator {
+    pub(super) size: Size,
+    /// The argument that is the old block.
+    pub(super) old: Option<u8>,
+    /// The argument through which the result is stored.
+    pub(super) out: Option<u8>,
+    pub(super) makes: Makes,
+    /// What a wrapper's result points to, when that is not `void`.
+    pub(super) base: Option<TypeIndex>,
+    /// Where in the block the result points; not 0 when the wrapper keeps a header before it.
+    pub(super) offset: i64,
+    /// Bytes that the wrapper keeps for itself before what it hands out; callers know nothing of them.
+    pub(super) header: i64,
+    /// Whether the result is the block. A collection keeps it where nobody follows.
+    pub(super) returns_it: bool,
+    /// What a function of a generic collection stores, and in what role.
+    pub(super) stores: Option<(TypeIndex, Role)>,
+    /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
+    pub(super) element: bool,
+}
+
+impl Allocator {
+    /// One that the configuration names.
+    fn declared(declared: &Declared) -> Self {
+        Self {
+            size: declared.size,
+            old: declared.old,
+            out: None,
+            makes: Makes::Whatever,
+            base: None,
+            offset: 0,
+            header: 0,
+            returns_it: true,
+            stores: None,
+            element: false,
+        }
+    }
+
+    /// Where in the block the result of a call with these arguments points.
+    pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
+        match offset_parameter(self.offset) {
+            // What is seen of one element holds for the array.
+            _ if self.element => 0,
+            Some(index) => match arguments[usize::from(index) % 6] {
+                Value::Constant(offset) => offset,
+                _ => ANYWHERE,
+            },
+            None => self.offset,
+        }
+    }
+}
+
+/// All allocation functions of the file and what the interpreter must know beside them.
+pub(super) struct Allocators<'f> {
+    pub(super) by_key: HashMap<Key, Allocator>,
+    pub(super) by_signature: HashMap<Vec<TypeIndex>, Key>,
+    /// At link-time addresses, in order of these.
+    globals: &'f [Global],
+    identities: RwLock<HashMap<Key, Option<u8>>>,
+}
+impl<'f> Allocators<'f> {
+    pub(super) fn roots(program: &Program<'_>, facts: &'f Facts, declared: &[Declared]) -> Self {
+        let imports = (0..)
+            .zip(&program.imports)
+            .map(|(at, name)| (Key::Import(at), *name));
+        let locals = (0..)
+            .zip(&program.bodies)
+            .map(|(at, body)| (Key::Local(at), body.linkage_name));
+        let by_key = imports
+            .chain(locals)
+            .filter_map(|(key, name)| {
+                let Some(row) = model::row(name) else {
+                    let declared = declared.iter().rev().find(|declared| declared.is(name))?;
+                    return Some((key, Allocator::declared(declared)));
+                };
+                Some((
+                    key,
+                    Allocator {
+                        size: row.size,
+                        old: row.old,
+                        out: row.out,
+                        makes: row.makes,
+                        base: None,
+                        offset: 0,
+                        header: 0,
+                        returns_it: row.out.is_none() && !model::is_string_member(name),
+                        stores: None,
+                        element: false,
+                    },
+                ))
+            })
+            .collect();
+        Self {
+            by_key,
+            by_signature: HashMap::new(),
+            globals: fixed(&facts.globals),
+            identities: RwLock::new(HashMap::new()),
+        }
+    }
+
+    pub(super) fn get(&self, key: Key) -> Option<&Allocator> {
+        self.by_key.get(&key)
+    }
+
+    pub(super) fn insert(&mut self, key: Key, allocator: Allocator) {
+        self.by_key.insert(key, allocator);
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        self.by_key.remove(&key);
+    }
+
+    /// The functions of this file that hand out memory of a size they are given.
+    pub(super) fn local_roots(&self) -> Vec<u32> {
+        let roots = self.by_key.iter().filter_map(|(key, known)| match key {
+            Key::Local(at) if known.returns_it && known.makes == Makes::Whatever => Some(*at),
+            _ => None,
+        });
+        roots.collect()
+    }
+
+    /// The allocation function, among those whose address is taken, of a function type.
+    pub(super) fn of_signature(&self, types: &Types<'_>, function: TypeIndex) -> Option<Key> {
+        if self.by_signature.is_empty() {
+            return None;
+        }
+        let entry = types.get(function)?;
+        let parameters = entry.members.iter().map(|member| member.r#type);
+        self.by_signature
+            .get(&signature(types, entry.target, parameters))
+            .copied()
+    }
+
+    /// The argument that a small function returns unchanged.
+    pub(super) fn returned_argument(&self, program: &Program<'_>, callee: Key) -> Option<u8> {
+        if let Ok(known) = self.identities.read()
+            && let Some(argument) = known.get(&callee)
+        {
+            return *argument;
+        }
+        let argument = program
+            .body(callee)
+            .and_then(|body| identity::returned_argument(program.elf, body));
+        if let Ok(mut known) = self.identities.write() {
+            known.insert(callee, argument);
+        }
+        argument
+    }
+
+    fn global(&self, address: u64) -> Option<&Global> {
+        let after = self
+            .globals
+            .partition_point(|global| global.address <= address);
+        let global = self.globals.get(after.checked_sub(1)?)?;
+        (address.checked_sub(global.address)? < global.size.max(1)).then_some(global)
+    }
+
+    /// Type and offset in it of the global that `address` lies in.
+    pub(super) fn global_at(&self, address: u64) -> Option<(TypeIndex, i64)> {
+        let global = self.global(address)?;
+        Some((
+            global.r#type?,
+            i64::try_from(address - global.address).ok()?,
+        ))
+    }
+
+    pub(super) fn global_name(&self, address: u64) -> String {
+        self.global(address)
+            .map_or_else(String::new, |global| global.name.clone())
+    }
+}
+
+/// The globals that are not thread-local; those come last.
+fn fixed(globals: &[Global]) -> &[Global] {
+    &globals[..globals.partition_point(|global| !global.thread_local)]
+}
+/// What tells the type of a function from others: its result and its parameters.
+pub(super) fn signature(
+    types: &Types<'_>,
+    result: Option<TypeIndex>,
+    parameters: impl Iterator<Item = TypeIndex>,
+) -> Vec<TypeIndex> {
+    let result = result.map_or(TypeIndex::MAX, |result| types.strip(result));
+    std::iter::once(result)
+        .chain(parameters.map(|parameter| types.strip(parameter)))
+        .collect()
+}

@@ -1,0 +1,249 @@
+//! *What do the callers of one function get of one of its allocations?*
+//!
+//! The rules by which a function that hands out a block is a wrapper, given how it came by the size and what
+//! the block is seen as in it.
+
+use super::allocators::Allocator;
+use super::calls::Body;
+use super::flow::{Met, Outcome, Seen};
+use super::model::{Makes, Size};
+use super::parameters::parameters;
+use super::typing::{Pointee, Types};
+use super::value::{Computed, Value};
+use super::verdict::Request;
+use crate::facts::Function;
+use pointee_model::evidence::Witness;
+use pointee_model::image::{TypeIndex, TypeKind};
+
+/// Whether [`hands_through`] or [`hands_out`] may say something of a function with these parameters and this result, whatever it
+/// does: `false` is certain.
+pub(super) fn may_hand_on(types: &Types<'_>, body: &Body<'_>, function: &Function) -> bool {
+    let is_untyped_place = |r#type: TypeIndex| match types.pointee(r#type) {
+        Some(Pointee::Type(target)) => types.pointee(target) == Some(Pointee::Void),
+        _ => false,
+    };
+    let registers = parameters(body, types).by_register;
+    let mut given = registers.into_iter().flatten();
+    if given.any(|parameter| is_untyped_place(parameter.r#type)) {
+        return true;
+    }
+    match function.result.and_then(|result| types.pointee(result)) {
+        None => false,
+        Some(Pointee::Void) => true,
+        Some(Pointee::Type(target)) => types.is_character(target) || is_record(types, target),
+    }
+}
+
+fn is_record(types: &Types<'_>, at: TypeIndex) -> bool {
+    types.get(at).is_some_and(|entry| {
+        matches!(
+            entry.kind,
+            TypeKind::Struct | TypeKind::Class | TypeKind::Union
+        )
+    })
+}
+
+/// What callers get from a function that stores an allocation of a size they ask for where a parameter
+/// of type `void **` points.
+pub(super) fn hands_through(
+    types: &Types<'_>,
+    body: &Body<'_>,
+    met: &Met,
+    outcome: &Outcome,
+) -> Option<Allocator> {
+    let (_, index) = *outcome.handed.iter().find(|(call, _)| *call == met.call)?;
+    let size = size_rule(met);
+    let parameter = parameters(body, types)
+        .by_register
+        .get(usize::from(index))
+        .copied()??;
+    let Some(Pointee::Type(target)) = types.pointee(parameter.r#type) else {
+        return None;
+    };
+    let untyped = types.pointee(target) == Some(Pointee::Void);
+    (untyped && size != Size::Unknown).then_some(Allocator {
+        size,
+        old: None,
+        out: Some(index),
+        makes: Makes::Whatever,
+        base: None,
+        offset: 0,
+        header: 0,
+        returns_it: false,
+        stores: None,
+        element: false,
+    })
+}
+
+/// What callers get from a function that returns an allocation, `offset` bytes into it.
+pub(super) fn hands_out(
+    types: &Types<'_>,
+    body: &Body<'_>,
+    callee: &Allocator,
+    met: &Met,
+    offset: i64,
+    result: Option<Option<Pointee>>,
+    outcome: &Outcome,
+) -> Option<Allocator> {
+    let size = size_rule(met);
+    let behind = behind_header(size, offset);
+    let old = callee
+        .old
+        .and_then(|old| match met.arguments[usize::from(old) % 6] {
+            Value::Parameter { index, offset: at } if at == 0 || (behind && at == -offset) => {
+                Some(index)
+            }
+            _ => None,
+        });
+    let allocator = |size, base| Allocator {
+        size,
+        old,
+        out: None,
+        makes: Makes::Whatever,
+        base,
+        offset: 0,
+        header: 0,
+        returns_it: true,
+        stores: None,
+        element: false,
+    };
+    let passes_on = matches!(
+        size,
+        Size::Argument {
+            scale: 1,
+            add: 0,
+            ..
+        } | Size::Product(..)
+    );
+    if callee.makes == Makes::Characters {
+        if body.function.is_none() {
+            let copied = matches!(met.arguments[0], Value::Parameter { offset: 0, .. });
+            return copied.then(|| Allocator {
+                makes: Makes::Characters,
+                ..allocator(Size::Unknown, None)
+            });
+        }
+        let from_parameter = met.arguments.iter().any(|value| {
+            matches!(value, Value::Parameter { index, offset: 0 }
+                if is_string(types, body, *index))
+        });
+        return from_parameter.then(|| Allocator {
+            makes: Makes::Characters,
+            ..allocator(Size::Unknown, None)
+        });
+    }
+    if callee.makes != Makes::Whatever {
+        return None;
+    }
+    let seen_as = |character: bool| {
+        outcome.observations.iter().any(|seen| {
+            seen.call == met.call
+                && seen.witness != Witness::Result
+                && seen.witness != Witness::Reallocated
+                && matches!(&seen.seen, Seen::Types(list)
+                    if list.iter().any(|at| types.is_character(*at) == character))
+        })
+    };
+    let (typed, bytes) = (seen_as(false), seen_as(true));
+    match result {
+        // No debug info: only a plain hand-through is taken for a wrapper, rounded at most.
+        None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
+        Some(Some(Pointee::Void)) => match size {
+            _ if passes_on || behind => Some(allocator(size, None)),
+            _ if typed || bytes => None,
+            // Whoever calls it, no caller's code is seen that could tell more.
+            Size::Unknown if !body.is_called => None,
+            _ => Some(allocator(size, None)),
+        },
+        Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
+            Size::Argument { scale: 1, .. } | Size::Product(..) => {
+                Some(allocator(size, Some(target)))
+            }
+            // A copy of a string parameter: the size is its length.
+            Size::Derived(mask)
+                if !typed && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
+            {
+                Some(Allocator {
+                    makes: Makes::Characters,
+                    ..allocator(Size::Unknown, None)
+                })
+            }
+            _ => None,
+        },
+        Some(Some(Pointee::Type(target))) => {
+            let record = is_record(types, target);
+            let request = Request::of(met, false);
+            // Of a size that is kept somewhere, as in the description of a class.
+            let kept = (request.total, request.unit) == (None, None)
+                && Some(request.head) < types.size(target);
+            let untyped = callee.base.is_none() && callee.old.is_none();
+            let makes_derived = || untyped && kept && types.is_base(target);
+            (record && !matches!(size, Size::Product(..)) && (passes_on || makes_derived()))
+                .then(|| allocator(size, Some(target)))
+        }
+        Some(None) => None,
+    }
+}
+
+/// Whether a wrapper asks for so many bytes more than its caller and hands out what lies behind them.
+pub(super) fn behind_header(size: Size, offset: i64) -> bool {
+    matches!(size, Size::Argument { scale: 1, add, .. } if offset > 0 && add >= offset)
+}
+
+/// Whether a size is one parameter, perhaps rounded or replaced where it is 0.
+fn is_one_parameter(size: Value) -> bool {
+    matches!(size, Value::Linear { from, scale: 1, add: 0, .. } if from.count_ones() == 1)
+}
+
+fn is_string(types: &Types<'_>, body: &Body<'_>, index: u8) -> bool {
+    let known = parameters(body, types);
+    known
+        .by_register
+        .get(usize::from(index))
+        .and_then(Option::as_ref)
+        .is_some_and(|parameter| {
+            matches!(types.pointee(parameter.r#type), Some(Pointee::Type(target))
+                if types.is_character(target))
+        })
+}
+
+/// The size of an allocation in terms of the function's own parameters.
+fn size_rule(met: &Met) -> Size {
+    if let Some((
+        Value::Parameter {
+            index: a,
+            offset: 0,
+        },
+        Value::Parameter {
+            index: b,
+            offset: 0,
+        },
+    )) = met.factors
+    {
+        return Size::Product(a, b);
+    }
+    match met.size {
+        Value::Parameter { index, offset } => Size::Argument {
+            index,
+            scale: 1,
+            add: offset,
+        },
+        Value::Linear {
+            from,
+            x: Computed::Exactly | Computed::Nearly,
+            scale,
+            add,
+        } if from.count_ones() == 1 => Size::Argument {
+            index: from.trailing_zeros() as u8,
+            scale,
+            add,
+        },
+        Value::Product(a, b) => Size::Product(a, b),
+        value if value.from() != 0 => Size::Derived(value.from()),
+        _ => met
+            .factors
+            .map(|(a, b)| a.from() | b.from())
+            .filter(|mask| *mask != 0)
+            .map_or(Size::Unknown, Size::Derived),
+    }
+}

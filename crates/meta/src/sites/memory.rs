@@ -1,0 +1,263 @@
+//! *What lies at an address, and what do loads and stores of it do?*
+
+use super::flow::Interpreter;
+use super::state::{State, dwarf, from_dwarf, general};
+use super::typing::Pointee;
+use super::value::{Value, is_number};
+use crate::elf::Callee;
+use iced_x86::{Instruction, Register};
+use pointee_model::image::TypeIndex;
+
+/// A memory operand.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    pub(super) value: Value,
+    /// The base register, if it is a general one.
+    pub(super) base: Option<usize>,
+    pub(super) displacement: i64,
+    pub(super) indexed: bool,
+}
+
+impl<'f> Interpreter<'_, 'f> {
+    /// The memory operand of an instruction.
+    pub(super) fn address(&self, instruction: &Instruction, state: &State) -> Address {
+        if instruction.is_ip_rel_memory_operand() {
+            return Address {
+                value: Value::Global(instruction.ip_rel_memory_address()),
+                base: None,
+                displacement: 0,
+                indexed: false,
+            };
+        }
+        let mut base = general(instruction.memory_base());
+        let mut index = general(instruction.memory_index());
+        let displacement = instruction.memory_displacement64() as i64;
+        let value = |register: Option<usize>| register.map(|at| state.registers[at]);
+        let scale = i64::from(instruction.memory_index_scale());
+        let is_pointer = |value: Option<Value>| {
+            value.is_some_and(|value| value != Value::Unknown && !value.is_scalar())
+        };
+        if scale == 1 && is_pointer(value(index)) && !is_pointer(value(base)) {
+            std::mem::swap(&mut base, &mut index);
+        }
+        let segmented = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+        let start = match value(base) {
+            _ if segmented => Value::Unknown,
+            Some(value) => value,
+            None if instruction.memory_base() == Register::None => Value::Constant(0),
+            None => Value::Unknown,
+        };
+        let sum = match value(index) {
+            Some(number) if base == index && start.is_number() => number.times(scale + 1),
+            Some(index) => start.plus(index.times(scale)),
+            None => start,
+        };
+        Address {
+            value: sum.offset(displacement),
+            base: base.filter(|_| !segmented),
+            displacement,
+            indexed: index.is_some(),
+        }
+    }
+
+    /// The value of an address, by debug info where the state does not know the base.
+    pub(super) fn address_value(&self, address: &Address, at: u64) -> Value {
+        match address.value {
+            Value::Unknown | Value::Linear { .. } if !address.indexed => self
+                .variable_target(address, at)
+                .map_or(address.value, |(target, offset)| Value::Typed {
+                    target,
+                    offset,
+                }),
+            value => value,
+        }
+    }
+
+    fn variable_target(&self, address: &Address, at: u64) -> Option<(TypeIndex, i64)> {
+        self.variable_targets(address, at).next()
+    }
+
+    /// What the variables in the base register point to.
+    fn variable_targets(
+        &self,
+        address: &Address,
+        at: u64,
+    ) -> impl Iterator<Item = (TypeIndex, i64)> {
+        let register = address.base.map_or(usize::MAX, dwarf);
+        let displacement = address.displacement;
+        self.places
+            .in_register(register, at)
+            .filter_map(move |hit| match self.types.pointee(hit.r#type)? {
+                // The variable's value is register + offset, so the register is that much before.
+                Pointee::Type(target) => Some((target, displacement - hit.offset)),
+                Pointee::Void => None,
+            })
+    }
+
+    /// The object that a variable in the base register points to, if the address lies in it.
+    pub(super) fn variable_object(&self, address: &Address, at: u64) -> Option<(TypeIndex, i64)> {
+        self.variable_targets(address, at).find(|(target, offset)| {
+            let size = self.types.size(*target);
+            u64::try_from(*offset).is_ok_and(|offset| size.is_some_and(|size| offset < size))
+        })
+    }
+
+    /// The object that an address lies in, as far as types tell: its type and the offset in it. A
+    /// pointer to a base is also one to what is derived from it, so a type that ends before the
+    /// offset gives way to that of another variable in the register.
+    pub(super) fn object_at(
+        &self,
+        address: &Address,
+        state: &State,
+        at: u64,
+    ) -> Option<(TypeIndex, i64)> {
+        let fixed = matches!(address.value, Value::Stack(_) | Value::Global(_));
+        let variables = self.variable_targets(address, at).filter(|_| !fixed);
+        let mut first = None;
+        for (target, offset) in self
+            .object_of(address.value, state, at)
+            .into_iter()
+            .chain(variables)
+        {
+            let size = self
+                .types
+                .size(target)
+                .and_then(|size| i64::try_from(size).ok());
+            match size {
+                // With an index the base is an array of such objects.
+                Some(size) if size > 0 && address.indexed && offset >= size => {
+                    return Some((target, offset.rem_euclid(size)));
+                }
+                Some(size) if offset >= size || offset < 0 => {
+                    first = first.or(Some((target, offset)));
+                }
+                _ => return Some((target, offset)),
+            }
+        }
+        first
+    }
+
+    /// The object that a pointer's value points into.
+    pub(super) fn object_of(
+        &self,
+        value: Value,
+        state: &State,
+        at: u64,
+    ) -> Option<(TypeIndex, i64)> {
+        match value {
+            Value::Typed { target, offset } => Some((target, offset)),
+            Value::Parameter { index, offset } => {
+                let parameter = self
+                    .parameters
+                    .by_register
+                    .get(usize::from(index))?
+                    .as_ref()?;
+                match self.types.pointee(parameter.r#type)? {
+                    Pointee::Type(target) => Some((target, offset)),
+                    Pointee::Void => None,
+                }
+            }
+            Value::Allocated { origins, offset } if is_number(offset) => {
+                let mut hints = self
+                    .origins
+                    .calls(origins)
+                    .iter()
+                    .map(|call| self.hints.get(call));
+                let first = *hints.next()??;
+                hints
+                    .all(|hint| hint == Some(&first))
+                    .then_some((first, offset))
+            }
+            Value::Global(address) => self.global_at(address),
+            Value::Constant(address) if address > 0x1000 => self.global_at(address as u64),
+            Value::Stack(slot) => self
+                .places
+                .in_slot(slot, at, |register| frame_offset(state, register))
+                .first()
+                .map(|hit| (hit.r#type, hit.offset)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn load(&mut self, address: &Address, state: &State, at: u64) -> Value {
+        if let Value::Stack(slot) = address.value
+            && !address.indexed
+        {
+            let value = state.slot(slot);
+            if value != Value::Unknown {
+                return self.downcast(slot, value, state, at);
+            }
+        }
+        let Some((target, offset)) = self.object_at(address, state, at) else {
+            return self.linked(address);
+        };
+        match self.types.pointees_at(target, offset)[..] {
+            [Pointee::Type(target)] => Value::Typed { target, offset: 0 },
+            _ => Value::Unknown,
+        }
+    }
+
+    /// A pointer that was put into a variable of a derived type is read as that.
+    fn downcast(&self, slot: i64, value: Value, state: &State, at: u64) -> Value {
+        if !matches!(value, Value::Typed { .. } | Value::Parameter { .. }) {
+            return value;
+        }
+        let Some((base, 0)) = self.object_of(value, state, at) else {
+            return value;
+        };
+        self.places
+            .in_slot(slot, at, |register| frame_offset(state, register))
+            .iter()
+            .filter(|hit| hit.offset == 0)
+            .find_map(|hit| match self.types.pointee(hit.r#type)? {
+                Pointee::Type(target) if self.types.size(target) > self.types.size(base) => {
+                    Some(Value::Typed { target, offset: 0 })
+                }
+                _ => None,
+            })
+            .unwrap_or(value)
+    }
+
+    /// What a slot of the linkage table holds; the addresses of other files' globals are not known.
+    fn linked(&self, address: &Address) -> Value {
+        match address.value {
+            Value::Global(slot) if !address.indexed => match self.program.elf.got_target(slot) {
+                Some(Callee::Local(address)) => Value::Global(address),
+                _ => Value::Unknown,
+            },
+            _ => Value::Unknown,
+        }
+    }
+
+    pub(super) fn store(
+        &mut self,
+        address: &Address,
+        size: usize,
+        value: Value,
+        state: &mut State,
+        at: u64,
+    ) {
+        if let Value::Stack(slot) = address.value {
+            if !address.indexed {
+                let whole = size == 8 || (size == 4 && value.is_scalar());
+                state.set_slot(slot, size, if whole { value } else { Value::Unknown });
+                self.own_slot(slot, value, state, at);
+            }
+            return;
+        }
+        if let Value::Stack(slot) = value {
+            self.escaped.insert(slot);
+        }
+        if self.recording && size == 8 {
+            self.observe_store(address, value, state, at);
+        }
+    }
+}
+
+/// The frame offset a register (DWARF number) holds.
+pub(super) fn frame_offset(state: &State, register: u16) -> Option<i64> {
+    match state.registers[from_dwarf(register)?] {
+        Value::Stack(offset) => Some(offset),
+        _ => None,
+    }
+}
