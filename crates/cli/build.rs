@@ -4,6 +4,7 @@
 //! build is; it gets a target folder of its own, so that two builds do not wait for one lock.
 
 use std::env;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,6 +35,11 @@ fn main() {
     let to = out.join("libpointee.so");
     std::fs::copy(&built, &to)
         .unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(&to)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", to.display()))
+        .hash(&mut hasher);
+    println!("cargo:rustc-env=RUNTIME_HASH={:016x}", hasher.finish());
 }
 
 fn build(manifest: &Path, target: &Path) {

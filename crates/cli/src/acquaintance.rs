@@ -52,25 +52,34 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     let note = note.unwrap_or_default();
     let program = program.to_str().into_iter();
     let paths: Vec<&str> = note.lines().take(OBJECTS).chain(program).collect();
-    paths.into_par_iter().for_each(|path| {
-        let Ok(elf) = Elf::open(Path::new(path)) else {
-            return;
-        };
-        let id = elf.build_id();
-        if id.is_empty() {
-            return;
-        }
-        if let Some(image) = cache::cached(&elf, &options) {
-            let hex: String = id
-                .iter()
-                .take(20)
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            // A missing link only makes a walk longer.
-            let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
-        }
-    });
+    let introduce = |path: &&str| introduce_one(Path::new(path), &folder, &options);
+    if options.search.servers.urls.is_empty() {
+        // Threads would take longer to begin than this takes.
+        paths.iter().for_each(introduce);
+    } else {
+        paths.par_iter().for_each(introduce);
+    }
     folder
+}
+
+/// Links the image of one object, if it is up to date, into the session's `folder`.
+fn introduce_one(object: &Path, folder: &Path, options: &Options) {
+    let Ok(elf) = Elf::open(object) else {
+        return;
+    };
+    let id = elf.build_id();
+    if id.is_empty() {
+        return;
+    }
+    if let Some(image) = cache::cached(&elf, options) {
+        let hex: String = id
+            .iter()
+            .take(20)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        // A missing link only makes a walk longer.
+        let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
+    }
 }
 
 /// Some allocators the runtime does not find by itself: those that only a debug file names, and those that the configuration

@@ -86,25 +86,41 @@ impl ImageSource {
         there.map(|((path, _), _)| path.as_str()).collect()
     }
 
-    /// Loads those that are not known, on all cores.
+    /// Loads those that are not known, and makes those that are not there, on all cores.
     fn load<'m>(&mut self, modules: impl Iterator<Item = &'m ModuleInfo>) {
         let missing: BTreeSet<Key> = modules
             .map(key)
             .filter(|key| !self.known.contains_key(key))
             .collect();
-        if missing.is_empty() {
+        // Whether there is debug info for one must be asked of servers: that takes time, too.
+        let is_asked = !self.options.search.servers.urls.is_empty();
+        let mut to_make = Vec::new();
+        for key in missing {
+            let Some(elf) = file_of(&key, &self.kept) else {
+                let image = cached_by_id(&key.1, &self.options.places);
+                self.known.insert(key, image);
+                continue;
+            };
+            let existing = (!is_asked).then(|| cache::existing(&elf, &self.options));
+            match existing.flatten() {
+                Some(image) => _ = self.known.insert(key, Some(shared(image))),
+                None => to_make.push((key, elf)),
+            }
+        }
+        // Threads that find nothing to do take more time than what is there already.
+        if to_make.is_empty() {
             return;
         }
-        let progress = Progress::start(missing.len() as u64);
-        let (options, kept) = (&self.options, &self.kept);
-        let loaded: Vec<_> = missing
+        let progress = Progress::start(to_make.len() as u64);
+        let options = &self.options;
+        let made: Vec<_> = to_make
             .into_par_iter()
-            .map(|key| {
-                let image = load(&key, kept, options, &progress);
+            .map(|(key, elf)| {
+                let image = make(&key, &elf, options, &progress);
                 (key, image)
             })
             .collect();
-        self.known.extend(loaded);
+        self.known.extend(made);
     }
 }
 
@@ -112,13 +128,8 @@ fn key(module: &ModuleInfo) -> Key {
     (module.path.clone(), module.build_id.clone())
 }
 
-fn load(
-    (path, build_id): &Key,
-    kept: &[File],
-    options: &Options,
-    progress: &Progress,
-) -> Option<ImageBytes> {
-    let name = path.rsplit('/').next().unwrap_or(path);
+/// The file itself, by its path or as it was kept open.
+fn file_of((path, build_id): &Key, kept: &[File]) -> Option<Elf> {
     let is_it = |elf: &Elf| cut(elf.build_id()) == build_id.as_slice();
     // Only regular files: the path is what a process says it is.
     let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
@@ -127,16 +138,25 @@ fn load(
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         Elf::open(Path::new(&path)).ok().filter(is_it)
     };
-    let same = elf.filter(is_it).or_else(|| kept.iter().find_map(open));
-    let loaded = match same {
-        Some(elf) => cache::image_of(&elf, options, &|stage| progress.at(name, stage)).ok(),
-        None => None,
-    };
+    elf.filter(is_it).or_else(|| kept.iter().find_map(open))
+}
+
+fn make(
+    (path, build_id): &Key,
+    elf: &Elf,
+    options: &Options,
+    progress: &Progress,
+) -> Option<ImageBytes> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let made = cache::image_of(elf, options, &|stage| progress.at(name, stage));
     progress.one_more();
-    match loaded {
-        Some(loaded) => Some(std::sync::Arc::new(Owned(loaded))),
-        None => cached_by_id(build_id, &options.places),
-    }
+    made.map(shared)
+        .ok()
+        .or_else(|| cached_by_id(build_id, &options.places))
+}
+
+fn shared(image: LoadedImage) -> ImageBytes {
+    std::sync::Arc::new(Owned(image))
 }
 
 /// An index keeps the first 20 bytes of a build ID.

@@ -31,6 +31,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) cache: Option<&'a Path>,
     /// Whether descendants are recorded.
     pub(crate) follow: bool,
+    /// Whether single blocks are asked for after the end of their process.
+    pub(crate) blocks_outlive: bool,
     /// Whether the blocks at the highest point are wanted.
     pub(crate) peak: bool,
     /// The runtime's own path.
@@ -71,6 +73,9 @@ pub(crate) fn environment(
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
     }
+    if !handoff.blocks_outlive && may_be_private() {
+        fields.push((key::BLOCKS, OsStr::new("live")));
+    }
     if let Some(cache) = handoff.cache {
         fields.push((key::CACHE, cache.as_os_str()));
     }
@@ -91,6 +96,15 @@ pub(crate) fn environment(
     }
     environment.push(assignment(VARIABLE, OsString::from_vec(text)));
     environment
+}
+
+/// Whether part of an index may be private memory of its process: others of the user's processes may read that, and memory that
+/// is reserved and not used counts for nothing (Documentation/admin-guide/LSM/Yama.rst, admin-guide/sysctl/vm.rst).
+fn may_be_private() -> bool {
+    let setting = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let scope = setting("/proc/sys/kernel/yama/ptrace_scope");
+    let is_readable = matches!(scope.trim_end(), "" | "0") || nix::unistd::geteuid().is_root();
+    is_readable && setting("/proc/sys/vm/overcommit_memory").trim_end() != "2"
 }
 
 fn assignment(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> OsString {
@@ -235,6 +249,7 @@ mod tests {
             images: None,
             cache: None,
             follow: true,
+            blocks_outlive: true,
             peak: false,
             runtime: Path::new("/r.so"),
             probes: None,

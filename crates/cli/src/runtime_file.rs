@@ -7,8 +7,7 @@
 
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -45,9 +44,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
     if RUNTIME.is_empty() {
         bail!("this command was built without the runtime");
     }
-    let mut hasher = DefaultHasher::new();
-    RUNTIME.hash(&mut hasher);
-    let path = folder.join(format!("libpointee-{:016x}.so", hasher.finish()));
+    let path = folder.join(concat!("libpointee-", env!("RUNTIME_HASH"), ".so"));
     // LD_PRELOAD is split at colons and white space (ld.so(8)).
     if path.to_string_lossy().contains([':', ' ', '\t', '\n']) {
         bail!(
@@ -55,11 +52,28 @@ fn in_folder(folder: &Path) -> Result<PathBuf> {
             folder.display()
         );
     }
-    if fs::read(&path).is_ok_and(|there| there == RUNTIME) {
+    if fs::File::open(&path).is_ok_and(holds_runtime) {
         return Ok(path);
     }
     write(folder, &path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
+}
+
+/// Whether that is all a file holds. Read in parts: pages of memory for the whole would cost more than the comparison.
+fn holds_runtime(mut file: fs::File) -> bool {
+    let mut part = [0; 1 << 15];
+    let mut expected = RUNTIME;
+    loop {
+        match file.read(&mut part) {
+            Ok(0) => return expected.is_empty(),
+            Ok(len) => match expected.strip_prefix(&part[..len]) {
+                Some(rest) => expected = rest,
+                None => return false,
+            },
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Written beside and renamed: whoever looks sees all of it or nothing.

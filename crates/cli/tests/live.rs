@@ -325,3 +325,69 @@ fn every_subcommand_has_help_with_examples() {
         );
     }
 }
+
+/// Parent and child change what they shared: each says which block it freed, which it kept, and which it made.
+const FORKS: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include <sys/prctl.h>
+#include <signal.h>
+int main(void) {
+    char *first = malloc(100), *second = malloc(200);
+    int done[2];
+    if (pipe(done))
+        return 1;
+    pid_t child = fork();
+    free(child ? second : first);
+    char *own = malloc(3000);
+    if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (write(done[1], &own, sizeof own) < 0)
+            return 1;
+        for (;;)
+            pause();
+    }
+    char *childs;
+    if (read(done[0], &childs, sizeof childs) < 0)
+        return 1;
+    printf("%d %p %p %p %p\n", child, (void *)first, (void *)second, (void *)own, (void *)childs);
+    fflush(stdout);
+    int ended = getchar() == 'x';
+    kill(child, SIGKILL);
+    return ended;
+}
+"#;
+
+#[test]
+fn parent_and_child_each_answer_for_their_own_blocks() {
+    let (folder, program) = compile(FORKS, &[]);
+    let snapshot = folder.path().join("end.pointee");
+    // With a snapshot wanted the blocks lie in a file, else in the process's memory.
+    let ways: [&[&OsStr]; 2] = [&[], &["--snapshot".as_ref(), snapshot.as_ref()]];
+    for options in ways {
+        let running = Running::start(options, &program);
+        let mut words = running.line.split_whitespace();
+        let child = words.next().expect("a process").to_owned();
+        let addresses: Vec<&str> = words.collect();
+        let [first, second, own, childs] = addresses.as_slice() else {
+            panic!("{}", running.line)
+        };
+        let parent = running.pid.to_string();
+        let rows = [
+            (&parent, first, Some(100)),
+            (&parent, second, None),
+            (&parent, own, Some(3000)),
+            (&child, first, None),
+            (&child, second, Some(200)),
+            (&child, childs, Some(3000)),
+        ];
+        for (process, address, size) in rows {
+            let answer = json(&["what".as_ref(), process.as_ref(), address.as_ref()]);
+            let answer = &answer[0];
+            let found = (answer["kind"] == "heap").then(|| &answer["size"]);
+            assert_eq!(found.and_then(Value::as_u64), size, "{answer:#}");
+        }
+        assert!(running.finish().success());
+    }
+}

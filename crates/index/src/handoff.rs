@@ -38,6 +38,8 @@ pub mod key {
     pub const PEAK: &str = "peak";
     /// `0`: children are not recorded and programs they become neither.
     pub const FOLLOW: &str = "follow";
+    /// `live`: nobody wants to know of single blocks after the process's end, so the tables may be private memory of it.
+    pub const BLOCKS: &str = "blocks";
     /// Path of the socket that placements are asked for at. Then probes are put in, and allocations not recorded.
     pub const PROBES: &str = "probes";
     /// Path of the runtime itself, to be preloaded again at exec.

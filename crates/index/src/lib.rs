@@ -1,7 +1,7 @@
 //! *Which allocation does this address lie in?* — world: hooks (`no_std`, no allocation, no blocking, no system call).
 //!
 //! The index is one region of memory that a watched process writes and anyone may read: mapped
-//! from a file that outlives the process, or private to it. Everything in it is addressed by
+//! from a file that outlives the process, or private to it, or the tables alone private to it. Everything in it is addressed by
 //! offsets from the region's start, so the same bytes are read in the process, from another one, or
 //! from a file on another machine.
 //!

@@ -40,6 +40,16 @@ pub trait Memory {
     }
 }
 
+impl<M: Memory> Memory for &M {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        (**self).read(offset, buffer)
+    }
+
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        (**self).next_touched(offset)
+    }
+}
+
 /// Why a region cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenError {
@@ -508,6 +518,12 @@ impl<M: Memory> Index<M> {
         let word = |at| read_u32(&self.memory, table + (granule + at) * 4);
         let size = words::size(first, |next| word(next).unwrap_or(0));
         (word(0) == Some(first)).then_some(size)
+    }
+
+    /// Whether the tables are memory of the process alone, and not in the file that it shares.
+    #[must_use]
+    pub fn has_private_tables(&self) -> bool {
+        self.header_u32(offset_of!(Header, private_tables)) != 0
     }
 
     fn table_of(&self, address: u64) -> Option<u64> {

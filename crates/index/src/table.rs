@@ -167,6 +167,20 @@ impl Writer {
         (owner < CHUNKS * 2).then_some(owner)
     }
 
+    /// Has the words of a block at `address` brought into the cache, for whoever will erase it.
+    #[inline(always)]
+    pub fn prefetch(&self, address: u64) {
+        let word = self.word(address);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: does nothing where nothing is mapped.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(word.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = word;
+    }
+
     /// Takes a block out. `None` if none was recorded at that very address.
     #[inline(always)]
     pub fn erase(&self, address: u64) -> Option<Recorded> {

@@ -27,6 +27,8 @@ pub enum Region {
     AtPeak(RegionAtPeak),
     /// In another process's memory.
     Process(ProcessRegion),
+    /// The tables in another process's memory, the rest in the file that it shares.
+    Divided(DividedRegion),
     /// In a snapshot.
     Saved(SavedPages),
 }
@@ -37,6 +39,7 @@ impl Memory for Region {
             Self::File(file) => file.read(offset, buffer),
             Self::AtPeak(region) => region.read(offset, buffer),
             Self::Process(process) => process.read(offset, buffer),
+            Self::Divided(divided) => divided.read(offset, buffer),
             Self::Saved(pages) => pages.read(offset, buffer),
         }
     }
@@ -46,6 +49,7 @@ impl Memory for Region {
             Self::File(file) => file.next_touched(offset),
             Self::AtPeak(region) => region.next_touched(offset),
             Self::Process(process) => process.next_touched(offset),
+            Self::Divided(divided) => divided.next_touched(offset),
             Self::Saved(pages) => pages.next_touched(offset),
         }
     }
@@ -246,5 +250,43 @@ impl Memory for ProcessRegion {
         let end = RunAddr(self.base.0.checked_add(self.len)?);
         let found = self.memory.next_present(self.base.plus(offset), end)?;
         found.offset_from(self.base)
+    }
+}
+
+/// A region whose tables are memory of the process alone, while it lives.
+#[derive(Debug)]
+pub struct DividedRegion {
+    file: RegionFile,
+    process: ProcessRegion,
+    /// Where the tables begin.
+    tables: u64,
+}
+
+impl DividedRegion {
+    /// What lies below `tables` is read from `file`, all else from `process`.
+    #[must_use]
+    pub fn new(file: RegionFile, process: ProcessRegion, tables: u64) -> Self {
+        Self {
+            file,
+            process,
+            tables,
+        }
+    }
+}
+
+impl Memory for DividedRegion {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        if offset < self.tables {
+            self.file.read(offset, buffer)
+        } else {
+            self.process.read(offset, buffer)
+        }
+    }
+
+    fn next_touched(&self, offset: u64) -> Option<u64> {
+        let in_file = self.file.next_touched(offset);
+        in_file
+            .filter(|found| *found < self.tables)
+            .or_else(|| self.process.next_touched(offset.max(self.tables)))
     }
 }

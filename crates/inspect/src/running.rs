@@ -3,12 +3,13 @@
 //! Found from outside, and read without anything running in the process:
 //!
 //! ```text
-//!   /proc/PID/maps ─ memfd:pointee ─▶ the file itself, through map_files or a descriptor that its supervisor holds
-//!                  │                  ▶ else through the process's memory
+//!   /proc/PID/maps ─ memfd:pointee ─▶ the file itself, through map_files or a descriptor that its supervisor holds;
+//!                  │                  the tables through the process's memory, if they are private to it
+//!                  │                  ▶ else all through the process's memory
 //!                  └ libpointee*.so ─▶ symbol pointee_index {magic, base, length} ─▶ the process's memory
 //! ```
 
-use crate::memory::{ProcessMemory, ProcessRegion, Region, RegionFile};
+use crate::memory::{DividedRegion, ProcessMemory, ProcessRegion, Region, RegionFile};
 use crate::process::ProcessData;
 use object::{Object, ObjectSymbol};
 use pointee_index::Index;
@@ -131,22 +132,25 @@ fn shared_region(pid: u32, mappings: &[Mapping]) -> io::Result<Option<Region>> {
         .iter()
         .find(|mapping| mapping.path == REGION_FILE && mapping.offset == 0);
     let Some(first) = first else { return Ok(None) };
-    if let Some(file) = region_file(pid, first) {
-        return Ok(Some(Region::File(RegionFile::new(file)?)));
-    }
-    let end = mappings
-        .iter()
-        .filter(|mapping| mapping.path == REGION_FILE && mapping.inode == first.inode)
-        .map(|mapping| mapping.end)
-        .max()
-        .unwrap_or(first.end);
-    let len = end.offset_from(first.start).unwrap_or(0);
-    let memory = ProcessMemory::open(pid)?;
-    Ok(Some(Region::Process(ProcessRegion::new(
-        memory,
-        first.start,
-        len,
-    ))))
+    let in_process = || {
+        let memory = ProcessMemory::open(pid)?;
+        let len = mapped_from(first.start, mappings);
+        Ok::<_, io::Error>(ProcessRegion::new(memory, first.start, len))
+    };
+    let Some(file) = region_file(pid, first) else {
+        return Ok(Some(Region::Process(in_process()?)));
+    };
+    let file = RegionFile::new(file)?;
+    Ok(Some(match private_tables(&file) {
+        None => Region::File(file),
+        Some(tables) => Region::Divided(DividedRegion::new(file, in_process()?, tables)),
+    }))
+}
+
+/// Where the tables begin, if they are not in the file, which is as long as if they were.
+fn private_tables(file: &RegionFile) -> Option<u64> {
+    let index = Index::open(file).ok()?;
+    index.has_private_tables().then(|| index.layout().tables)
 }
 
 /// The file behind a mapping: the file tells its holes, a process's memory only with effort.

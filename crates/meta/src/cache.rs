@@ -210,38 +210,55 @@ pub fn image_of(
     options: &Options,
     progress: &dyn Fn(Stage),
 ) -> Result<LoadedImage, CacheError> {
-    let config = options.config.selected_for(elf);
-    // An image that somebody else made knows nothing of this configuration.
-    if config.is_empty()
-        && let Some(found) = embedded(elf)
-    {
+    if let Some(found) = embedded_for(elf, options) {
         return Ok(found);
     }
     let debug = DebugFiles::find(elf, &options.search);
     let provenance = provenance_of(elf, &debug, options);
-    let name = file_name(elf, &provenance);
+    if let Some(found) = stored(elf, options, &provenance) {
+        return Ok(found);
+    }
+    let (bytes, diagnostics) = make(elf, &debug, options, &provenance, progress);
+    let user = options.places.user.as_ref();
+    let stored = user
+        .map(|directory| directory.join(file_name(elf, &provenance)))
+        .filter(|path| store(path, &bytes).is_ok());
+    if let Some(path) = &stored {
+        point_to(path, &path.with_file_name(short_name(elf)));
+    }
+    LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
+}
+
+/// The image of a file, embedded or cached; `None` where it has to be made.
+#[must_use]
+pub fn existing(elf: &Elf, options: &Options) -> Option<LoadedImage> {
+    embedded_for(elf, options).or_else(|| {
+        let debug = DebugFiles::find(elf, &options.search);
+        stored(elf, options, &provenance_of(elf, &debug, options))
+    })
+}
+
+/// The file's own image, unless there is a configuration, of which it knows nothing.
+fn embedded_for(elf: &Elf, options: &Options) -> Option<LoadedImage> {
+    let config = options.config.selected_for(elf);
+    config.is_empty().then(|| embedded(elf)).flatten()
+}
+
+/// The image in the system's or the user's directory.
+fn stored(elf: &Elf, options: &Options, provenance: &Provenance) -> Option<LoadedImage> {
+    let config = options.config.selected_for(elf);
+    let name = file_name(elf, provenance);
     let systems = options.places.system.iter().flat_map(|directory| {
         [
             (directory.join(&name), true),
             (directory.join(short_name(elf)), !config.is_empty()),
         ]
     });
-    let user = options
-        .places
-        .user
-        .as_ref()
-        .map(|directory| directory.join(&name));
-    for (path, exact) in systems.chain(user.iter().map(|path| (path.clone(), true))) {
-        if let Some(found) = load(&path, &provenance, exact) {
-            return Ok(found);
-        }
-    }
-    let (bytes, diagnostics) = make(elf, &debug, options, &provenance, progress);
-    let stored = user.filter(|path| store(path, &bytes).is_ok());
-    if let Some(path) = &stored {
-        point_to(path, &path.with_file_name(short_name(elf)));
-    }
-    LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
+    let user = options.places.user.iter();
+    let user = user.map(|directory| (directory.join(&name), true));
+    systems
+        .chain(user)
+        .find_map(|(path, exact)| load(&path, provenance, exact))
 }
 
 /// The cached image of a file, if it is the one that would be made now.

@@ -186,7 +186,13 @@ unsafe fn exec_with(
     let mut handed = Text::<4096>::new();
     handed.push(VARIABLE.as_bytes());
     handed.push(b"=");
-    for name in [key::SOCKET, key::IMAGES, key::RUNTIME, key::PEAK] {
+    for name in [
+        key::SOCKET,
+        key::IMAGES,
+        key::RUNTIME,
+        key::PEAK,
+        key::BLOCKS,
+    ] {
         if let Some(value) = handoff.field(name) {
             handed.push(name.as_bytes());
             handed.push(b"=");

@@ -540,6 +540,10 @@ fn note_mismatch(
 }
 
 /// A reallocation counts as one free and one allocation, a failed one as neither.
+///
+/// As soon as the original has freed the old block, another thread may be given the same one: so it is taken out of the index before.
+/// Where there is no other thread it is taken out afterwards: until then its words have come into the cache, in which they
+/// often are not, while the original works.
 #[inline(always)]
 unsafe fn reallocate(
     planted: &'static Planted,
@@ -554,6 +558,23 @@ unsafe fn reallocate(
         return original();
     };
     let (region, thread) = (region(), state.thread());
+    region.writer.prefetch(args[0] as u64);
+    if threads::is_single() {
+        let block = inside(state, caller.slot, original);
+        begin_writing(state);
+        if block != 0 || size == 0 {
+            if let Some(old) = region.writer.erase(args[0] as u64) {
+                region.counters.freed(thread, old.origin, old.size);
+            }
+            if block != 0 {
+                // SAFETY: `slot` is the stack pointer at the hooked entry.
+                let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+                record(region, thread, origin, block, size);
+            }
+        }
+        end_writing(state);
+        return block;
+    }
     begin_writing(state);
     keep_peak(region, state);
     // Gone from blocks and counters together: another thread may copy both meanwhile.

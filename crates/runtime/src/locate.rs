@@ -158,6 +158,12 @@ pub(crate) fn exported(module: &Module, name: &str) -> Option<(u64, u64)> {
     Symbols::of(module)?.find(name)
 }
 
+/// Address of the variable `name`, if `module` exports it.
+pub(crate) fn variable(module: &Module, name: &str) -> Option<u64> {
+    let (address, _) = Symbols::of(module)?.find_kind(name, STT_OBJECT)?;
+    Some(address)
+}
+
 /// Whether the object is a C library.
 pub(crate) fn is_libc(module: &Module) -> bool {
     Symbols::of(module).is_some_and(|symbols| symbols.find("__libc_start_main").is_some())
@@ -191,10 +197,20 @@ struct Symbol {
     len: u64,
 }
 
+const STT_OBJECT: u8 = 1;
+const STT_FUNC: u8 = 2;
+
 impl Symbol {
+    fn kind(&self) -> u8 {
+        self.info & 15
+    }
+
+    fn is_defined(&self) -> bool {
+        self.section != 0 && self.value != 0
+    }
+
     fn is_function(&self) -> bool {
-        const STT_FUNC: u8 = 2;
-        self.section != 0 && self.value != 0 && self.info & 15 == STT_FUNC
+        self.is_defined() && self.kind() == STT_FUNC
     }
 }
 
@@ -266,11 +282,16 @@ impl Symbols {
 
     /// Address and length of the function `name`, if the object defines it.
     fn find(&self, name: &str) -> Option<(u64, u64)> {
+        self.find_kind(name, STT_FUNC)
+    }
+
+    fn find_kind(&self, name: &str, kind: u8) -> Option<(u64, u64)> {
         let symbol = if self.gnu_hash.is_null() {
             self.find_sysv(name)
         } else {
             self.find_gnu(name)
-        }?;
+        };
+        let symbol = symbol.filter(|symbol| symbol.kind() == kind)?;
         Some((symbol.value.wrapping_add(self.bias), symbol.len))
     }
 
@@ -287,12 +308,12 @@ impl Symbols {
         name.ok()
     }
 
-    /// The symbol at `at` if it is the function `name`.
+    /// The symbol at `at` if it is the function or variable `name`.
     fn matching(&self, at: u32, name: &str) -> Option<Symbol> {
         // SAFETY: `at` comes from the object's own hash table.
         let symbol = unsafe { *self.symbols.add(at as usize) };
         // SAFETY: names are C strings in the string table.
-        let same = symbol.is_function()
+        let same = symbol.is_defined()
             && unsafe { is_string(self.strings.add(symbol.name as usize), name) };
         same.then_some(symbol)
     }

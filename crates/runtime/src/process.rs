@@ -4,6 +4,7 @@
 //!   fork, region shared    close the gate, copy what is touched into a new file, fork, open the
 //!                          gate; the child maps the copy where the parent's region was
 //!   fork, region private   close the gate, fork (the kernel copies), open the gate
+//!   fork, tables private   both: each part as above
 //!   vfork, posix_spawn     nothing: the child runs in the parent's memory
 //!   clone without us       the threads' states are wiped by the kernel; the child does not record
 //!   _exit                  the status is noted for whoever reads the region later
@@ -134,7 +135,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
             && unsafe {
                 sys::mmap_over(
                     region.base,
-                    region.layout.len as usize,
+                    region.shared_len as usize,
                     map::READ | map::WRITE,
                     map::SHARED | map::NORESERVE,
                     copy,
@@ -165,7 +166,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     }
 }
 
-/// A file with everything the region holds now; negative if there is none to be had.
+/// A file with everything now held by the part of the region that is shared; negative if there is none to be had.
 fn copy_region(region: &Region) -> isize {
     let fd = new_file(region.layout.len);
     if fd < 0 {
@@ -243,7 +244,9 @@ pub(crate) fn each_used_of_blocks(region: &Region, mut each: impl FnMut(u64, u64
         if let Some(index) = region.writer.owner(table) {
             part(layout.directory + index * 8, 8);
         }
-        part(layout.tables + table * TABLE_BYTES, TABLE_BYTES);
+        if !region.are_tables_private() {
+            part(layout.tables + table * TABLE_BYTES, TABLE_BYTES);
+        }
     }
 }
 

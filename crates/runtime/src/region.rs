@@ -34,6 +34,8 @@ pub(crate) struct Region {
     pub(crate) reader: Reader,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
+    /// How much of it is in the file that others hold, if any: all, or all but the tables.
+    pub(crate) shared_len: u64,
     pub(crate) socket: PathBuffer,
     pub(crate) handoff: HandOff,
 }
@@ -80,6 +82,11 @@ pub(crate) fn region() -> &'static Region {
 }
 
 impl Region {
+    /// Whether the tables are memory of this process alone.
+    pub(crate) fn are_tables_private(&self) -> bool {
+        !self.shared || self.shared_len < self.layout.len
+    }
+
     #[inline(always)]
     pub(crate) fn header(&self) -> &'static Header {
         // SAFETY: the region stays mapped as long as the process lives.
@@ -139,6 +146,18 @@ pub(crate) fn new_file(len: u64) -> isize {
     fd
 }
 
+/// Puts private memory where the tables of the region at `base` lie, so that the kernel copies them when the process forks, and only as
+/// they change. `false`, and nothing has changed, where the process's limits count such memory.
+fn make_private(base: *mut u8, layout: &Layout) -> bool {
+    const RLIMIT_DATA: usize = 2;
+    let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE;
+    let len = (layout.len - layout.tables) as usize;
+    let tables = base.wrapping_add(layout.tables as usize);
+    // SAFETY: the end of a mapping just made, which nobody has used.
+    sys::limit(RLIMIT_DATA) == u64::MAX
+        && unsafe { sys::mmap_over(tables, len, map::READ | map::WRITE, flags, -1) }
+}
+
 /// Maps the region and writes its header. `false` if there is no room for it: the program runs without us.
 pub(crate) fn set_up(handoff: HandOff) -> bool {
     let geometry = geometry();
@@ -164,6 +183,8 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
         return false;
     }
     GENERATION.store(handoff.number(key::GENERATION).unwrap_or(0), Relaxed);
+    let are_private =
+        shared && handoff.field(key::BLOCKS) == Some(b"live") && make_private(base, &layout);
     // SAFETY: a fresh mapping of the layout's length, zero throughout, which stays.
     unsafe {
         let header = base.cast::<Header>();
@@ -178,6 +199,11 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             mismatches: Mismatches::new(base, &layout),
             reader: Reader::new(base, &layout),
             shared,
+            shared_len: if are_private {
+                layout.tables
+            } else {
+                layout.len
+            },
             socket,
             handoff,
         };
@@ -197,6 +223,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
     header.strings.store(1, Relaxed);
     header.started.store(sys::now(), Relaxed);
     header.threads.store(FIRST_OWN, Relaxed);
+    header.private_tables.store(u32::from(are_private), Relaxed);
     region().counters.give(SHARED, 0, 0);
     if !shared {
         header.unseen.fetch_or(unseen::PRIVATE_INDEX, Relaxed);

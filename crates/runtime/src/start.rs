@@ -127,6 +127,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         return;
     }
     modules::each(api::arrived);
+    threads::find_single();
     let Some(planter) = Planter::new() else {
         header.unseen.fetch_or(unseen::HOOK_REFUSED, Relaxed);
         return;

@@ -23,12 +23,12 @@
 
 use crate::hooks::is_filtered;
 use crate::region::{Region, disable, is_disabled, region};
-use crate::sys;
+use crate::{locate, modules, sys};
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use pointee_index::counters::{FIRST_OWN, SHARED, Thread};
 use pointee_index::layout::unseen;
 
@@ -109,6 +109,29 @@ pub(crate) fn set_up() {
 pub(crate) fn states() -> impl Iterator<Item = &'static State> {
     let used = ALL.used.load(Acquire).min(STATES);
     ALL.all[..used as usize].iter()
+}
+
+/// glibc's `__libc_single_threaded` (since 2.32), or a zero of our own.
+static SINGLE: AtomicPtr<AtomicU8> = AtomicPtr::new((&raw const MANY).cast_mut());
+static MANY: AtomicU8 = AtomicU8::new(0);
+
+/// Notes where glibc says that there is one thread: in the variable as the first object of the link map has it, which is
+/// the one that all use.
+pub(crate) fn find_single() {
+    let mut found = None;
+    modules::each(|module| {
+        found = found.or_else(|| locate::variable(module, "__libc_single_threaded"));
+    });
+    if let Some(address) = found {
+        SINGLE.store(address as *mut AtomicU8, Relaxed);
+    }
+}
+
+/// Whether this thread is the only one, and will be until it makes another.
+#[inline(always)]
+pub(crate) fn is_single() -> bool {
+    // SAFETY: libc, or the executable, whose variable it is, is never unloaded.
+    unsafe { (*SINGLE.load(Relaxed)).load(Relaxed) != 0 }
 }
 
 impl State {

@@ -214,6 +214,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         images: None,
         cache: None,
         follow: false,
+        blocks_outlive: false,
         peak: false,
         runtime: &runtime,
         probes: Some(&socket),

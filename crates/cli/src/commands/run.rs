@@ -156,6 +156,7 @@ fn environment(
         images: Some(&images),
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
+        blocks_outlive: arguments.snapshot.is_some() || arguments.cost,
         peak: arguments.snapshot_at == saving::At::Peak,
         runtime: &runtime,
         probes: None,
