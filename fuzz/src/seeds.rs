@@ -277,6 +277,7 @@ pub fn snapshot_with(image: &[u8]) -> Option<Vec<u8>> {
         exit: None,
         unseen: vec!["something".to_owned()],
         at_peak: false,
+        blocks_at_peak: false,
         no_contents: None,
         images: Vec::new(),
     };

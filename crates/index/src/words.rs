@@ -41,7 +41,7 @@ pub const SINGLE_SIZE_SHIFT: u32 = 24;
 pub const SINGLE_SIZE_MASK: u32 = 0x1f;
 /// Origins are numbered below this.
 pub const ORIGIN_LIMIT: u32 = 1 << CLASS_SHIFT;
-/// Where the class of an origin lies in a word: who has to free its blocks ([`class`]).
+/// Where the class of an origin lies in a word: who has to free its blocks ([`crate::class`]).
 pub const CLASS_SHIFT: u32 = 20;
 /// Cuts the class out of a word.
 pub const CLASS_MASK: u32 = 0xf << CLASS_SHIFT;

@@ -12,7 +12,7 @@
 //! Invariants: every multi-byte field is little-endian and naturally aligned; every reference
 //! is an index or an offset, never a pointer; a reader checks each before use, for an
 //! image is a file that anyone can write. A different [`FORMAT`] is not read but rebuilt.
-//! All addresses are link-time addresses ([`LinkAddr`]).
+//! All addresses are link-time addresses ([`crate::addr::LinkAddr`]).
 
 mod view;
 
