@@ -5,10 +5,10 @@
  *   shrinking  from 300,000 to nothing, the other way round
  *
  * DEPTH is the number of wrappers between the site and malloc (0 or 2). Each thread has a heap of its own. */
+#include "wrappers.h"
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -17,22 +17,6 @@ enum shape { STEADY, GROWING, SHRINKING };
 
 static enum shape shape;
 static int wrapped;
-
-__attribute__((noinline)) static void *inner(size_t size)
-{
-	void *block = malloc(size);
-	if (!block)
-		abort();
-	return block;
-}
-
-__attribute__((noinline)) static void *outer(size_t size)
-{
-	void *block = inner(size);
-	if (!block)
-		abort();
-	return block;
-}
 
 static uint32_t next(uint32_t *random) { return *random = *random * 1664525u + 1013904223u; }
 

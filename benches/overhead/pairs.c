@@ -1,22 +1,6 @@
 /* COUNT pairs of malloc and free and nothing else: for counting instructions.
  * pairs DEPTH COUNT, where DEPTH is the number of wrappers (0 or 2). */
-#include <stdlib.h>
-
-__attribute__((noinline)) static void *inner(size_t size)
-{
-	void *block = malloc(size);
-	if (!block)
-		abort();
-	return block;
-}
-
-__attribute__((noinline)) static void *outer(size_t size)
-{
-	void *block = inner(size);
-	if (!block)
-		abort();
-	return block;
-}
+#include "wrappers.h"
 
 int main(int argc, char **argv)
 {

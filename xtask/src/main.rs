@@ -35,6 +35,7 @@ Usage: cargo xtask COMMAND
   bench hooks       what hooks in a running program cost, and how long its threads stand still
                       --rounds N      runs of each variant [default: 9]
                       --times N       hooked and unhooked so often [default: 10000]
+                      --runs N        by 1, 8 and 64 threads, in so many runs [default: 10]
   bench images      how long it takes to make a file's metadata image, cold
                       [FILE…]         these files instead of jq and Pointee's own
   bench probe       how probes are placed in files of this machine, and what they cost

@@ -72,6 +72,48 @@ int pointee_refresh_imports(struct pointee_imports *, const char *name, void *co
 /* The slots lead where they did: how many. */
 int pointee_restore_imports(struct pointee_imports *);
 
+/* The state of the processor at a probe. FLAGS: bit 0 overflow, bits 8, 10, 12, 14, 15 carry, parity, adjust, zero, sign, or as
+ * pushfq pushes them; only set when the program still reads them. VECTORS: 0, or the vector registers whose bit is set in SAVED_VECTORS, each
+ * 64 bytes from the one before; or what xsavec wrote, when SAVED_VECTORS is all ones. What a handler changes is so behind it; not
+ * rsp and rip. */
+struct pointee_state {
+	uint64_t rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15;
+	uint64_t rip, flags, vectors, saved_vectors;
+};
+
+enum pointee_context {
+	POINTEE_NOTHING,    /* nothing is saved: the handler, in assembly, changes no register and no flag */
+	POINTEE_GENERAL,    /* not the vector registers: the handler is compiled with -mgeneral-regs-only */
+	POINTEE_EVERYTHING  /* any function */
+};
+
+/* What the function with the probe may be relied on for. PSABI: its callers and callees keep to the psABI, so that what it does not
+ * read need not be saved. Functions that are local to a unit may not (-fipa-ra). */
+enum pointee_convention { POINTEE_ANY, POINTEE_PSABI };
+
+/* HANDLER is called with DATA before each execution of INSTRUCTION, behind what was put there before. Up to eight probes at one
+ * instruction; they go in any order. */
+struct pointee_result pointee_probe(void *instruction, enum pointee_context context, void (*handler)(struct pointee_state *, uint64_t data),
+                                    uint64_t data, enum pointee_convention convention);
+/* *CELL grows by one before each execution of INSTRUCTION; exactly, with several threads, if SHARED. */
+struct pointee_result pointee_count(void *instruction, uint64_t *cell, int shared, enum pointee_convention convention);
+/* Takes out a probe that one of these two gave. */
+struct pointee_result pointee_remove_probe(void *probe);
+
+/* An instruction that writes to a variable. SOURCE: the general register that it stores, by its number in struct pointee_state (rax is 0);
+ * POINTEE_CONSTANT: VALUE is stored; POINTEE_OTHER: a vector register, or something that depends on what was there. */
+struct pointee_store {
+	void *at;
+	int source;
+	int64_t value;
+};
+enum { POINTEE_CONSTANT = -1, POINTEE_OTHER = -2 };
+
+/* Each instruction of all loaded code that writes to one of LEN bytes at VARIABLE, by its name and not through a pointer: where a function was
+ * inlined that writes to a global of its own, a probe there sees what it stores. The first ROOM of them are put into STORES. The answer:
+ * how many there are, or -1. */
+long pointee_find_stores(const void *variable, size_t len, struct pointee_store *stores, size_t room);
+
 /* Takes a hook out. From its return on, no call begins that goes to the hook. */
 struct pointee_result pointee_remove(void *hook);
 

@@ -3,12 +3,14 @@
 
 #![allow(unsafe_code)] // Functions for C, with C's pointers.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
 
 use pointee_live::wrap::{Call, Return};
-use pointee_live::{Installed, Observers, Pause, Refusal, SlotHook};
+use pointee_live::{
+    Action, Context, Convention, Installed, Observers, Pause, Probe, Refusal, SlotHook, Stored,
+};
 use pointee_model::addr::RunAddr;
 
 /// `struct pointee_result`: what an operation did.
@@ -178,6 +180,110 @@ unsafe fn slice<'a>(first: *const RunAddr, count: usize) -> &'a [RunAddr] {
 #[unsafe(no_mangle)]
 pub extern "C" fn pointee_missed() -> u64 {
     pointee_live::wrap::missed()
+}
+
+/// `handler` is called before each execution of `instruction`; see the header for the numbers.
+///
+/// # Safety
+/// See `pointee_live::probe`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_probe(
+    instruction: *const c_void,
+    context: c_int,
+    handler: *const c_void,
+    data: u64,
+    convention: c_int,
+) -> Outcome {
+    let context = match context {
+        0 => Context::Nothing,
+        1 => Context::General,
+        _ => Context::Everything,
+    };
+    let action = Action::Call {
+        handler: RunAddr(handler as u64),
+        data,
+        context,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { put(instruction, action, convention) }
+}
+
+/// The word at `cell` grows by one before each execution of `instruction`.
+///
+/// # Safety
+/// See `pointee_live::probe`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_count(
+    instruction: *const c_void,
+    cell: *mut u64,
+    shared: c_int,
+    convention: c_int,
+) -> Outcome {
+    let action = Action::Count {
+        cell: RunAddr(cell as u64),
+        shared: shared != 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { put(instruction, action, convention) }
+}
+
+/// # Safety
+/// See `pointee_live::probe`.
+unsafe fn put(instruction: *const c_void, action: Action, convention: c_int) -> Outcome {
+    let convention = match convention {
+        1 => Convention::Psabi,
+        _ => Convention::Unknown,
+    };
+    // SAFETY: the caller's promise.
+    let done = unsafe { pointee_live::probe(RunAddr(instruction as u64), action, convention) };
+    Outcome::new(done.map(|(probe, pause)| (probe.into_raw() as usize, pause)))
+}
+
+/// Takes a probe out.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_remove_probe(probe: *mut c_void) -> Outcome {
+    let done = match Probe::from_raw(probe as u64) {
+        Some(probe) => probe.remove().map_err(|(_, refusal)| refusal),
+        None => Err(Refusal::NotHooked),
+    };
+    Outcome::new(done.map(|pause| (0, pause)))
+}
+
+/// `struct pointee_store`.
+#[repr(C)]
+pub struct Store {
+    at: RunAddr,
+    source: c_int,
+    value: i64,
+}
+
+/// The instructions that write to one of `len` bytes at `variable`. Their number, or -1.
+///
+/// # Safety
+/// `stores` has room for `room`; no code is unloaded meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_find_stores(
+    variable: *const c_void,
+    len: usize,
+    stores: *mut Store,
+    room: usize,
+) -> c_long {
+    const CONSTANT: c_int = -1;
+    const OTHER: c_int = -2;
+    let mut count = 0;
+    let done = pointee_live::stores_to(RunAddr(variable as u64), len as u64, |at, stored| {
+        let (source, value) = match stored {
+            Stored::Register(number) => (c_int::from(number), 0),
+            Stored::Immediate(value) => (CONSTANT, value),
+            Stored::Other => (OTHER, 0),
+        };
+        if count < room {
+            // SAFETY: within the room.
+            unsafe { stores.add(count).write(Store { at, source, value }) };
+        }
+        count += 1;
+    });
+    done.map_or(-1, |()| count as c_long)
 }
 
 /// Takes a hook out.

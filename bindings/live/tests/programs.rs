@@ -50,7 +50,7 @@ fn sixty_four_threads_in_the_pad() {
 fn unwinding_goes_through() {
     for compiler in ["g++", "clang++"] {
         let program = build("unwind.cc", compiler, &[]);
-        for kind in ["replace", "wrap"] {
+        for kind in ["replace", "wrap", "probe", "call"] {
             check(&program, &[kind]);
         }
     }
@@ -104,7 +104,7 @@ fn a_debugger_sees_the_callers() {
 #[test]
 fn a_debugger_sees_the_callers_from_every_instruction() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/steps.py");
-    for kind in ["replace", "wrap"] {
+    for kind in ["replace", "wrap", "probe", "call"] {
         let said = debug(&["-x", &script.to_string_lossy()], kind);
         let last = said
             .lines()
@@ -120,6 +120,18 @@ fn a_debugger_sees_the_callers_from_every_instruction() {
 #[test]
 fn coming_and_going_leaks_nothing() {
     check(&build("loop.c", "gcc", &[]), &[&times(10)]);
+}
+
+#[test]
+fn inlined_bodies_are_seen_at_their_stores() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("stores.c", compiler, &[]), &[]);
+    }
+}
+
+#[test]
+fn system_calls_are_seen_and_changed_in_place() {
+    check(&build("syscalls.c", "gcc", &[]), &[]);
 }
 
 #[test]
@@ -146,4 +158,11 @@ fn slots_of_every_kind() {
 #[test]
 fn calls_are_redirected_one_by_one() {
     check(&build("sites.c", "gcc", &[]), &[&times(30)]);
+}
+
+#[test]
+fn probes_change_nothing_stack_and_go() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("probes.c", compiler, &["-lm"]), &[&times(10)]);
+    }
 }

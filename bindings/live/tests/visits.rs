@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Programs of the system and what they do, in a shell: with threads, with processes, with much memory.
-const ROWS: [&str; 6] = [
+const ROWS: [&str; 7] = [
     "seq 3000000 | xz -1 -T2 --block-size=1MiB -c | sha256sum",
     "seq 400000 | sort --parallel=4 -S 1M -R --random-source=/bin/ls | sha256sum",
     "python3 -c 'import threading, hashlib
@@ -16,6 +16,12 @@ r = [None] * 4
 def f(i): r[i] = hashlib.sha256(str([j * i for j in range(200000)]).encode()).hexdigest()
 t = [threading.Thread(target=f, args=(i,)) for i in range(4)]
 [x.start() for x in t]; [x.join() for x in t]; print(r)'",
+    // Threads that do not end before the program does.
+    "for i in 1 2 3 4 5 6; do python3 -c 'import threading, time
+def f():
+    while True: str(list(range(50)))
+for i in range(4): threading.Thread(target=f, daemon=True).start()
+time.sleep(0.02); print(\"end\")'; done",
     "perl -e 'my %h; $h{$_ % 5003} .= $_ for 1 .. 600000; print length(join \",\", sort values %h)'",
     "for i in 1 2 3 4; do gcc -O2 -S -o - -x c - <<< 'int f(int a) { return a * 5; }'; done",
     "gdb -nx -batch -ex 'print 6 * 7' -ex 'info line main' /bin/true 2>&1",

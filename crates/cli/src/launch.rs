@@ -31,6 +31,8 @@ pub(crate) struct HandOff<'a> {
     pub(crate) cache: Option<&'a Path>,
     /// Whether descendants are recorded.
     pub(crate) follow: bool,
+    /// Whether the blocks at the highest point are wanted.
+    pub(crate) peak: bool,
     /// The runtime's own path.
     pub(crate) runtime: &'a Path,
     /// The socket where placements are asked for, if probes are wanted instead of a record.
@@ -71,6 +73,9 @@ pub(crate) fn environment(
     }
     if let Some(cache) = handoff.cache {
         fields.push((key::CACHE, cache.as_os_str()));
+    }
+    if handoff.peak {
+        fields.push((key::PEAK, OsStr::new("1")));
     }
     if let Some(probes) = handoff.probes {
         fields.push((key::PROBES, probes.as_os_str()));
@@ -230,6 +235,7 @@ mod tests {
             images: None,
             cache: None,
             follow: true,
+            peak: false,
             runtime: Path::new("/r.so"),
             probes: None,
         };

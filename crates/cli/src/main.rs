@@ -7,7 +7,7 @@
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
 //!   commands/{histo, what, maps, explain, snapshot} ── subject: a process or a snapshot
 //!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
-//!   commands/{sites, meta} ── one file
+//!   commands/{sites, types, meta} ── files
 //! ```
 //!
 //! Exit status of the command itself, as `env(1)` has it: 125 when Pointee failed, 126 when the program
@@ -68,6 +68,7 @@ enum Subcommands {
     Maps(commands::maps::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
+    Types(commands::types::Arguments),
     Explain(commands::explain::Arguments),
     Meta(commands::meta::Arguments),
     RuntimePath(commands::runtime_path::Arguments),
@@ -98,6 +99,7 @@ fn main() -> ExitCode {
         Subcommands::Maps(arguments) => commands::maps::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),
+        Subcommands::Types(arguments) => commands::types::run(arguments),
         Subcommands::Explain(arguments) => commands::explain::run(arguments),
         Subcommands::Meta(arguments) => commands::meta::run(arguments),
         Subcommands::RuntimePath(arguments) => commands::runtime_path::run(arguments),

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use pointee_index::handoff::{ANSWER_MAGIC, REQUEST_MAGIC, Request};
 use pointee_meta::elf::Elf;
 use pointee_patch::placement::{Header, Placement};
-use pointee_probe::{Options, Plan};
+use pointee_probe::{At, Plan, Wanted};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Write};
@@ -31,11 +31,14 @@ const PATH_MAX: usize = 4096;
 /// What is wanted of every object.
 #[derive(Debug)]
 pub(crate) struct Wish {
-    pub(crate) options: Options,
+    /// Which instructions.
+    pub(crate) at: At,
     /// Patterns of which one has to match the object's path or file name; none: all match.
     pub(crate) modules: Vec<String>,
     /// The same of the function.
     pub(crate) functions: Vec<String>,
+    /// The same of the thing that the instructions are about.
+    pub(crate) subjects: Vec<String>,
 }
 
 impl Wish {
@@ -47,8 +50,12 @@ impl Wish {
             patterns.is_empty() || patterns.iter().any(fits)
         };
         let module = any(&self.modules, &[path, name]);
-        let wanted = |function: &str| module && any(&self.functions, &[function]);
-        Ok(Plan::new(elf, &self.options, wanted)?)
+        let wanted = Wanted {
+            at: self.at,
+            functions: &|name| module && any(&self.functions, &[name]),
+            subjects: &|name| module && any(&self.subjects, &[name]),
+        };
+        Ok(Plan::new(elf, &wanted)?)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::images::ImageSource;
 use crate::subject::info;
 use crate::tracked::{Processes, Tracked};
 use anyhow::{Context, Result, anyhow};
-use pointee_inspect::memory::ProcessMemory;
+use pointee_index::Index;
+use pointee_inspect::memory::{ProcessMemory, Region};
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::{Circumstances, State};
 use pointee_inspect::snapshot::{self, Heap, Info};
@@ -21,7 +22,7 @@ use std::time::Duration;
 /// When.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum At {
-    /// At the end, told as at the highest point of the heap.
+    /// At the end, of the highest point of the heap.
     Peak,
     /// At the end.
     Exit,
@@ -76,13 +77,18 @@ pub(crate) fn while_running(
         Some(Ok(memory)) => Heap::Of(memory),
         Some(Err(_)) => Heap::Gone,
     };
-    say(save(
-        tracked,
-        source,
-        info(&circumstances, false),
-        &heap,
-        file,
-    ));
+    let saved = tracked
+        .index()
+        .map_err(|reason| no_snapshot(tracked, &reason))
+        .and_then(|index| {
+            let info = info(&circumstances, false);
+            save(tracked, &index, source, info, &heap, file)
+        });
+    say(saved);
+}
+
+fn no_snapshot(tracked: &Tracked, reason: &str) -> anyhow::Error {
+    anyhow!("no snapshot of process {}: {reason}", tracked.pid)
 }
 
 /// Saves all programs at the end.
@@ -113,14 +119,38 @@ pub(crate) fn at_end(
             (Some(Ok(memory)), true) => Heap::Of(memory),
             (_, true) => Heap::Gone,
         };
-        say(save(
-            tracked,
-            source,
-            info(circumstances, at == At::Peak),
-            &heap,
-            &name,
-        ));
+        let save = |source: &mut ImageSource| {
+            let (index, blocks_at_peak) = match at {
+                At::Peak => tracked.index_at_peak(),
+                At::Exit | At::After(_) => tracked.index().map(|index| (index, false)),
+            }
+            .map_err(|reason| no_snapshot(tracked, &reason))?;
+            let info = Info {
+                blocks_at_peak,
+                ..info(circumstances, at == At::Peak)
+            };
+            save(tracked, &index, source, info, &heap, &name)
+        };
+        // A process that runs on may write over its highest point, with a higher one.
+        let mut saved = save(source);
+        for _ in 1..ATTEMPTS {
+            if matches!(saved, Ok(Saved::Overtaken)) {
+                saved = save(source);
+            }
+        }
+        say(saved);
     }
+}
+
+/// How often the snapshot of a process that runs on is begun.
+const ATTEMPTS: u32 = 3;
+
+/// What became of a snapshot.
+#[derive(Debug, Clone, Copy)]
+enum Saved {
+    Whole,
+    /// The process wrote over what was being saved; there is no file.
+    Overtaken,
 }
 
 fn beside(file: &Path, circumstances: &Circumstances) -> PathBuf {
@@ -133,23 +163,25 @@ fn beside(file: &Path, circumstances: &Circumstances) -> PathBuf {
 }
 
 /// A snapshot that fails is said, and changes nothing else.
-fn say(saved: Result<()>) {
-    if let Err(error) = saved {
-        eprintln!("pointee: {error:#}");
+fn say(saved: Result<Saved>) {
+    match saved {
+        Ok(Saved::Whole) => {}
+        Ok(Saved::Overtaken) => {
+            eprintln!("pointee: no snapshot: the heap grew faster than it could be saved")
+        }
+        Err(error) => eprintln!("pointee: {error:#}"),
     }
 }
 
 fn save(
     tracked: &Tracked,
+    index: &Index<Region>,
     source: &mut ImageSource,
     info: Info,
     heap: &Heap<'_>,
     file: &Path,
-) -> Result<()> {
-    let index = tracked
-        .index()
-        .map_err(|reason| anyhow!("no snapshot of process {}: {reason}", tracked.pid))?;
-    let mut process = ProcessData::read(&index);
+) -> Result<Saved> {
+    let mut process = ProcessData::read(index);
     // Of a process that has ended there is no address space any more.
     let layout = match info.state {
         State::Running => Layout::of_process(tracked.pid, Stop::Never).unwrap_or_default(),
@@ -158,8 +190,15 @@ fn save(
     let modules = layout.join(&mut process);
     let images = source.for_paths_and(&process, modules.into_iter().collect());
     write(file, |out| {
-        snapshot::write(out, info, &index, &process, &images, &layout, heap)
-    })
+        snapshot::write(out, info, index, &process, &images, &layout, heap)
+    })?;
+    match index.memory() {
+        Region::AtPeak(region) if !region.is_whole() => {
+            let _ = std::fs::remove_file(file);
+            Ok(Saved::Overtaken)
+        }
+        _ => Ok(Saved::Whole),
+    }
 }
 
 /// Writes a file; one that could not be written whole is removed.

@@ -24,6 +24,8 @@ pub(crate) struct Arrival {
     pub(crate) hello: Hello,
     /// Its region; `None` if that is private to it.
     pub(crate) region: Option<File>,
+    /// The blocks at its highest point, if they were asked for.
+    pub(crate) peak: Option<File>,
     /// Its executable, as it was when it started.
     pub(crate) executable: Option<File>,
 }
@@ -88,7 +90,7 @@ impl Session {
     /// `Ok(None)`: a datagram that is none of ours.
     fn receive_one(&self) -> Result<Option<Arrival>, nix::errno::Errno> {
         let mut bytes = [0; Hello::LEN];
-        let mut control = nix::cmsg_space!([i32; 2], libc::ucred);
+        let mut control = nix::cmsg_space!([i32; 3], libc::ucred);
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<UnixAddr>(
@@ -120,6 +122,7 @@ impl Session {
                     pid,
                     hello,
                     region,
+                    peak: if hello.peak == 1 { files.next() } else { None },
                     executable: files.next(),
                 })
             }

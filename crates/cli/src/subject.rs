@@ -37,6 +37,7 @@ struct Saved {
     contents: Option<pointee_inspect::pages::SavedPages>,
     no_contents: Option<String>,
     at_peak: bool,
+    blocks_at_peak: bool,
 }
 
 /// Whose images are needed.
@@ -154,6 +155,7 @@ impl Subject {
                 contents: snapshot.contents,
                 no_contents: info.no_contents,
                 at_peak: info.at_peak,
+                blocks_at_peak: info.blocks_at_peak,
             }),
         })
     }
@@ -186,6 +188,13 @@ impl Subject {
         self.saved.as_ref().is_some_and(|saved| saved.at_peak)
     }
 
+    /// Whether its blocks are those of the highest point, too.
+    pub(crate) fn has_blocks_at_peak(&self) -> bool {
+        self.saved
+            .as_ref()
+            .is_some_and(|saved| saved.blocks_at_peak)
+    }
+
     /// The process's memory, if it can be had.
     pub(crate) fn contents(&self) -> Option<&dyn Contents> {
         let saved = self
@@ -210,7 +219,10 @@ impl Subject {
 
     /// What a snapshot of it says beside its index.
     pub(crate) fn info(&self) -> Info {
-        info(&self.circumstances, self.is_at_peak())
+        Info {
+            blocks_at_peak: self.has_blocks_at_peak(),
+            ..info(&self.circumstances, self.is_at_peak())
+        }
     }
 }
 
@@ -224,6 +236,7 @@ pub(crate) fn info(circumstances: &Circumstances, at_peak: bool) -> Info {
         exit: circumstances.exit,
         unseen: circumstances.unseen.clone(),
         at_peak,
+        blocks_at_peak: false,
         no_contents: None,
         images: Vec::new(),
     }

@@ -7,6 +7,7 @@
 use crate::session::Arrival;
 use crate::supervise::End;
 use pointee_index::Index;
+use pointee_inspect::at_peak::RegionAtPeak;
 use pointee_inspect::memory::{Region, RegionFile};
 use pointee_inspect::process::{Ending, ProcessData};
 use pointee_inspect::report::{Circumstances, Exit, State};
@@ -39,6 +40,8 @@ pub(crate) struct Tracked {
     parent: u32,
     pub(crate) generation: u32,
     held: Held,
+    /// The blocks at its highest point, if they were asked for.
+    peak: Option<File>,
     /// `None`: it had ended before we looked.
     handle: Option<OwnedFd>,
 }
@@ -74,6 +77,34 @@ impl Tracked {
         }
     }
 
+    /// Opens the index with the blocks of its highest point. `false`: they were not kept, and these are the blocks of now.
+    pub(crate) fn index_at_peak(&self) -> Result<(Index<Region>, bool), String> {
+        let now = self.index()?;
+        let (Held::Open(file), Some(copies)) = (&self.held, &self.peak) else {
+            return Ok((now, false));
+        };
+        let cloned = || Ok((file.try_clone()?, copies.try_clone()?));
+        let region = cloned()
+            .and_then(|(file, copies)| RegionAtPeak::new(file, copies, now.layout()))
+            .map_err(|error: io::Error| error.to_string())?;
+        let total = ProcessData::read(&now).total;
+        match region {
+            Some(region) if region.live_bytes() > total.live().bytes => {
+                let index = Index::open(Region::AtPeak(region));
+                Ok((index.map_err(|error| error.to_string())?, true))
+            }
+            // A heap that is as high as it ever was seen to be is at its highest now.
+            _ => Ok((now, total.peak.bytes <= total.live().bytes)),
+        }
+    }
+
+    /// Bytes that the copies of its highest point take.
+    pub(crate) fn size_of_copies(&self) -> u64 {
+        let copies = self.peak.as_ref().and_then(|file| file.metadata().ok());
+        // In units of 512, whatever the file system's blocks are (stat(2)).
+        copies.map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
     /// All that it said.
     pub(crate) fn into_data(self) -> Result<ProcessData, String> {
         match self.held {
@@ -86,6 +117,7 @@ impl Tracked {
     /// Reads what can be read of an ended process and closes its file.
     fn close(&mut self) {
         self.handle = None;
+        self.peak = None;
         let held = std::mem::replace(&mut self.held, Held::Unreadable(String::new()));
         self.held = match held {
             Held::Open(file) => match open(file) {
@@ -119,8 +151,8 @@ impl Processes {
         let room = usize::try_from(files).unwrap_or(usize::MAX).min(1 << 16);
         Self {
             tracked: Vec::new(),
-            // Two for each process, and some for ourselves.
-            room: room.saturating_sub(64) / 2,
+            // Three for each process, and some for ourselves.
+            room: room.saturating_sub(64) / 3,
             open: 0,
             executables: HashMap::new(),
         }
@@ -151,6 +183,7 @@ impl Processes {
             held: arrival
                 .region
                 .map_or_else(|| Held::Unreadable(PRIVATE.to_owned()), Held::Open),
+            peak: arrival.peak,
             handle: handle_of(arrival.pid),
         });
     }

@@ -63,13 +63,9 @@ fn numbers(text: &str, words: &str) -> Vec<u64> {
         .collect()
 }
 
-/// The program under valgrind. `environment` is all it gets.
-fn by_valgrind(folder: &Path, environment: &[(String, String)], command: &[&str]) -> Totals {
-    let log = folder.join("valgrind.log");
-    Command::new("valgrind")
-        .args(["--run-libc-freeres=no", "--run-cxx-freeres=no"])
-        .arg(format!("--log-file={}", log.display()))
-        .args(command)
+/// Runs `command` in `folder` with `environment` alone, without input and output.
+fn run_quietly(command: &mut Command, folder: &Path, environment: &[(String, String)]) {
+    command
         .current_dir(folder)
         .env_clear()
         .envs(environment.iter().cloned())
@@ -77,7 +73,18 @@ fn by_valgrind(folder: &Path, environment: &[(String, String)], command: &[&str]
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
-        .expect("valgrind runs");
+        .expect("runs");
+}
+
+/// The program under valgrind. `environment` is all it gets.
+fn by_valgrind(folder: &Path, environment: &[(String, String)], command: &[&str]) -> Totals {
+    let log = folder.join("valgrind.log");
+    let mut valgrind = Command::new("valgrind");
+    valgrind
+        .args(["--run-libc-freeres=no", "--run-cxx-freeres=no"])
+        .arg(format!("--log-file={}", log.display()))
+        .args(command);
+    run_quietly(&mut valgrind, folder, environment);
     let text = std::fs::read_to_string(&log).expect("valgrind's log");
     let [allocations, frees, bytes] = numbers(&text, "total heap usage")[..] else {
         panic!("{text}")
@@ -96,19 +103,12 @@ fn by_valgrind(folder: &Path, environment: &[(String, String)], command: &[&str]
 
 fn by_pointee(folder: &Path, environment: &[(String, String)], command: &[&str]) -> Totals {
     let report = folder.join("report.json");
-    pointee()
-        .args(["run", "--no-follow", "--format", "json", "--report"])
+    let mut run = pointee();
+    run.args(["run", "--no-follow", "--format", "json", "--report"])
         .arg(&report)
         .arg("--")
-        .args(command)
-        .current_dir(folder)
-        .env_clear()
-        .envs(environment.iter().cloned())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .expect("runs");
+        .args(command);
+    run_quietly(&mut run, folder, environment);
     let reports: Value =
         serde_json::from_slice(&std::fs::read(&report).expect("a report")).expect("JSON");
     let totals = &reports[0]["totals"];

@@ -583,18 +583,71 @@ fn go() {
     }
 }
 
+/// Names of the programs reported, with the execs before them.
+fn programs(reports: &[Value]) -> Vec<(String, u64)> {
+    let of = |report: &Value| {
+        let path = report["program"].as_str().expect("a name");
+        (
+            path.rsplit('/').next().expect("a name").to_owned(),
+            number(report, "generation"),
+        )
+    };
+    reports.iter().map(of).collect()
+}
+
+/// Python that calls libc by hand: `words` makes what execs take.
+const BY_HAND: &str = "import ctypes as c, os
+libc = c.CDLL(None, use_errno=True)
+words = lambda *all: (c.c_char_p * (len(all) + 1))(*all)
+jq = '/usr/bin/jq'
+argv, empty = words(b'jq', b'-n', b'env'), words()
+";
+
+#[test]
+fn programs_started_by_descriptor() {
+    let rows = [
+        "os.execve(os.open(jq, os.O_RDONLY), ['jq', '-n', 'env'], {})",
+        "os.execve(os.open(jq, os.O_PATH), ['jq', '-n', 'env'], {})",
+        "f = os.memfd_create('copy'); os.write(f, open(jq, 'rb').read()); os.execve(f, ['jq', '-n', 'env'], {})",
+        "libc.execveat(os.open('/usr/bin', os.O_RDONLY), b'jq', argv, empty, 0)",
+        "libc.execveat(-100, b'/usr/bin/jq', argv, empty, 0)",
+        "libc.execveat(os.open(jq, os.O_RDONLY), b'', argv, empty, 0x1000)",
+        "libc.syscall(59, b'/usr/bin/jq', argv, empty)",
+        "libc.syscall(322, os.open('/usr/bin', os.O_RDONLY), b'jq', argv, empty, 0)",
+    ];
+    for how in rows {
+        let reports = same(&["/usr/bin/python3", "-c", &(BY_HAND.to_owned() + how)]);
+        let last = programs(&reports);
+        let (name, generation) = last.last().expect("a report");
+        assert!(
+            ["jq", "memfd:copy (deleted)"].contains(&name.as_str()) && *generation == 1,
+            "{how}: {last:?}"
+        );
+        let [allocations, ..] = totals(&reports[1]);
+        assert!(allocations > 10, "{how}: {reports:#?}");
+    }
+    // What fails is as it was, and the program goes on being recorded.
+    let fails = "import errno
+assert libc.execveat(-100, b'/no/such/file', argv, empty, 0) == -1 and c.get_errno() == errno.ENOENT
+assert libc.syscall(59, b'/no/such/file', argv, empty) == -1 and c.get_errno() == errno.ENOENT
+assert libc.fexecve(999, argv, empty) == -1 and c.get_errno() == errno.EBADF
+assert libc.syscall(39) == os.getpid()";
+    let reports = same(&["/usr/bin/python3", "-c", &(BY_HAND.to_owned() + fails)]);
+    assert_eq!(reports.len(), 1, "{reports:#?}");
+    assert_eq!(reports[0]["exit"]["code"], 0, "{reports:#?}");
+    // What the runtime cannot be in is said to be not seen.
+    let workshop = Workshop::new();
+    let program = workshop.file("static");
+    workshop.compile("gcc", "close_all.c", &["-static", "-o", &program]);
+    let fd = format!("os.execve(os.open('{program}', os.O_RDONLY), ['x'], {{}})");
+    let reports = same(&["/usr/bin/python3", "-c", &(BY_HAND.to_owned() + &fd)]);
+    let last = reports.last().expect("a report");
+    assert_eq!(number(last, "generation"), 1, "{last:#?}");
+    assert!(!unseen(last).is_empty(), "{last:#?}");
+}
+
 #[test]
 fn chains_of_programs() {
-    let programs = |reports: &[Value]| -> Vec<(String, u64)> {
-        let of = |report: &Value| {
-            let path = report["program"].as_str().expect("a name");
-            (
-                path.rsplit('/').next().expect("a name").to_owned(),
-                number(report, "generation"),
-            )
-        };
-        reports.iter().map(of).collect()
-    };
     let reports = same(&["sh", "-c", "exec bash -c 'exec jq -n 1'"]);
     let expect = [("dash", 0), ("bash", 1), ("jq", 2)]
         .map(|(name, generation)| (name.to_owned(), generation));

@@ -10,19 +10,7 @@ use tempfile::TempDir;
 
 /// Runs `command` under `probe`, and gives its output and the modules of its report.
 fn probe(options: &[&str], command: &[&str]) -> (Output, Vec<Value>) {
-    let folder = TempDir::new().expect("a folder");
-    let file = folder.path().join("report.json");
-    let output = pointee()
-        .args(["probe", "--format", "json", "--report"])
-        .arg(&file)
-        .args(options)
-        .arg("--")
-        .args(command)
-        .output()
-        .expect("runs");
-    let text =
-        std::fs::read(&file).unwrap_or_else(|_| panic!("a report of {command:?}: {output:?}"));
-    let mut report: Value = serde_json::from_slice(&text).expect("JSON");
+    let (mut report, output) = harness::json_report("probe", options, command);
     let Value::Array(modules) = report["modules"].take() else {
         panic!("no modules");
     };
@@ -524,6 +512,75 @@ fn a_debugger_sees_the_callers() {
                 && at("middle") < at("outer")
                 && at("outer") < at("main"),
             "{kind}: {shown}"
+        );
+    }
+}
+
+const BODIES: &str = r#"
+struct item { struct item *next; };
+static struct item *freelist, items[10];
+long taken;
+static inline __attribute__((always_inline)) struct item *take(void)
+{
+    struct item *item = freelist;
+    if (item)
+        freelist = item->next;
+    __asm__ volatile("" : : "r"(item) : "memory");
+    return item;
+}
+static inline __attribute__((always_inline)) void give(struct item *item)
+{
+    item->next = freelist;
+    freelist = item;
+    __asm__ volatile("" : : : "memory");
+}
+__attribute__((noinline)) void twice(int which)
+{
+    struct item *one = take(), *other = take();
+    taken += which;
+    give(one);
+    give(other);
+}
+__attribute__((noinline)) void once(void)
+{
+    give(take());
+}
+int main(void)
+{
+    for (int i = 0; i < 10; i++)
+        give(&items[i]);
+    for (int i = 0; i < 1000; i++) {
+        twice(i);
+        if (i % 4 == 0)
+            once();
+    }
+    return 0;
+}
+"#;
+
+#[test]
+fn bodies_without_an_entry_are_found_by_debug_info_and_by_what_they_write() {
+    for compiler in ["gcc", "clang"] {
+        let (_folder, program) = compile(compiler, "bodies.c", BODIES, &["-O2", "-g"]);
+        let command = [program.to_str().expect("a name")];
+        let check = |option: &str, name: &str, expect: &[(&str, u64)]| {
+            let (_, modules) = probe(&[option, name, "--module", "program"], &command);
+            let hits = modules.iter().flat_map(|module| module["hits"].as_array());
+            let mut counts = std::collections::BTreeMap::new();
+            for hit in hits.flatten() {
+                assert_eq!(hit["subject"].as_str(), Some(name), "{hit}");
+                let function = hit["function"].as_str().expect("a name");
+                *counts.entry(function).or_insert(0) += hit["count"].as_u64().expect("a count");
+            }
+            let expect = expect.iter().copied().collect();
+            assert_eq!(counts, expect, "{compiler} {option} {name}: {modules:?}");
+        };
+        check("--inlined", "take", &[("once", 250), ("twice", 2000)]);
+        check("--written", "taken", &[("twice", 1000)]);
+        check(
+            "--written",
+            "freelist",
+            &[("main", 10), ("once", 500), ("twice", 4000)],
         );
     }
 }

@@ -4,6 +4,7 @@ mod harness;
 
 use harness::{compile, report, report_with};
 use serde_json::Value;
+use std::process::{Command, Output};
 
 const TYPED: &str = r#"
 #include <stdlib.h>
@@ -56,9 +57,47 @@ fn what_the_record_itself_takes_is_itemised() {
         "descriptions",
         "trampolines",
         "runtime",
+        "page_tables",
     ] {
         assert!((1..8 << 20).contains(&part(name)), "{name}: {}", part(name));
     }
+}
+
+#[test]
+fn what_a_record_adds_to_a_process_is_itemised() {
+    /// What a kernel reads ahead of files differs from run to run.
+    const SLACK: u64 = 512 << 10;
+    let command = [
+        "env",
+        "PYTHONMALLOC=malloc",
+        "/usr/bin/python3",
+        "-c",
+        "x = [{str(i): [i]} for i in range(100000)]\nprint(open('/proc/self/statm').read().split()[1])",
+    ];
+    let pages = |output: &Output| -> u64 {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.trim().parse().expect("resident pages")
+    };
+    let plain = Command::new(command[0]).args(&command[1..]).output();
+    let plain = pages(&plain.expect("runs")) * 4096;
+    // Once for the images, which the next run maps.
+    report(&command);
+    let (reports, watched) = report_with(&["--cost"], &command);
+    let watched = pages(&watched) * 4096;
+    let items = reports.last().expect("a report")["recording"].as_object();
+    let items = items.expect("items");
+    let sum = |leave_out: &[&str]| -> u64 {
+        let wanted = items
+            .iter()
+            .filter(|(name, _)| !leave_out.contains(&name.as_str()));
+        wanted.filter_map(|(_, bytes)| bytes.as_u64()).sum()
+    };
+    let added = watched.saturating_sub(plain);
+    // Page tables are the kernel's, and no process's resident memory.
+    assert!(added <= sum(&["page_tables"]) + SLACK, "{added}: {items:?}");
+    let written = sum(&["page_tables", "images", "runtime", "copies"]);
+    assert!(added + SLACK >= written, "{added}: {items:?}");
+    assert!(written <= plain / 4 + (4 << 20), "{plain}: {items:?}");
 }
 
 fn row<'a>(report: &'a Value, table: &str, name: &str) -> &'a Value {

@@ -7,7 +7,8 @@
 //! Live bytes are kept per thread as a difference (the *height* of [`Thread`]) that is moved into
 //! [`Header::live_bytes`], *settled*, in steps of a 64th of the heap, 64 KiB at most; so the peak of a
 //! process with one thread is exact, with more it may be late by one step a thread. *What* was
-//! alive at the peak is captured at the first free after the heap has grown by 1 % beyond the last capture.
+//! alive at the peak is captured at the first free, by whichever thread, after the heap has grown by 1 % beyond the
+//! last capture: by origin here, block by block in [`peak`](crate::peak) where that is wanted.
 //!
 //! The runtime's hooks do the usual case in assembly, on the fields of [`Thread`] and [`Counts`]; what is here does all cases.
 
@@ -48,7 +49,8 @@ pub struct Live {
     pub bytes: AtomicU64,
 }
 
-/// State of one thread. Written by its thread only, except `key` and `tid` when the slot is given away.
+/// State of one thread. Written by its thread only, except `key` and `tid` when the slot is given away, and `limit` by
+/// whichever thread finds that a capture is due.
 ///
 /// ```text
 ///   height   live bytes since the last settling, in this thread     = highest - room
@@ -88,6 +90,13 @@ fn bump(cell: &AtomicU64, by: u64, shared: bool) {
     } else {
         cell.store(cell.load(Relaxed).wrapping_add(by), Relaxed);
     }
+}
+
+/// The right to write down the peak ([`Counters::claim_capture`]).
+#[derive(Debug)]
+pub struct Claim {
+    live: u64,
+    sequence: u32,
 }
 
 fn is_shared(thread: &Thread) -> bool {
@@ -166,6 +175,12 @@ impl Counters {
         let counts = self.counts_of(thread, origin);
         bump(&counts.allocations, 1, false);
         bump(&counts.bytes, bytes, false);
+        self.rise(thread, bytes)
+    }
+
+    /// Makes the thread's height greater. `true`: [`Self::reach`] is due.
+    #[inline(always)]
+    fn rise(&self, thread: &Thread, bytes: u64) -> bool {
         let room = thread.room.load(Relaxed).wrapping_sub(bytes as i64);
         if room >= 0 {
             thread.room.store(room, Relaxed);
@@ -191,13 +206,28 @@ impl Counters {
     pub fn reach(&self, thread: &Thread) {
         let highest = thread.highest.load(Relaxed);
         let step = thread.step.load(Relaxed);
-        if highest > thread.capture_above.load(Relaxed) {
+        let is_capture_due = highest > thread.capture_above.load(Relaxed);
+        if is_capture_due {
             thread.limit.store(0, Relaxed);
-            thread.stop.store(step, Relaxed);
         }
-        if highest > step {
+        if is_capture_due || highest > step {
             self.settle(thread);
         }
+        if is_capture_due {
+            // Whichever thread frees first ends the peak.
+            let header = self.header();
+            let threads = header.threads.load(Relaxed).min(header.geometry.threads);
+            for slot in FIRST_OWN..threads {
+                self.thread(slot).limit.store(0, Relaxed);
+            }
+        }
+    }
+
+    /// Whether the next free of this thread is to be preceded by a capture of the peak.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_capture_due(&self, thread: &Thread) -> bool {
+        thread.limit.load(Relaxed) == 0
     }
 
     /// The counters of `origin` in the thread's slot; an origin out of bounds, as a damaged granule
@@ -231,8 +261,10 @@ impl Counters {
     /// Counts the free of a block of `bytes` that came from `origin`. To be called while the block is still counted alive.
     pub fn freed(&self, thread: &Thread, origin: u32, bytes: u64) {
         if !is_shared(thread) {
-            if thread.limit.load(Relaxed) == 0 {
-                self.capture(thread);
+            if self.is_capture_due(thread)
+                && let Some(claim) = self.claim_capture(thread)
+            {
+                self.capture(thread, claim);
             }
             self.count_free(thread, origin, bytes);
             if thread.room.load(Relaxed) >= thread.step.load(Relaxed) {
@@ -244,6 +276,19 @@ impl Counters {
         bump(&counts.frees, 1, true);
         bump(&counts.freed_bytes, bytes, true);
         self.header().live_bytes.fetch_sub(bytes as i64, Relaxed);
+    }
+
+    /// Takes back a [`Self::freed`]: the block lives on.
+    #[cold]
+    pub fn not_freed(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let (counts, shared) = (self.counts_of(thread, origin), is_shared(thread));
+        bump(&counts.frees, 1u64.wrapping_neg(), shared);
+        bump(&counts.freed_bytes, bytes.wrapping_neg(), shared);
+        if shared {
+            self.header().live_bytes.fetch_add(bytes as i64, Relaxed);
+        } else if self.rise(thread, bytes) {
+            self.reach(thread);
+        }
     }
 
     /// Moves the thread's difference into the header and sets the next thresholds.
@@ -263,34 +308,49 @@ impl Counters {
             .max(peak.saturating_sub(peak / 100));
         let next = (captured + captured / 100).max(1) as i64;
         let capture_above = next.saturating_sub(live);
-        let is_capture_due = thread.limit.load(Relaxed) == 0;
+        let limit = thread.limit.load(Relaxed);
         thread.step.store(step, Relaxed);
         thread.capture_above.store(capture_above, Relaxed);
-        if is_capture_due {
-            thread.stop.store(step, Relaxed);
+        // Another thread may say meanwhile that a capture is due.
+        let is_capture_due = limit == 0
+            || thread
+                .limit
+                .compare_exchange(limit, step, Relaxed, Relaxed)
+                .is_err();
+        let stop = if is_capture_due {
+            step
         } else {
-            thread.stop.store(step.min(capture_above), Relaxed);
-            thread.limit.store(step, Relaxed);
-        }
+            step.min(capture_above)
+        };
+        thread.stop.store(stop, Relaxed);
     }
 
-    /// Writes down what is alive now, origin by origin. Skipped while another thread does it.
+    /// Claims the writing down of the peak, which is no longer due then. `None` when another thread is at it, or has been
+    /// for this peak.
     #[cold]
-    fn capture(&self, thread: &Thread) {
-        // No longer due, whoever does it.
+    #[must_use]
+    pub fn claim_capture(&self, thread: &Thread) -> Option<Claim> {
         thread.limit.store(1, Relaxed);
         self.settle(thread);
         let header = self.header();
+        let live = header.live_bytes.load(Relaxed).max(0) as u64;
+        let captured = header.peak_captured.load(Relaxed);
+        if live <= captured.saturating_add(captured / 100) {
+            return None;
+        }
         let sequence = header.peak_sequence.load(Relaxed);
         let claimed = sequence & 1 == 0
             && header
                 .peak_sequence
                 .compare_exchange(sequence, sequence.wrapping_add(1), Acquire, Relaxed)
                 .is_ok();
-        if !claimed {
-            return;
-        }
-        let live = header.live_bytes.load(Relaxed);
+        claimed.then_some(Claim { live, sequence })
+    }
+
+    /// Writes down what is alive now, origin by origin; says how many bytes that is in all.
+    #[cold]
+    pub fn capture(&self, thread: &Thread, claim: Claim) -> u64 {
+        let header = self.header();
         let threads = header.threads.load(Relaxed).min(header.geometry.threads);
         let origins = header.origins.load(Relaxed).min(header.geometry.origins);
         // SAFETY: the peak section has room for all origins.
@@ -300,6 +360,7 @@ impl Counters {
                 .cast::<Live>()
                 .cast_const()
         };
+        let mut all = 0u64;
         for origin in 0..origins as usize {
             let (mut blocks, mut bytes) = (0u64, 0u64);
             for slot in 0..threads {
@@ -316,12 +377,20 @@ impl Counters {
             let to = unsafe { &*peak.add(origin) };
             to.blocks.store(blocks, Relaxed);
             to.bytes.store(bytes, Relaxed);
+            all = all.wrapping_add(bytes);
         }
-        header.peak_captured.store(live.max(0) as u64, Relaxed);
+        // What the header says lacks what threads keep back. A sum of counters that others write may fall below zero.
+        let captured = if i64::try_from(all).is_ok() {
+            all
+        } else {
+            claim.live
+        };
+        header.peak_captured.store(captured, Relaxed);
         header
             .peak_sequence
-            .store(sequence.wrapping_add(2), Release);
+            .store(claim.sequence.wrapping_add(2), Release);
         self.settle(thread);
+        all
     }
 
     /// Turns the counters of a forked child, a copy of its parent's, into a start of its own: what
@@ -332,6 +401,16 @@ impl Counters {
         let origins = header.origins.load(Relaxed).min(header.geometry.origins);
         let mut live = 0u64;
         for origin in 0..origins as usize {
+            // SAFETY: the peak section has room for all origins.
+            let at_peak = unsafe {
+                let peak = self.base.add(self.layout.peak as usize).cast::<Live>();
+                &*peak.cast_const().add(origin)
+            };
+            // To write zeros where there are some would cost a page.
+            if at_peak.blocks.load(Relaxed) | at_peak.bytes.load(Relaxed) != 0 {
+                at_peak.blocks.store(0, Relaxed);
+                at_peak.bytes.store(0, Relaxed);
+            }
             let (mut blocks, mut bytes) = (0u64, 0u64);
             for slot in 0..threads {
                 // SAFETY: below the geometry's numbers.
@@ -363,6 +442,7 @@ impl Counters {
         header.live_bytes.store(live as i64, Relaxed);
         header.peak_bytes.store(live, Relaxed);
         header.peak_captured.store(0, Relaxed);
+        header.peak_sequence.store(0, Relaxed);
         header.replaced.store(0, Relaxed);
         header.threads.store(FIRST_OWN, Relaxed);
         self.give(SHARED, 0, 0);

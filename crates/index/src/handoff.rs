@@ -13,8 +13,9 @@
 //! being the last, they can be cut off what `/proc/PID/environ` shows.
 //!
 //! A started or forked process that has a region for others to read sends it to the session's socket: one
-//! datagram, a [`Hello`], the region's file descriptor and, from a process that was started and not forked, a
-//! second one of its executable, which may be gone by the time it is wanted (`SCM_RIGHTS`). Nobody answers.
+//! datagram, a [`Hello`], the region's file descriptor, that of the file for the blocks at the peak where they are wanted,
+//! and, from a process that was started and not forked, one of its executable, which may be gone by the time it is
+//! wanted (`SCM_RIGHTS`). Nobody answers.
 
 /// Name of the variable.
 pub const VARIABLE: &str = "POINTEE_HANDOFF";
@@ -33,6 +34,8 @@ pub mod key {
     pub const CACHE: &str = "cache";
     /// How many execs came before (decimal).
     pub const GENERATION: &str = "generation";
+    /// `1`: the blocks alive at the highest point are wanted ([`peak`](crate::peak)).
+    pub const PEAK: &str = "peak";
     /// `0`: children are not recorded and programs they become neither.
     pub const FOLLOW: &str = "follow";
     /// Path of the socket that placements are asked for at. Then probes are put in, and allocations not recorded.
@@ -100,8 +103,8 @@ pub struct Hello {
     pub parent: u32,
     /// How many execs came before in this process.
     pub generation: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1 if a file for the blocks at the peak ([`peak`](crate::peak)) comes with it, else 0.
+    pub peak: u32,
 }
 
 impl Hello {
@@ -117,6 +120,7 @@ impl Hello {
         bytes[16..20].copy_from_slice(&self.pid.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.parent.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.generation.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.peak.to_le_bytes());
         bytes
     }
 
@@ -131,7 +135,7 @@ impl Hello {
             pid: u32_at(16)?,
             parent: u32_at(20)?,
             generation: u32_at(24)?,
-            reserved: u32_at(28)?,
+            peak: u32_at(28)?,
         };
         (hello.magic == HELLO_MAGIC).then_some(hello)
     }

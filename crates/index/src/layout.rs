@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 9;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -240,6 +240,8 @@ pub struct Header {
     pub peak_sequence: AtomicU32,
     /// Used records of the mismatch section.
     pub mismatches: AtomicU32,
+    /// Pages of the metadata images that are mapped.
+    pub image_pages: AtomicU32,
     /// One more than the deepest level of the origin hash in use.
     pub origin_levels: AtomicU32,
     /// Whether any chunk cover was ever written.

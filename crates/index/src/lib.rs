@@ -39,6 +39,7 @@ pub mod layout;
 pub mod mismatches;
 pub mod nested;
 pub mod origins;
+pub mod peak;
 pub mod read;
 pub mod records;
 pub mod table;

@@ -34,7 +34,6 @@ pub mod module_flags {
     pub const EXECUTABLE: u32 = 1;
     pub const RUNTIME: u32 = 2;
     pub const DYNAMIC_LINKER: u32 = 4;
-    pub const LIBC: u32 = 8;
     /// The vDSO: code without a file.
     pub const VDSO: u32 = 16;
 }

@@ -49,9 +49,9 @@ impl Shape {
     pub fn name(&self, image: &Image<'_>) -> String {
         let name = type_name(image, self.r#type);
         match self.role {
-            Role::Element | Role::Characters | Role::Bytes => format!("{name}[]"),
+            Role::Element | Role::Characters | Role::Bytes => array_name(image, self.r#type),
             Role::Header if self.tail != NO_TYPE => {
-                format!("{name} + {}[]", type_name(image, self.tail))
+                format!("{name} + {}", array_name(image, self.tail))
             }
             Role::Header => format!("{name} + …"),
             Role::Base => format!("{name} or derived"),
@@ -65,6 +65,11 @@ impl Shape {
 #[must_use]
 pub fn type_name(image: &Image<'_>, index: TypeIndex) -> String {
     declare(image, index, String::new(), 0, &Cell::new(NAMED))
+}
+
+/// An array of a type as C writes it: `int (*[])(void)` for one of pointers to functions.
+fn array_name(image: &Image<'_>, index: TypeIndex) -> String {
+    declare(image, index, "[]".to_owned(), 0, &Cell::new(NAMED))
 }
 
 /// Writes the declaration of `inner` as `index`, from the inside out; `left` more types may be named.

@@ -394,7 +394,7 @@ fn word(role: Role) -> &'static str {
         Role::New => "operator new",
         Role::Delete => "operator delete",
         Role::Fork => "fork",
-        Role::Exec => "exec",
+        Role::Exec | Role::ExecFd | Role::ExecAt => "exec",
         Role::Exit => "exit",
         Role::LinkMap => "link map",
         Role::Prctl => "prctl",
@@ -422,11 +422,16 @@ fn purpose(role: Role) -> &'static str {
         Role::PoolAlloc => "cuts blocks out of others: they are recorded too",
         Role::PoolFree => "takes a pool's blocks back: they are taken out",
         Role::Fork => "makes a child, which gets an index of its own",
-        Role::Exec => "starts another program, which the runtime is to be loaded into",
+        Role::Exec | Role::ExecFd | Role::ExecAt => {
+            "starts another program, which the runtime is to be loaded into"
+        }
         Role::Exit => "ends the process: the status is noted",
         Role::LinkMap => "is called when libraries are loaded or unloaded",
         Role::Brk => "the heap grows: the index is made present for it",
-        Role::Prctl | Role::Syscall => "may set a system call filter, after which we make no calls",
+        Role::Prctl => "may set a system call filter, after which we make no calls",
+        Role::Syscall => {
+            "may set a system call filter, after which we make no calls, or start another program"
+        }
         Role::Other => "is watched",
     }
 }

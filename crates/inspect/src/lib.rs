@@ -19,6 +19,7 @@
 //! - No analysis of debug info happens here: images come in ready-made ([`images::Images`]). Unwind rules are
 //!   read where the process has them, in its memory.
 
+pub mod at_peak;
 pub mod census;
 pub mod describe;
 pub mod explain;
@@ -34,5 +35,6 @@ pub mod running;
 pub mod snapshot;
 pub mod space;
 pub mod text;
+pub mod types;
 pub mod value;
 pub mod wrong_frees;

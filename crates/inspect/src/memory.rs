@@ -4,6 +4,7 @@
 //! memory knows which ([`Memory::next_touched`]), so that a reader passes over the rest. That matters
 //! beyond speed: reading a hole of a shared mapping would make the kernel allocate it.
 
+use crate::at_peak::RegionAtPeak;
 use crate::pages::SavedPages;
 use pointee_index::Memory;
 use pointee_model::addr::RunAddr;
@@ -22,6 +23,8 @@ const PAGE: u64 = pointee_index::layout::PAGE;
 pub enum Region {
     /// In a file, usually the memfd that the process shares with its supervisor.
     File(RegionFile),
+    /// In such a file, with the blocks of the highest point.
+    AtPeak(RegionAtPeak),
     /// In another process's memory.
     Process(ProcessRegion),
     /// In a snapshot.
@@ -32,6 +35,7 @@ impl Memory for Region {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
         match self {
             Self::File(file) => file.read(offset, buffer),
+            Self::AtPeak(region) => region.read(offset, buffer),
             Self::Process(process) => process.read(offset, buffer),
             Self::Saved(pages) => pages.read(offset, buffer),
         }
@@ -40,6 +44,7 @@ impl Memory for Region {
     fn next_touched(&self, offset: u64) -> Option<u64> {
         match self {
             Self::File(file) => file.next_touched(offset),
+            Self::AtPeak(region) => region.next_touched(offset),
             Self::Process(process) => process.next_touched(offset),
             Self::Saved(pages) => pages.next_touched(offset),
         }

@@ -52,9 +52,7 @@ impl ModuleInfo {
     /// Belongs to the language, not to the program: its frames are not where an allocation "comes from".
     #[must_use]
     pub fn is_library_of_language(&self) -> bool {
-        const FLAGS: u32 =
-            module_flags::LIBC | module_flags::DYNAMIC_LINKER | module_flags::RUNTIME;
-        self.flags & FLAGS != 0 || is_language_library(self.name().as_bytes())
+        self.flags & module_flags::RUNTIME != 0 || is_language_library(self.name().as_bytes())
     }
 }
 

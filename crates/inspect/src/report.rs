@@ -9,6 +9,7 @@ use crate::process::{Ending, ModuleInfo, Tally};
 use crate::resolve::{Place, Resolver, Site};
 use crate::wrong_frees::{WrongFreeRow, wrong_frees};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -310,7 +311,8 @@ fn by_site(resolver: &Resolver<'_>, resolved: &[(Site, Tally)]) -> Vec<SiteRow> 
             tally: Tally::default(),
         });
         group.tally = group.tally.plus(*tally);
-        if weight > group.weight {
+        let told = (weight, Reverse(&site.wrappers));
+        if told > (group.weight, Reverse(&group.told_by.wrappers)) {
             group.told_by = site;
             group.weight = weight;
         }

@@ -9,7 +9,7 @@
 //!           ◀─ parse     not looked at
 //! ```
 //!
-//! Where no frame is classified, the site is the innermost frame outside the language's own
+//! What each call tells is said by [`pointee_model::call`]. Where no frame is classified, the site is the innermost frame outside the language's own
 //! libraries, and its type is not known. Beyond such a frame in code without debug info [`FRAMES_BEYOND_UNKNOWN`] frames are
 //! looked at; recording relies on it.
 
@@ -18,10 +18,11 @@ use crate::images::Images;
 use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
+use pointee_model::call::{Call, classify};
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags, site_flags};
+use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags};
 use pointee_model::source::is_library_source;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -131,34 +132,20 @@ impl<'a> Resolver<'a> {
                 break;
             }
             frames_left -= 1;
-            let record = self
-                .image(frame.module)
-                .and_then(|image| image.site_returning_to(frame.return_address));
-            match record {
-                Some(record) if record.flags & site_flags::WRAPPER != 0 => {
+            let (call, record) = self.call(frame);
+            match call {
+                Call::InWrapper => {
                     wrappers.extend(self.function(frame));
+                    continue;
                 }
-                Some(record) if record.r#type != NO_TYPE => {
-                    return self.site(frame, Some(record), wrappers, allocator, entry);
-                }
-                _ if self.is_library_code(frame) => {}
-                Some(record) if Verdict::from_byte(record.verdict) != Verdict::Unknown => {
-                    return self.site(frame, Some(record), wrappers, allocator, entry);
-                }
-                _ => {
-                    // The first one counts; what was walked through on the way to it stays its wrapper chain.
-                    outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
-                    if record.is_some() {
-                        break;
-                    }
-                    if self
-                        .image(frame.module)
-                        .is_some_and(|image| image.lines.is_empty())
-                    {
-                        frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN);
-                    }
-                }
+                Call::InLibrary => continue,
+                Call::Site => return self.site(frame, record, wrappers, allocator, entry),
+                Call::Untyped => frames_left = 0,
+                Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),
+                Call::Unknown => {}
             }
+            // The first one counts; what was walked through on the way to it stays its wrapper chain.
+            outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
         }
         if let Some((frame, record, wrappers)) = outside {
             return self.site(frame, record, wrappers, allocator, entry);
@@ -166,10 +153,8 @@ impl<'a> Resolver<'a> {
         // Nothing but wrappers and library frames: the outermost of them is as far as the walk came.
         match path.frames.last() {
             Some(frame) => {
-                let record = self
-                    .image(frame.module)
-                    .and_then(|image| image.site_returning_to(frame.return_address));
-                if record.is_some_and(|record| record.flags & site_flags::WRAPPER != 0) {
+                let (call, record) = self.call(frame);
+                if call == Call::InWrapper {
                     wrappers.pop();
                 }
                 self.site(frame, record, wrappers, allocator, entry)
@@ -189,16 +174,12 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// Whether a frame belongs to the language: a shared library of it, or its generic code compiled into
-    /// the program (Rust's `Vec`, templates of libstdc++).
-    pub(crate) fn is_library_code(&self, frame: &Frame) -> bool {
+    /// What the call that a frame stands for tells.
+    pub(crate) fn call(&self, frame: &Frame) -> (Call, Option<&'a SiteRecord>) {
         let is_library = self
             .module(frame)
             .is_some_and(ModuleInfo::is_library_of_language);
-        is_library || {
-            let place = self.position(frame).place;
-            place.file.as_deref().is_some_and(is_library_source)
-        }
+        classify(self.image(frame.module), is_library, frame.return_address)
     }
 
     fn module(&self, frame: &Frame) -> Option<&'a ModuleInfo> {

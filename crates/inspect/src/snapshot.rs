@@ -63,6 +63,9 @@ pub struct Info {
     pub unseen: Vec<String>,
     /// Told as at the highest point of the heap.
     pub at_peak: bool,
+    /// Whether its blocks are those of the highest point, too; else they are those of the end.
+    #[serde(default)]
+    pub blocks_at_peak: bool,
     /// Why there are no contents, if they were asked for.
     pub no_contents: Option<String>,
     /// For each module the place of its image among the image sections.

@@ -90,10 +90,14 @@ pub fn render(report: &ProcessReport, style: Style) -> String {
     heading(&mut out, report, style);
     let moment = Moment::of(report, style);
     let when = match (moment, report.state) {
-        (Moment::Peak, _) => "at its highest",
-        (Moment::Now, State::Running) => "now",
-        (Moment::Now, State::Ended) => "at the end",
-        (Moment::Now, State::Exec) => "at exec",
+        (Moment::Peak, _) => {
+            let totals = &report.totals;
+            let seen = share(totals.counts.live_bytes_at_peak, totals.peak_bytes);
+            format!("at its highest (seen at {seen} of it)")
+        }
+        (Moment::Now, State::Running) => "now".to_owned(),
+        (Moment::Now, State::Ended) => "at the end".to_owned(),
+        (Moment::Now, State::Exec) => "at exec".to_owned(),
     };
     if report.totals.counts.allocations == 0 && report.totals.counts.inherited == 0 {
         return out;
@@ -357,7 +361,7 @@ fn place(site: &SiteRow) -> String {
         }
         _ if site.function.is_some() => {
             if let Some(module) = &site.module {
-                let _ = write!(text, " in {}", short(module, 1));
+                let _ = write!(text, " in {}+{}", short(module, 1), site.offset);
             }
         }
         _ => {}
@@ -381,7 +385,9 @@ fn more(out: &mut String, rows: usize, style: Style) {
     }
 }
 
-fn share(part: u64, whole: u64) -> String {
+/// `12.3 %`.
+#[must_use]
+pub fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "–".to_owned();
     }

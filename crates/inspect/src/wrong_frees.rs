@@ -20,6 +20,7 @@ use crate::resolve::Resolver;
 use pointee_index::class::Kind;
 use pointee_index::records::Role;
 use pointee_model::addr::LinkAddr;
+use pointee_model::call::Call;
 use pointee_model::entries::role_of;
 use serde::Serialize;
 
@@ -200,7 +201,7 @@ fn named(resolver: &Resolver<'_>, hook: &HookInfo) -> String {
 }
 
 fn freed_at(resolver: &Resolver<'_>, path: &Path) -> Vec<PlaceRow> {
-    let own = |frame: &&Frame| !resolver.is_library_code(frame);
+    let own = |frame: &&Frame| resolver.call(frame).0 != Call::InLibrary;
     let first = path.frames.iter().position(|frame| own(&frame));
     let frames = &path.frames[first.unwrap_or(0)..];
     let place = |frame: &Frame| {

@@ -137,6 +137,7 @@ fn info() -> Info {
         exit: Some(Exit::Signal(9)),
         unseen: Vec::new(),
         at_peak: false,
+        blocks_at_peak: false,
         no_contents: None,
         images: Vec::new(),
     }

@@ -106,6 +106,8 @@ fn make(
     let mut emitter = Emitter::new(&mut relay, slot);
     let mut pushed = 0;
     let emitted = match purpose {
+        // Those have slots of another kind, made in `probe.rs`.
+        Purpose::Probe(_) => return Err(Refusal::AlreadyHooked),
         Purpose::Replace(replacement) => emitter.jump(replacement),
         Purpose::Wrap(_) => {
             let (stub, record) = (stubs::entry_stub(), core::ptr::from_ref(hook) as u64);
@@ -130,6 +132,7 @@ fn make(
     let change = Change {
         at: plan.pad_at(),
         len: PAD_LEN,
+        reach: PAD_LEN.max(usize::from(plan.displaced_len)),
         before: plan.original,
         after: plan.pad,
     };

@@ -10,11 +10,12 @@
 
 use pointee_model::addr::RunAddr;
 use pointee_patch::EntryPlan;
+use pointee_patch::arch::x86_64::context::{Frame, RBX_AT};
 
 use crate::unwinder::Rules;
 
 /// Room for the rules of one slot, in bytes.
-const ROOM: usize = 384;
+const ROOM: usize = 512;
 
 /// A section `.eh_frame`: one CIE and FDE for each part, and the zero at its end.
 #[derive(Clone, Copy)]
@@ -31,7 +32,15 @@ const OFFSET: u8 = 0x80;
 const ADVANCE: u8 = 0x40;
 const ADVANCE_4: u8 = 0x04;
 const SET_LOC: u8 = 0x01;
+const DEF_CFA_REGISTER: u8 = 0x0d;
+const EXPRESSION: u8 = 0x10;
+const REMEMBER: u8 = 0x0a;
+const RESTORE: u8 = 0x0b;
+const RBX: u8 = 3;
+const RBP: u8 = 6;
 const RSP: u8 = 7;
+/// `DW_OP_breg3`: an offset from `rbx`.
+const AT_RBX: u8 = 0x73;
 const RETURN_ADDRESS: u8 = 16;
 
 /// How the return address is found from the word below the CFA, a thunk's address plus one: it is saved at that address plus
@@ -117,6 +126,125 @@ impl Frames {
         frames
     }
 
+    /// Of a probe: what is done, `len` bytes with `frame`, and the displaced instructions behind it.
+    pub(crate) fn of_probe(
+        at: RunAddr,
+        len: u64,
+        frame: Option<Frame>,
+        plan: &EntryPlan,
+        rules: &Rules,
+    ) -> Self {
+        let mut frames = Self::empty();
+        let alignments = Alignments(rules.alignments);
+        if len > 0 {
+            frames.part(alignments, rules.initial, at, len, |frames| {
+                let until = u64::from(plan.pad_offset);
+                let cfa = frames.rules_before(rules, until)?;
+                match frame {
+                    Some(frame) => frames.around_actions(cfa, &frame),
+                    None => Some(()),
+                }
+            });
+        }
+        let (to, len) = (plan.trampoline_at, plan.trampoline.len() as u64);
+        frames.part(alignments, rules.initial, to, len, |frames| {
+            frames.moved(plan, rules)
+        });
+        frames
+    }
+
+    /// The function's instructions that hold `until` bytes into it, all at once. The answer: its rule for the CFA, a register and an
+    /// offset; the register alone counts where there is an expression.
+    fn rules_before(&mut self, rules: &Rules, until: u64) -> Option<(u8, u64)> {
+        let mut cfa = (RSP, 8);
+        // Prologues and epilogues in the middle of a function nest no deeper.
+        let mut remembered = [cfa; 4];
+        let mut depth = 0_usize;
+        let mut original = 0;
+        for (program, initial) in [(rules.initial, true), (rules.program, false)] {
+            let mut program = program;
+            while let Some((&code, rest)) = program.split_first() {
+                let (advance, len) = step(code, rest)?;
+                if let Some(delta) = advance {
+                    original += delta * u64::from(*rules.alignments.first()?);
+                    if original > until {
+                        return Some(cfa);
+                    }
+                } else {
+                    match code {
+                        DEF_CFA => {
+                            let (register, at) = leb(rest, 0)?;
+                            cfa = (register as u8, leb(rest, at)?.0);
+                        }
+                        DEF_CFA_REGISTER => cfa.0 = leb(rest, 0)?.0 as u8,
+                        DEF_CFA_OFFSET => cfa.1 = leb(rest, 0)?.0,
+                        // An expression: whatever it reads, it is not the stack pointer.
+                        0x0f => cfa.0 = RBP,
+                        REMEMBER => {
+                            *remembered.get_mut(depth)? = cfa;
+                            depth += 1;
+                        }
+                        RESTORE => {
+                            depth = depth.checked_sub(1)?;
+                            cfa = *remembered.get(depth)?;
+                        }
+                        _ => {}
+                    }
+                    if !initial {
+                        self.put(program.get(..=len)?);
+                    }
+                }
+                program = rest.get(len..)?;
+            }
+        }
+        Some(cfa)
+    }
+
+    /// How the rules change while the stack pointer is moved for what is done, and `rbx` is used.
+    fn around_actions(&mut self, (register, offset): (u8, u64), frame: &Frame) -> Option<()> {
+        let mut at = 0;
+        let mut advance = |frames: &mut Self, to: u16| {
+            frames.put(&[ADVANCE_4]);
+            frames.put(&u32::from(to - at).to_le_bytes());
+            at = to;
+        };
+        let by_stack = register == RSP;
+        if !by_stack && register != RBP {
+            return None;
+        }
+        let moved = offset + u64::from(frame.moved);
+        advance(self, frame.begins);
+        if by_stack {
+            self.put(&[DEF_CFA_OFFSET]);
+            self.put_leb(moved);
+        }
+        if frame.based != 0 {
+            self.put(&[REMEMBER]);
+            advance(self, frame.based);
+            if by_stack {
+                self.put(&[DEF_CFA, RBX]);
+                self.put_leb(moved);
+            }
+            self.put(&[EXPRESSION, RBX, 2, AT_RBX, RBX_AT]);
+            advance(self, frame.unbased);
+            self.put(&[RESTORE]);
+        }
+        if by_stack {
+            advance(self, frame.ends);
+            self.put(&[DEF_CFA_OFFSET]);
+            self.put_leb(offset);
+        }
+        Some(())
+    }
+
+    fn put_leb(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.put(&[number as u8 | 0x80]);
+            number >>= 7;
+        }
+        self.put(&[number as u8]);
+    }
+
     /// The section; a reader stops at the zero that it ends with.
     pub(crate) fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]
@@ -187,17 +315,7 @@ impl Frames {
         let mut original = 0_u64;
         let mut copy = 0;
         while let Some((&code, rest)) = program.split_first() {
-            let (advance, len) = match code {
-                SET_LOC => return None,
-                code if code & 0xc0 == ADVANCE => (Some(u64::from(code & 0x3f)), 0),
-                0x02..=ADVANCE_4 => {
-                    let len = 1_usize << (code - 2);
-                    let mut delta = [0; 8];
-                    delta[..len].copy_from_slice(rest.get(..len)?);
-                    (Some(u64::from_le_bytes(delta)), len)
-                }
-                code => (None, operands_len(code, rest)?),
-            };
+            let (advance, len) = step(code, rest)?;
             match advance {
                 Some(delta) => {
                     original += delta * u64::from(*rules.alignments.first()?);
@@ -238,6 +356,35 @@ fn copy_of(plan: &EntryPlan, into: u64) -> Option<u64> {
     (0..len)
         .find(is_home)
         .filter(|_| into <= u64::from(plan.displaced_len))
+}
+
+/// How far the instruction `code` goes on in the function, if it does, and the bytes of its operands.
+fn step(code: u8, rest: &[u8]) -> Option<(Option<u64>, usize)> {
+    Some(match code {
+        SET_LOC => return None,
+        code if code & 0xc0 == ADVANCE => (Some(u64::from(code & 0x3f)), 0),
+        0x02..=ADVANCE_4 => {
+            let len = 1_usize << (code - 2);
+            let mut delta = [0; 8];
+            delta[..len].copy_from_slice(rest.get(..len)?);
+            (Some(u64::from_le_bytes(delta)), len)
+        }
+        code => (None, operands_len(code, rest)?),
+    })
+}
+
+/// The unsigned number at `at`, and where the next begins.
+fn leb(bytes: &[u8], mut at: usize) -> Option<(u64, usize)> {
+    let (mut number, mut shift) = (0_u64, 0);
+    loop {
+        let byte = *bytes.get(at)?;
+        at += 1;
+        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return Some((number, at));
+        }
+    }
 }
 
 /// Bytes of the operands of an instruction for frames (DWARF 5, 7.24; the Linux Standard Base for the last).

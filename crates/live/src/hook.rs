@@ -35,6 +35,7 @@ use crate::announce::Announcement;
 use crate::island::{Islands, SLOT, SLOTS};
 use crate::maps::Maps;
 use crate::pages::Pages;
+use crate::probe::Stack;
 use crate::refusal::Refusal;
 use crate::stop::{self, Exclusive, Pause, Stopped, Thread};
 use crate::stubs;
@@ -67,6 +68,7 @@ enum State {
 pub(crate) struct Hook {
     state: State,
     slot: RunAddr,
+    slot_len: usize,
     /// Of a slot that is not free.
     made: MaybeUninit<Made>,
     pub(crate) announcement: Announcement,
@@ -87,11 +89,17 @@ pub(crate) struct Made {
 
 /// What calls of the function come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lies in a slot's own pages, and nothing is allocated here"
+)]
 pub(crate) enum Purpose {
     /// This function instead.
     Replace(RunAddr),
     /// The function itself, between these.
     Wrap(Observers),
+    /// At an instruction, these, one after the other.
+    Probe(Stack),
 }
 
 /// The bytes of code that differ while a hook is in place.
@@ -99,11 +107,19 @@ pub(crate) enum Purpose {
 pub(crate) struct Change {
     pub(crate) at: RunAddr,
     pub(crate) len: usize,
+    /// Bytes from `at` on that are not executed any more where they are, or are changed.
+    pub(crate) reach: usize,
     pub(crate) before: [u8; PAD_LEN],
     pub(crate) after: [u8; PAD_LEN],
 }
 
 impl Change {
+    /// Whether the two change the same bytes, or one of them bytes that the other has displaced.
+    fn meets(&self, other: &Self) -> bool {
+        let end = |change: &Self| change.at.0 + change.reach as u64;
+        self.at.0 < end(other) && other.at.0 < end(self)
+    }
+
     fn is_there(&self, text: &Text, bytes: &[u8; PAD_LEN]) -> bool {
         let mut now = [0; PAD_LEN];
         text.read(self.at, &mut now[..self.len]) == Ok(self.len)
@@ -144,15 +160,7 @@ pub(crate) fn install(
     ready: impl Fn(RunAddr),
 ) -> Result<(Installed, Pause), Refusal> {
     let text = Text::open().map_err(Refusal::NoMemoryFile)?;
-    let islands = ledger(held);
-    if islands
-        .hooks()
-        .filter(|hook| hook.state == State::Retired)
-        .count()
-        > RETIRED_MOST
-    {
-        settle_under(held)?;
-    }
+    settle_if_many(held)?;
     let islands = ledger(held);
     let mut known = None;
     for hook in islands
@@ -170,13 +178,16 @@ pub(crate) fn install(
     let hook = match known {
         Some(hook) => hook,
         None => {
-            let hook = islands.take(target).ok_or(Refusal::NoRoom)?;
+            let hook = islands.take(target, SLOT).ok_or(Refusal::NoRoom)?;
             let made = make(hook, &text)?;
             hook.made.write(made);
             hook.state = State::Retired;
             hook
         }
     };
+    if meets_another(islands, &hook.made().change, None) {
+        return Err(Refusal::AlreadyHooked);
+    }
     let made = *hook.made();
     ready(made.original);
     let pause = change(held, |stopped, maps| {
@@ -189,6 +200,88 @@ pub(crate) fn install(
     })?;
     hook.state = State::Installed;
     Ok((Installed { hook }, pause))
+}
+
+fn settle_if_many(held: &mut Exclusive) -> Result<(), Refusal> {
+    let retired = ledger(held)
+        .hooks()
+        .filter(|hook| hook.state == State::Retired);
+    if retired.count() > RETIRED_MOST {
+        settle_under(held)?;
+    }
+    Ok(())
+}
+
+fn meets_another(islands: &Islands, change: &Change, except: Option<*const Hook>) -> bool {
+    islands.hooks().any(|hook| {
+        hook.state == State::Installed
+            && except != Some(core::ptr::from_ref(hook))
+            && hook.made().change.meets(change)
+    })
+}
+
+/// Puts a hook in the place of `old`, or at an instruction where there is none. `make` fills a slot of `slot_len` bytes.
+pub(crate) fn exchange(
+    held: &mut Exclusive,
+    old: Option<&'static mut Hook>,
+    near: RunAddr,
+    slot_len: usize,
+    make: impl Fn(&mut Hook, &Text) -> Result<Made, Refusal>,
+) -> Result<Pause, Refusal> {
+    let text = Text::open().map_err(Refusal::NoMemoryFile)?;
+    settle_if_many(held)?;
+    if let Some(old) = &old
+        && !old.made().change.is_there(&text, &old.made().change.after)
+    {
+        return Err(Refusal::TextChanged);
+    }
+    let islands = ledger(held);
+    let hook = islands.take(near, slot_len).ok_or(Refusal::NoRoom)?;
+    let made = make(hook, &text)?;
+    hook.made.write(made);
+    hook.state = State::Retired;
+    let same = old.as_deref().map(core::ptr::from_ref);
+    if meets_another(islands, &made.change, same) {
+        return Err(Refusal::AlreadyHooked);
+    }
+    let pause = change(held, |stopped, maps| {
+        if let Some(plan) = &made.plan
+            && old.is_none()
+        {
+            move_out_of_pad(stopped, maps, plan)?;
+        }
+        // SAFETY: planned for that place, and no thread is inside.
+        unsafe { text.write(made.change.at, &made.change.after[..made.change.len]) }
+            .map_err(Refusal::NoMemoryFile)
+    })?;
+    hook.state = State::Installed;
+    if let Some(old) = old {
+        old.state = State::Retired;
+    }
+    Ok(pause)
+}
+
+/// The installed hook for which `is` holds.
+pub(crate) fn installed(
+    held: &mut Exclusive,
+    is: impl Fn(&Made) -> bool,
+) -> Option<&'static mut Hook> {
+    let mut hooks = ledger(held).hooks();
+    hooks.find(|hook| hook.state == State::Installed && is(hook.made()))
+}
+
+/// Writes over `code`, which was read at `at`, what it was before hooks were installed.
+pub(crate) fn without_hooks(held: &mut Exclusive, at: RunAddr, code: &mut [u8]) {
+    let hooks = ledger(held).hooks();
+    for hook in hooks.filter(|hook| hook.state == State::Installed) {
+        let change = hook.made().change;
+        for (number, byte) in change.before[..change.len].iter().enumerate() {
+            let offset = (change.at.0 + number as u64).wrapping_sub(at.0);
+            if let Some(there) = usize::try_from(offset).ok().and_then(|o| code.get_mut(o)) {
+                *there = *byte;
+            }
+        }
+    }
 }
 
 /// Makes one change while the threads stand still; anew, when one of them stood where it could not be made.
@@ -300,8 +393,13 @@ impl Hook {
         self.slot
     }
 
-    pub(crate) fn set_slot(&mut self, slot: RunAddr) {
+    pub(crate) fn slot_len(&self) -> usize {
+        self.slot_len
+    }
+
+    pub(crate) fn set_slot(&mut self, slot: RunAddr, len: usize) {
         self.slot = slot;
+        self.slot_len = len;
     }
 
     pub(crate) fn made(&self) -> &Made {
@@ -322,7 +420,7 @@ impl Hook {
         }
     }
 
-    fn uninstall(&mut self, held: &mut Exclusive) -> Result<Pause, Refusal> {
+    pub(crate) fn uninstall(&mut self, held: &mut Exclusive) -> Result<Pause, Refusal> {
         let text = Text::open().map_err(Refusal::NoMemoryFile)?;
         let change_made = self.made().change;
         if !change_made.is_there(&text, &change_made.after) {
@@ -339,13 +437,15 @@ impl Hook {
 
     /// The addresses that a thread has in its counter, a register or its stack while it can still come to this slot.
     fn reach(&self) -> Reach {
-        let slot = [self.slot.0, self.slot.0 + SLOT as u64];
+        let slot = [self.slot.0, self.slot.0 + self.slot_len as u64];
         match self.made().purpose {
             Purpose::Replace(hook) => {
                 let len = unwinder::function_len(hook).unwrap_or(UNKNOWN_LEN);
                 [slot, [hook.0, hook.0 + len], [0, 0]]
             }
             Purpose::Wrap(_) => [slot, stubs::range(), wrap::thunks()],
+            // Its handlers return to it.
+            Purpose::Probe(_) => [slot, [0, 0], [0, 0]],
         }
     }
 
@@ -425,8 +525,22 @@ fn is_idle(
     maps: &mut Maps,
 ) -> Result<bool, Refusal> {
     let mut idle = true;
+    // Another hook may have come to the same place.
+    // SAFETY: under the lock, as the caller is.
+    let islands = unsafe { &*LEDGER.0.get() };
+    let covered = |home: RunAddr| {
+        let covers = |change: &Change| {
+            (change.at.0 + 1..change.at.0 + change.reach as u64).contains(&home.0)
+        };
+        let mut installed = islands
+            .hooks()
+            .filter(|hook| hook.state == State::Installed);
+        installed.any(|hook| covers(&hook.made().change))
+    };
     for mut thread in stopped.threads() {
-        if let Some(home) = hook.home_of(thread.pc()) {
+        if let Some(home) = hook.home_of(thread.pc())
+            && !covered(home)
+        {
             thread.set_pc(home);
         }
         for [start, end] in *reach {

@@ -4,6 +4,7 @@
 //! ```text
 //!    executable: slot 0 | slot 1 | … | slot 63        writable: Island, Hook 0 | Hook 1 | … | Hook 63
 //!                relay, trampoline                              plan, unwind rules, file for gdb
+//!             or probe, trampoline
 //! ```
 
 #![allow(unsafe_code)] // Memory comes from the kernel, and hooks lie in it.
@@ -20,8 +21,8 @@ pub(crate) const SLOTS: usize = 64;
 pub(crate) const RELAY: u64 = 32;
 /// Bytes of a slot: relay, trampoline.
 pub(crate) const SLOT: usize = (RELAY as usize + TRAMPOLINE_MAX).next_multiple_of(64);
-/// Bytes of an island's executable pages.
-const CODE: usize = SLOT * SLOTS;
+/// Bytes of a slot for a probe with context: eight actions around which sixteen registers of 64 bytes are kept take 1,240.
+pub(crate) const PROBE_SLOT: usize = 1536;
 const DATA: usize = size_of::<Island>().next_multiple_of(4096);
 /// How far an island may lie from what it serves: half the reach of a `rel32`, so that operands of displaced
 /// instructions are in reach too.
@@ -32,6 +33,7 @@ const REACH: u64 = 1 << 30;
 pub(crate) struct Island {
     next: *mut Island,
     code: RunAddr,
+    slot_len: usize,
     hooks: [Hook; SLOTS],
 }
 
@@ -47,14 +49,15 @@ impl Islands {
         }
     }
 
-    /// A free slot within reach of `near`.
-    pub(crate) fn take(&mut self, near: RunAddr) -> Option<&'static mut Hook> {
+    /// A free slot of `len` bytes within reach of `near`.
+    pub(crate) fn take(&mut self, near: RunAddr, len: usize) -> Option<&'static mut Hook> {
+        let fits = |hook: &Hook| hook.slot_len() == len && hook.is_free();
         let free = self
             .hooks()
-            .find(|hook| hook.is_free() && hook.slot_at().0.abs_diff(near.0) < REACH);
+            .find(|hook| fits(hook) && hook.slot_at().0.abs_diff(near.0) < REACH);
         match free {
             Some(hook) => Some(hook),
-            None => self.add(near)?.first_mut(),
+            None => self.add(near, len)?.first_mut(),
         }
     }
 
@@ -70,11 +73,12 @@ impl Islands {
         .flatten()
     }
 
-    fn add(&mut self, near: RunAddr) -> Option<&'static mut [Hook; SLOTS]> {
-        let code = map_near(near, CODE)?;
+    fn add(&mut self, near: RunAddr, slot_len: usize) -> Option<&'static mut [Hook; SLOTS]> {
+        let code_len = slot_len * SLOTS;
+        let code = map_near(near, code_len)?;
         let Ok(data) = sys::map_pages(None, DATA, map::READ | map::WRITE) else {
             // SAFETY: just mapped.
-            unsafe { sys::unmap_pages(code.0, CODE) };
+            unsafe { sys::unmap_pages(code.0, code_len) };
             return None;
         };
         let island = data as *mut Island;
@@ -82,8 +86,9 @@ impl Islands {
         let this = unsafe { &mut *island };
         this.next = self.first;
         this.code = code;
+        this.slot_len = slot_len;
         for (number, hook) in this.hooks.iter_mut().enumerate() {
-            hook.set_slot(code.plus((number * SLOT) as u64));
+            hook.set_slot(code.plus((number * slot_len) as u64), slot_len);
         }
         self.first = island;
         Some(&mut this.hooks)
@@ -100,7 +105,7 @@ impl Islands {
                     continue;
                 }
                 *link = island.next;
-                sys::unmap_pages(island.code.0, CODE);
+                sys::unmap_pages(island.code.0, island.slot_len * SLOTS);
                 sys::unmap_pages(core::ptr::from_mut(island) as u64, DATA);
             }
         }

@@ -65,6 +65,19 @@ impl Maps {
         Ok(Self { ranges, count })
     }
 
+    /// Mappings that can be read and executed, in order.
+    pub(crate) fn executable(&mut self) -> impl Iterator<Item = Range> + '_ {
+        let words: &mut [[u64; 2]] = self.ranges.words();
+        let words = words.get(..self.count).unwrap_or_default();
+        let executable = words.iter().filter(|range| range[1] & EXECUTABLE != 0);
+        executable.map(|[start, marked]| Range {
+            start: RunAddr(*start),
+            end: RunAddr(marked & !0xfff),
+            writable: marked & WRITABLE != 0,
+            executable: true,
+        })
+    }
+
     /// The mapping that holds `address`.
     pub(crate) fn find(&mut self, address: RunAddr) -> Option<Range> {
         let words: &mut [[u64; 2]] = self.ranges.words();

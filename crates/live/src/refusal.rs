@@ -33,6 +33,12 @@ pub enum Refusal {
     Looped,
     /// Others have changed the code since.
     TextChanged,
+    /// The unwinder does not know the function, so that its bounds are not known.
+    NoBounds,
+    /// As many actions as can be are at the instruction.
+    TooMany,
+    /// The processor has no `xsavec`.
+    NoXsave,
     /// At each attempt a thread had a program counter saved where code was to change.
     Busy,
 }
@@ -63,6 +69,9 @@ impl Refusal {
             Self::NotImported => "no object imports it",
             Self::Looped => "the function jumps to its own start",
             Self::TextChanged => "somebody else has changed the code",
+            Self::NoBounds => "the function's bounds are not known",
+            Self::TooMany => "too many probes at the instruction",
+            Self::NoXsave => "the processor cannot save its vector registers",
             Self::Busy => "threads are interrupted where code would change",
         }
     }

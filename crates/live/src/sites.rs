@@ -74,6 +74,7 @@ fn make(
     let mut change = Change {
         at: site.plus(u64::from(field)),
         len: 4,
+        reach: 4,
         before: [0; PAD_LEN],
         after: [0; PAD_LEN],
     };

@@ -15,10 +15,11 @@
 #![allow(unsafe_code)] // Assembly.
 
 use core::arch::{asm, global_asm};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pointee_model::addr::RunAddr;
+use pointee_patch::arch::x86_64::context::Width;
 
+use crate::processor;
 use crate::wrap::{Local, enter, leave};
 
 /// The registers of a call or return. General ones first, in the order of the psABI's arguments.
@@ -244,35 +245,14 @@ fn forms() -> [[RunAddr; 2]; 3] {
     ]
 }
 
-/// The form for the vector registers that this processor has and the kernel saves (Intel SDM 1, 13.3).
+/// The form for the vector registers that this processor has and the kernel saves.
 fn form() -> [RunAddr; 2] {
-    use core::arch::x86_64::{__cpuid, _xgetbv};
-    const UNKNOWN: u64 = u64::MAX;
-    static KNOWN: AtomicU64 = AtomicU64::new(UNKNOWN);
-    let known = KNOWN.load(Relaxed);
-    let form = if known == UNKNOWN {
-        const OSXSAVE: u32 = 1 << 27;
-        #[target_feature(enable = "xsave")]
-        fn enabled() -> u64 {
-            // SAFETY: register 0 exists where `xgetbv` does.
-            unsafe { _xgetbv(0) }
-        }
-        let states = match __cpuid(1).ecx & OSXSAVE {
-            0 => 0,
-            // SAFETY: the kernel has switched it on.
-            _ => unsafe { enabled() },
-        };
-        let form = match states {
-            states if states & 0xe6 == 0xe6 => 2,
-            states if states & 6 == 6 => 1,
-            _ => 0,
-        };
-        KNOWN.store(form, Relaxed);
-        form
-    } else {
-        known
-    };
-    forms()[form as usize % 3]
+    let [sse, avx, avx512] = forms();
+    match processor::states().width() {
+        Width::Sse => sse,
+        Width::Avx => avx,
+        Width::Avx512 => avx512,
+    }
 }
 
 /// Where relays of wrapped functions go, with the hook pushed.

@@ -101,6 +101,8 @@ pub(crate) struct Rules {
     pub(crate) initial: &'static [u8],
     /// Those of this stretch.
     pub(crate) program: &'static [u8],
+    /// It has a table of where exceptions are caught.
+    pub(crate) catches: bool,
 }
 
 /// The rules that the unwinder finds for the function at `at`; `None` too for encodings that linkers do not write.
@@ -120,28 +122,29 @@ pub(crate) fn rules_at(at: RunAddr) -> Option<Rules> {
             .add(4)
             .sub(fde.add(4).cast::<u32>().read_unaligned() as usize);
         let Cie {
-            augmented,
+            tables,
             alignments,
             initial,
         } = read_cie(cie)?;
         let range = fde.add(12).cast::<u32>().read_unaligned();
-        let program = if augmented {
-            skip_block(fde.add(16))
-        } else {
-            fde.add(16)
-        };
+        let block = skip_leb(fde.add(16));
+        let program = skip_block(fde.add(16));
+        // The address of its table, in whatever encoding; zero if it has none.
+        let catches = tables && until(block, program)?.iter().any(|byte| *byte != 0);
         Some(Rules {
             start: RunAddr(bases.function),
             len: u64::from(range),
             alignments,
             initial,
             program: until(program, end_of(fde))?,
+            catches,
         })
     }
 }
 
 struct Cie {
-    augmented: bool,
+    /// FDEs lead to tables for exceptions.
+    tables: bool,
     alignments: &'static [u8],
     initial: &'static [u8],
 }
@@ -164,7 +167,7 @@ unsafe fn read_cie(cie: *const u8) -> Option<Cie> {
         alignments = alignments.add(1);
         let block = skip_leb(skip_leb(alignments)).add(1);
         let mut at = skip_leb(block);
-        let mut encoding = 0;
+        let (mut encoding, mut tables) = (0, false);
         loop {
             letter = letter.add(1);
             match letter.read() {
@@ -172,7 +175,10 @@ unsafe fn read_cie(cie: *const u8) -> Option<Cie> {
                     encoding = at.read();
                     at = at.add(1);
                 }
-                b'L' => at = at.add(1),
+                b'L' => {
+                    tables = true;
+                    at = at.add(1);
+                }
                 // Four bytes, relative or not, by address or indirectly.
                 b'P' if at.read() & 0x07 == 0x03 => at = at.add(5),
                 b'S' | b'B' => {}
@@ -181,7 +187,7 @@ unsafe fn read_cie(cie: *const u8) -> Option<Cie> {
             }
         }
         (encoding == PC_RELATIVE_4).then_some(Cie {
-            augmented: true,
+            tables,
             alignments: until(alignments, block)?,
             initial: until(skip_block(block), end_of(cie))?,
         })

@@ -150,6 +150,8 @@ pub struct Inline {
     pub name: String,
     /// Its linker name, if it has one.
     pub linkage_name: String,
+    /// The instruction where control enters it; `None` if no code of it is left.
+    pub entry: Option<u64>,
     /// Pieces `[start, end)`.
     pub ranges: Vec<(u64, u64)>,
     /// Where it is called from.

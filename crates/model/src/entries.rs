@@ -28,17 +28,19 @@ pub enum Role {
     Prctl = 17,
     Syscall = 18,
     Brk = 19,
+    ExecFd = 20,
+    ExecAt = 21,
     /// Cuts a block out of a recorded one.
-    PoolAlloc = 20,
+    PoolAlloc = 22,
     /// Takes such a block back.
-    PoolFree = 21,
+    PoolFree = 23,
 }
 
 impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 22] = [
+        const ALL: [Role; 24] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -59,6 +61,8 @@ impl Role {
             Role::Prctl,
             Role::Syscall,
             Role::Brk,
+            Role::ExecFd,
+            Role::ExecAt,
             Role::PoolAlloc,
             Role::PoolFree,
         ];
@@ -165,10 +169,12 @@ pub const OPERATORS: [Named; 16] = [
 ];
 
 /// Functions of libc where one process's recording ends and another's begins, or where the heap grows. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 7] = [
+pub const PROCESS: [Named; 9] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
+    ("fexecve", Role::ExecFd),
+    ("execveat", Role::ExecAt),
     ("_exit", Role::Exit),
     ("prctl", Role::Prctl),
     ("syscall", Role::Syscall),
@@ -178,7 +184,8 @@ pub const PROCESS: [Named; 7] = [
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.
 #[must_use]
 pub fn is_language_library(file_name: &[u8]) -> bool {
-    const NAMES: [&str; 5] = [
+    const NAMES: [&str; 6] = [
+        "ld-linux",
         "libstdc++.so",
         "libc++.so",
         "libc++abi.so",

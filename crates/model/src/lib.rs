@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod call;
 pub mod entries;
 pub mod evidence;
 pub mod image;

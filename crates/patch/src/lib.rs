@@ -37,6 +37,10 @@
 //! An `endbr64` stays first, for indirect branches must land on one. When a function ends before
 //! the pad does (`ret`, then padding up to the next one), the padding is overwritten too.
 //!
+//! Any other instruction of a function is planned for by [`plan_instruction`], and what is done there by
+//! [`act`](arch::x86_64::context::act): counters, and calls of handlers with as much of the processor's state saved around them as is
+//! asked for, and as somebody still reads ([`arch::x86_64::liveness`]).
+//!
 //! That is for one function at a time, in the target. For a whole file, with a probe at any of its
 //! instructions, the planning is done on the host (crate `pointee-probe`), and [`placement`] is what
 //! is handed over.
@@ -58,6 +62,8 @@
 //!   case in the first five bytes, which compilers do not make.
 //! - That no other thread is inside the pad while it is written, and how five bytes become visible
 //!   at once, is up to the caller (Intel SDM 3A, 9.1.3: cross-modifying code).
+//! - What the indirect jumps of a function, and exceptions caught in it, arrive at. In such functions a pad behind the entry
+//!   covers a single instruction or is refused; `pointee-probe`, which reads jump tables and landing pads, does better.
 //! - GCC's `-fipa-ra` lets callers in one unit rely on registers that the callee happens not to
 //!   clobber. For a function that is called from its own unit, a hook has to keep all of them, and
 //!   a relay that uses `r11` may not be used.
@@ -100,4 +106,6 @@ pub mod placement;
 pub mod plan;
 
 pub use branches::{InwardBranch, PadSpan, find_inward_branches};
-pub use plan::{Entry, EntryPlan, Original, Refusal, TRAMPOLINE_MAX, Write, plan_entry};
+pub use plan::{
+    Entry, EntryPlan, Original, Place, Refusal, TRAMPOLINE_MAX, Write, plan_entry, plan_instruction,
+};

@@ -57,6 +57,10 @@ pub enum Refusal {
     NotRelocatable,
     /// A breakpoint lies in the bytes to be displaced: a debugger was here first.
     Breakpoint,
+    /// The pad would cover several instructions, and where the function's indirect jumps or its exceptions arrive is not known.
+    UnknownTargets,
+    /// No instruction of the function begins there.
+    NoInstruction,
 }
 
 impl Refusal {
@@ -73,6 +77,8 @@ impl Refusal {
             Self::CallThroughStack => "a call takes its target from the stack",
             Self::NotRelocatable => "an instruction cannot be relocated",
             Self::Breakpoint => "a breakpoint is planted there",
+            Self::UnknownTargets => "unknown jumps might go into the launch pad",
+            Self::NoInstruction => "no instruction begins there",
         }
     }
 }
@@ -107,8 +113,8 @@ impl From<RelocateError> for Refusal {
 pub struct EntryPlan {
     /// The function's entry.
     pub entry: RunAddr,
-    /// Where the pad begins, counted from the entry: 4 behind an `endbr64`, else 0.
-    pub pad_offset: u8,
+    /// Where the pad begins, counted from the entry. For a plan of an entry: 4 behind an `endbr64`, else 0.
+    pub pad_offset: u32,
     /// The pad: a jump to the relay.
     pub pad: [u8; PAD_LEN],
     /// What lay there before.
@@ -161,6 +167,11 @@ impl EntryPlan {
     #[must_use]
     pub fn pad_at(&self) -> RunAddr {
         self.entry.plus(u64::from(self.pad_offset))
+    }
+
+    fn pad_covers_several(&self) -> bool {
+        let inside = |landing: &Landing| (1..PAD_LEN as u8).contains(&landing.original);
+        self.landings().iter().any(inside)
     }
 
     /// The pad, as branches can run into it.
@@ -242,16 +253,77 @@ pub fn plan_entry(
     trampoline_at: RunAddr,
     relay_at: RunAddr,
 ) -> Result<EntryPlan, Refusal> {
-    let body_len = entry
-        .body_len
-        .unwrap_or(entry.code.len())
-        .min(entry.code.len());
     let pad_offset = if entry.code.starts_with(&ENDBR64) {
         ENDBR64.len()
     } else {
         0
     };
-    let from_pad = &entry.code[pad_offset..];
+    plan(entry, pad_offset, trampoline_at, relay_at)
+}
+
+/// An instruction of a function that is known as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The function; its length must be known.
+    pub function: Entry<'a>,
+    /// Where the instruction begins, counted from the entry.
+    pub offset: usize,
+    /// Exceptions may be caught in the function.
+    pub catches: bool,
+}
+
+/// Plans to send control from one instruction of a function to `probe_at`, with the displaced instructions at `trampoline_at`,
+/// for code that comes back to these when it is done. At the first instruction that is an `endbr64` it is sent from behind it.
+///
+/// # Errors
+///
+/// [`Refusal`]: the function is better left alone.
+pub fn plan_instruction(
+    place: &Place<'_>,
+    trampoline_at: RunAddr,
+    probe_at: RunAddr,
+) -> Result<EntryPlan, Refusal> {
+    let body_len = place.function.body_len.unwrap_or(0);
+    let body = place
+        .function
+        .code
+        .get(..body_len)
+        .ok_or(Refusal::NoInstruction)?;
+    let mut offset = place.offset;
+    let mut at = 0;
+    let mut unknown = place.catches;
+    let mut begins = false;
+    while let Some(rest) = body.get(at..).filter(|rest| !rest.is_empty()) {
+        let instruction = decode(rest).map_err(|_| Refusal::Undecodable)?;
+        begins |= at == offset;
+        unknown |= instruction.flow == Flow::IndirectJump;
+        at += usize::from(instruction.len);
+    }
+    if !begins {
+        return Err(Refusal::NoInstruction);
+    }
+    if offset == 0 && body.starts_with(&ENDBR64) {
+        offset = ENDBR64.len();
+    }
+    let plan = plan(&place.function, offset, trampoline_at, probe_at)?;
+    // Where the prologue is nothing but the entry leads there.
+    match unknown && plan.pad_covers_several() && offset > ENDBR64.len() {
+        true => Err(Refusal::UnknownTargets),
+        false => Ok(plan),
+    }
+}
+
+fn plan(
+    entry: &Entry<'_>,
+    pad_offset: usize,
+    trampoline_at: RunAddr,
+    relay_at: RunAddr,
+) -> Result<EntryPlan, Refusal> {
+    let body_len = entry
+        .body_len
+        .unwrap_or(entry.code.len())
+        .min(entry.code.len());
+    let from_pad = entry.code.get(pad_offset..).ok_or(Refusal::NoInstruction)?;
     let pad_at = entry.at.plus(pad_offset as u64);
     let own_len = body_len.saturating_sub(pad_offset);
 
@@ -285,7 +357,7 @@ pub fn plan_entry(
     })?;
     Ok(EntryPlan {
         entry: entry.at,
-        pad_offset: pad_offset as u8,
+        pad_offset: u32::try_from(pad_offset).map_err(|_| Refusal::NoInstruction)?,
         pad,
         original,
         displaced_len: span.displaced_len,

@@ -3,7 +3,8 @@
 
 use pointee_model::addr::RunAddr;
 use pointee_patch::{
-    Entry, EntryPlan, PadSpan, Refusal, TRAMPOLINE_MAX, find_inward_branches, plan_entry,
+    Entry, EntryPlan, PadSpan, Place, Refusal, TRAMPOLINE_MAX, find_inward_branches, plan_entry,
+    plan_instruction,
 };
 
 const AT: RunAddr = RunAddr(0x1000);
@@ -32,7 +33,7 @@ fn plan(body: &str, padding: &str) -> Result<EntryPlan, Refusal> {
 
 /// `expect`: the pad's offset, the displaced bytes, whether the pad is looped to, the trampoline.
 #[track_caller]
-fn check(body: &str, padding: &str, expect: Result<(u8, u8, bool, &str), Refusal>) {
+fn check(body: &str, padding: &str, expect: Result<(u32, u8, bool, &str), Refusal>) {
     let found = plan(body, padding);
     let shown = found.map(|p| {
         (
@@ -46,9 +47,63 @@ fn check(body: &str, padding: &str, expect: Result<(u8, u8, bool, &str), Refusal
     assert_eq!(shown, expect, "{body} | {padding}");
     if let Ok(plan) = found {
         let code = bytes(&format!("{body}{padding}"));
-        let at = usize::from(plan.pad_offset);
+        let at = plan.pad_offset as usize;
         assert_eq!(plan.removal().bytes, code[at..at + 5]);
         assert_eq!(plan.installation().at, plan.removal().at);
+    }
+}
+
+/// The displaced bytes of a probe at `offset`.
+#[test]
+fn any_instruction() {
+    // mov eax, 1; nop; xor ecx, ecx; push rax; pop rax; ret
+    let plain = "b801000000 90 31c9 50 58 c3";
+    // xor ecx, ecx; nop; nop; add rcx, rax; jmp rax
+    let jumps = "31c9 90 90 4801c1 ffe0";
+    // call +0; add eax, 1; nop; nop; ret
+    let calls = "e800000000 83c001 90 90 c3";
+    let rows = [
+        (plain, 0, false, Ok(5)),
+        (plain, 5, false, Ok(5)),
+        (plain, 5, true, Err(Refusal::UnknownTargets)),
+        (plain, 2, false, Err(Refusal::NoInstruction)),
+        (plain, 11, false, Err(Refusal::NoInstruction)),
+        (plain, 9, false, Ok(2)),
+        (jumps, 0, false, Ok(7)),
+        // The jump might go there; not into the first bytes.
+        (
+            "90 31c9 90 90 4801c1 ffe0",
+            5,
+            false,
+            Err(Refusal::UnknownTargets),
+        ),
+        ("90 b801000000 ffe0", 1, true, Ok(5)),
+        (calls, 0, false, Ok(5)),
+        (calls, 5, false, Ok(5)),
+        ("90 e800000000 c3", 0, false, Ok(6)),
+        ("90 90 e800000000 c3", 0, false, Ok(7)),
+        // nop; call rax: it would return into the pad
+        ("90 ffd0 90 90 90 c3", 0, false, Err(Refusal::ReturnIntoPad)),
+        // endbr64: behind it
+        ("f30f1efa b801000000 c3", 0, false, Ok(5)),
+    ];
+    for (body, offset, catches, expected) in rows {
+        let mut code = bytes(body);
+        let body_len = Some(code.len());
+        code.extend([0xcc; 8]);
+        let function = Entry {
+            code: &code,
+            at: AT,
+            body_len,
+        };
+        let place = Place {
+            function,
+            offset,
+            catches,
+        };
+        let found = plan_instruction(&place, TRAMPOLINE, RELAY);
+        let found = found.map(|plan| plan.displaced_len);
+        assert_eq!(found, expected, "{body} at {offset}");
     }
 }
 

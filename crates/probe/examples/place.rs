@@ -1,7 +1,7 @@
 //! Prints how the points of files would be placed: `place entry|call|jump|syscall|instruction FILE…`.
 
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Options, Plan};
+use pointee_probe::{At, Plan, Wanted};
 use std::collections::BTreeMap;
 
 fn main() {
@@ -16,8 +16,8 @@ fn main() {
     for file in words {
         let begun = std::time::Instant::now();
         let elf = Elf::open(&file).expect("an ELF file");
-        let options = Options { at };
-        let plan = Plan::new(&elf, &options, |_| true).expect("a plan");
+        let wanted = Wanted::all(at);
+        let plan = Plan::new(&elf, &wanted).expect("a plan");
         let refused = plan.points.iter().filter(|point| point.placed.is_err());
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
         for point in refused {

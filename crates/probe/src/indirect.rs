@@ -267,11 +267,16 @@ impl<'s, 'e> Search<'s, 'e> {
                     .into_iter()
                     .flatten()
                     .any(|part| self.is_table_entry(at, part));
-                Written::Is(if entry {
-                    Holds::TableEntry
-                } else {
-                    Holds::Unknown
-                })
+                // Where a file is loaded, plus an address that it was linked at, from its headers: code of no table, for those of
+                // eight bytes hold whole addresses. (`_dl_call_fini` of glibc.)
+                let loaded = from_memory
+                    && instruction.memory_index() == Register::None
+                    && instruction.op0_register().size() == 8;
+                match (entry, loaded) {
+                    (true, _) => Written::Is(Holds::TableEntry),
+                    (_, true) => Written::From([Some(register), None]),
+                    _ => Written::Is(Holds::Unknown),
+                }
             }
             // A choice between two, from memory or not.
             name if is_conditional_move(name) => Written::From([Some(register), source]),

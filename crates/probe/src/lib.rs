@@ -52,9 +52,10 @@ mod plan;
 mod pointers;
 mod points;
 mod room;
+mod subjects;
 mod tactics;
 
 pub use functions::{Exclusion, Function};
-pub use plan::{Options, Plan, PlanError, Point};
+pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};

@@ -1,6 +1,6 @@
 //! *What is planned for a file, and how does each point fare?*
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pointee_meta::elf::Elf;
 use pointee_patch::placement::Event;
@@ -12,13 +12,36 @@ use crate::functions::{Exclusion, Function};
 use crate::island;
 use crate::place::{self, Pad, Placement};
 use crate::points::{At, mark_points};
+use crate::subjects::{self, Subjects};
 use crate::tactics::{Refusal, Tactic};
 
-/// What is wanted.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
+/// What is wanted of a file.
+#[derive(Clone, Copy)]
+pub struct Wanted<'w> {
     /// Which instructions.
     pub at: At,
+    /// In which functions, by name.
+    pub functions: &'w dyn Fn(&str) -> bool,
+    /// Of which things, by name, where the instructions are about things: variables that are written, functions that were inlined.
+    pub subjects: &'w dyn Fn(&str) -> bool,
+}
+
+impl Wanted<'_> {
+    /// All of the kind.
+    #[must_use]
+    pub fn all(at: At) -> Self {
+        Self {
+            at,
+            functions: &|_| true,
+            subjects: &|_| true,
+        }
+    }
+}
+
+impl std::fmt::Debug for Wanted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wanted({:?})", self.at)
+    }
 }
 
 /// Functions of glibc that whoever applies a placement has to hear of, by their exported names.
@@ -51,6 +74,8 @@ pub struct Point {
     pub function: u32,
     /// Bytes from the function's start.
     pub offset: u32,
+    /// What it is about, where that was asked for, by its number in [`Plan::subjects`].
+    pub subject: Option<u32>,
     /// How it was placed, and the number of its counter; or why not.
     pub placed: Result<(Tactic, u32), Refusal>,
 }
@@ -60,6 +85,8 @@ pub struct Point {
 pub struct Plan {
     /// The functions that were found, by address; also those that are not counted as such.
     pub functions: Vec<Function>,
+    /// Names of the things that points are about.
+    pub subjects: Vec<String>,
     /// In order of address.
     pub points: Vec<Point>,
     /// See [`pointee_patch::placement`].
@@ -67,22 +94,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans for the functions whose names `wanted` accepts.
+    /// Plans for what is wanted of `elf`.
     ///
     /// # Errors
     /// [`PlanError`].
-    pub fn new(
-        elf: &Elf,
-        options: &Options,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Self, PlanError> {
+    pub fn new(elf: &Elf, wanted: &Wanted<'_>) -> Result<Self, PlanError> {
         if elf.machine() != object::elf::EM_X86_64 {
             return Err(PlanError::Machine);
         }
         let code = Code::read(elf);
         let blocks = Blocks::of(&code);
-        let marked = mark_points(&code, options.at, wanted);
-        let dense = options.at == At::Instruction;
+        let about = match wanted.at {
+            At::Inlined => subjects::inlined(&code, &subjects::facts(&code), wanted.subjects),
+            At::Write => subjects::writes(&code, &subjects::facts(&code), wanted.subjects),
+            _ => Subjects::new(),
+        };
+        let marked = mark_points(&code, wanted.at, &about, wanted.functions);
+        let dense = wanted.at == At::Instruction;
         let watched = watched(&code);
         let mut needed = marked.clone();
         watched.keys().for_each(|place| needed[*place] = true);
@@ -94,6 +122,8 @@ impl Plan {
         for (number, place) in island.counted.iter().enumerate() {
             counters[*place as usize] = Some(number as u32);
         }
+        let names: BTreeSet<&String> = about.values().collect();
+        let names: Vec<String> = names.into_iter().cloned().collect();
         let mut points = Vec::new();
         for (at, block) in blocks.all.iter().enumerate() {
             for place in block.first..block.last {
@@ -107,6 +137,10 @@ impl Plan {
                     offset: (code.places[index].at
                         - code.functions[code.places[index].function as usize].start)
                         as u32,
+                    subject: about
+                        .get(&index)
+                        .and_then(|name| names.binary_search(name).ok())
+                        .map(|number| number as u32),
                     placed: match (tactic, counters[index]) {
                         (Some(tactic), Some(counter)) => Ok((tactic, counter)),
                         _ => Err(refusal(&code, block.fixed, index)),
@@ -116,6 +150,7 @@ impl Plan {
         }
         Ok(Self {
             functions: code.functions,
+            subjects: names,
             points,
             placement: island.bytes,
         })

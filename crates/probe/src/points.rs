@@ -1,6 +1,7 @@
 //! *At which instructions is counted?*
 
 use crate::code::{Code, Kind, Place, mark};
+use crate::subjects::Subjects;
 
 /// Which instructions of a file are points.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -15,10 +16,19 @@ pub enum At {
     Syscall,
     /// Every one.
     Instruction,
+    /// The first of each inlined body of the functions that are the subject.
+    Inlined,
+    /// Each that writes a variable that is the subject.
+    Write,
 }
 
 /// Marks the points among the instructions of functions for which `wanted` holds.
-pub(crate) fn mark_points(code: &Code<'_>, at: At, wanted: impl Fn(&str) -> bool) -> Vec<bool> {
+pub(crate) fn mark_points(
+    code: &Code<'_>,
+    at: At,
+    subjects: &Subjects,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<bool> {
     let mut points = vec![false; code.places.len()];
     for (number, function) in code.functions.iter().enumerate() {
         if !wanted(&function.label()) {
@@ -27,6 +37,12 @@ pub(crate) fn mark_points(code: &Code<'_>, at: At, wanted: impl Fn(&str) -> bool
         let (first, last) = code.spans[number];
         let span = first as usize..last as usize;
         let places = &code.places[span.clone()];
+        if matches!(at, At::Inlined | At::Write) {
+            for (place, _) in subjects.range(span) {
+                points[*place] = true;
+            }
+            continue;
+        }
         for (index, (point, place)) in points[span].iter_mut().zip(places).enumerate() {
             let reached = place.is(mark::REACHED);
             *point = match at {
@@ -39,6 +55,7 @@ pub(crate) fn mark_points(code: &Code<'_>, at: At, wanted: impl Fn(&str) -> bool
                 At::Syscall => place.kind == Kind::Syscall && reached,
                 // What is never reached and does nothing is padding, not an instruction.
                 At::Instruction => reached || !is_padding(code, place),
+                At::Inlined | At::Write => false,
             };
         }
     }

@@ -3,7 +3,7 @@
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use pointee_meta::elf::Elf;
 use pointee_patch::placement::{LOCKED, PAGE, PadBytes, Placement, UNLOCKED};
-use pointee_probe::{At, Options, Plan};
+use pointee_probe::{At, Plan, Wanted};
 use std::path::Path;
 
 const FILES: [&str; 5] = [
@@ -22,7 +22,7 @@ fn each_plan(mut check: impl FnMut(&str, At, &Elf, &Plan)) {
         files += 1;
         let elf = Elf::open(file).expect("an ELF file");
         for at in KINDS {
-            let plan = Plan::new(&elf, &Options { at }, |_| true).expect("a plan");
+            let plan = Plan::new(&elf, &Wanted::all(at)).expect("a plan");
             check(file, at, &elf, &plan);
         }
     }
@@ -197,7 +197,7 @@ fn damaged_files_are_harmless() {
             continue;
         };
         for at in [At::Entry, At::Instruction] {
-            plans += usize::from(Plan::new(&elf, &Options { at }, |_| true).is_ok());
+            plans += usize::from(Plan::new(&elf, &Wanted::all(at)).is_ok());
         }
     }
     assert!(plans > 100, "most were refused at once: {plans}");

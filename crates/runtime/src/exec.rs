@@ -1,6 +1,6 @@
 //! *How does the next program come to be recorded?*
 //!
-//! The environment given to `execve` gets the two variables of [`pointee_index::handoff`] again, in
+//! The environment given to `execve`, `fexecve`, `execveat` or their system calls by way of `syscall` gets the two variables of [`pointee_index::handoff`] again, in
 //! arrays on the stack: after `vfork` this is the parent's memory, and nothing may be left behind in
 //! it. A program that would see them, or not run as it does without us, gets its environment as it is: static ones, other C
 //! libraries, sanitized ones, set-user-id ones.
@@ -15,6 +15,47 @@ use core::ffi::CStr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 use pointee_index::layout::exit_kind;
+
+/// What names the program that is to run.
+#[derive(Clone, Copy)]
+pub(crate) enum Named {
+    /// A path, as a C string; 0 for none.
+    Path(usize),
+    /// An open file.
+    Descriptor(usize),
+    /// A path from an open directory; the open file itself where it is empty.
+    At(usize, usize),
+}
+
+impl Named {
+    /// The path to look at the program by; empty if there is none.
+    ///
+    /// # Safety
+    /// Paths are 0 or C strings.
+    unsafe fn path(self) -> PathBuffer {
+        const AT_FDCWD: u32 = -100i32 as u32;
+        let text = |path: usize| match path {
+            0 => &[][..],
+            // SAFETY: the caller's promise.
+            _ => unsafe { CStr::from_ptr(path as *const i8) }.to_bytes(),
+        };
+        let below = |fd: usize, rest: &[&[u8]; 2]| {
+            let mut number = Text::<16>::new();
+            number.push_number(fd as u32);
+            let number = &number.bytes[..number.len];
+            PathBuffer::of(&[b"/proc/self/fd/", number, rest[0], rest[1]])
+        };
+        match self {
+            Self::Path(path) => PathBuffer::of(&[text(path)]),
+            Self::Descriptor(fd) => below(fd, &[b"", b""]),
+            Self::At(fd, path) => match text(path) {
+                b"" => below(fd, &[b"", b""]),
+                path if path[0] == b'/' || fd as u32 == AT_FDCWD => PathBuffer::of(&[path]),
+                path => below(fd, &[b"/", path]),
+            },
+        }
+    }
+}
 
 /// More variables than this are passed on as they are: there is no room for a copy.
 const VARIABLES: usize = 1024;
@@ -65,9 +106,9 @@ impl<const N: usize> Text<N> {
 /// Calls `original` with the environment to use; comes back only if that failed.
 ///
 /// # Safety
-/// The arguments are those of an `execve`.
+/// The arguments are those of an `execve`, or one of its kind.
 pub(crate) unsafe fn exec(
-    path: usize,
+    program: Named,
     environment: usize,
     original: impl FnOnce(usize) -> usize,
 ) -> usize {
@@ -81,7 +122,7 @@ pub(crate) unsafe fn exec(
         header.exit.store(exit_kind::EXEC, Relaxed);
     }
     // SAFETY: as promised.
-    let result = unsafe { exec_with(path, environment, own, original) };
+    let result = unsafe { exec_with(program, environment, own, original) };
     if own {
         header.exit.store(before, Relaxed);
     }
@@ -91,18 +132,21 @@ pub(crate) unsafe fn exec(
 /// # Safety
 /// As for [`exec`].
 unsafe fn exec_with(
-    path: usize,
+    program: Named,
     environment: usize,
     own: bool,
     original: impl FnOnce(usize) -> usize,
 ) -> usize {
     let handoff = &region().handoff;
     let runtime = handoff.path(key::RUNTIME);
-    if runtime.is_empty() || handoff.field(key::FOLLOW) == Some(b"0") || path == 0 {
+    if runtime.is_empty() || handoff.field(key::FOLLOW) == Some(b"0") {
         return original(environment);
     }
     // SAFETY: execve's path is a C string, its environment NULL or an array of them.
-    let path = unsafe { CStr::from_ptr(path as *const i8) };
+    let path = unsafe { program.path() };
+    if path.is_empty() {
+        return original(environment);
+    }
     let mut variables = [0usize; VARIABLES + 3];
     let mut count = 0;
     let mut preload: Option<&[u8]> = None;
@@ -142,7 +186,7 @@ unsafe fn exec_with(
     let mut handed = Text::<4096>::new();
     handed.push(VARIABLE.as_bytes());
     handed.push(b"=");
-    for name in [key::SOCKET, key::IMAGES, key::RUNTIME] {
+    for name in [key::SOCKET, key::IMAGES, key::RUNTIME, key::PEAK] {
         if let Some(value) = handoff.field(name) {
             handed.push(name.as_bytes());
             handed.push(b"=");
@@ -164,8 +208,7 @@ unsafe fn exec_with(
 
 /// Whether the program at `path` is one that glibc's dynamic linker will load with a preloaded
 /// library, unharmed. A script is as its interpreter is.
-fn is_preloadable(path: &CStr) -> bool {
-    let mut path = PathBuffer::of(&[path.to_bytes()]);
+fn is_preloadable(mut path: PathBuffer) -> bool {
     // The kernel follows interpreters of interpreters four deep.
     for _ in 0..5 {
         let Ok(fd) = usize::try_from(sys::open(path.as_c_str(), false)) else {

@@ -12,9 +12,10 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
+use crate::exec::Named;
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, mismatch, pools, process, threads, walk};
+use crate::{exec, fast, heap, mismatch, peak, pools, process, threads, walk};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
@@ -196,7 +197,7 @@ pub(crate) fn is_filtered() -> bool {
     FILTERED.load(Relaxed) != 0
 }
 
-// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none.
+// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none, but for an exec's.
 
 #[unsafe(naked)]
 unsafe extern "C" fn prctl_stub() {
@@ -215,8 +216,49 @@ unsafe extern "C" fn syscall_stub() {
         "cmp rdi, 317", // seccomp
         "jne 2f",
         "mov dword ptr [rip + {filtered}], 1",
-        "2: jmp [r11]", // the original
+        "2: cmp rdi, {execve}",
+        "je 3f",
+        "cmp rdi, {execveat}",
+        "je 3f",
+        "jmp [r11]", // the original
+        "3: jmp {exec}",
         filtered = sym FILTERED,
+        execve = const SYS_EXECVE,
+        execveat = const SYS_EXECVEAT,
+        exec = sym exec_stub,
+    );
+}
+
+const SYS_EXECVE: usize = 59;
+const SYS_EXECVEAT: usize = 322;
+
+/// Gives [`on_exec_of_many`] all that a function of up to six arguments was called with.
+#[unsafe(naked)]
+unsafe extern "C" fn exec_stub() {
+    naked_asm!(
+        ".cfi_startproc",
+        "push r11",
+        ".cfi_adjust_cfa_offset 8",
+        "push r9",
+        ".cfi_adjust_cfa_offset 8",
+        "push r8",
+        ".cfi_adjust_cfa_offset 8",
+        "push rcx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rsi",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdi",
+        ".cfi_adjust_cfa_offset 8",
+        "mov rdi, rsp",
+        "mov rsi, r11",
+        "call {on_exec_of_many}",
+        "add rsp, 56",
+        ".cfi_adjust_cfa_offset -56",
+        "ret",
+        ".cfi_endproc",
+        on_exec_of_many = sym on_exec_of_many,
     );
 }
 
@@ -250,11 +292,12 @@ fn hook(role: Role) -> Hook {
         Role::Free | Role::Delete => on_free,
         Role::Fork => on_fork,
         Role::Exec => on_exec,
+        Role::ExecFd => on_exec_fd,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
         Role::PoolAlloc => on_pool_alloc,
         Role::PoolFree => on_pool_free,
-        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall => on_link_map,
+        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
     }
 }
 
@@ -267,6 +310,7 @@ pub(crate) fn destination(role: Role) -> u64 {
         Role::Free | Role::Delete => fast::free,
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
+        Role::ExecAt => exec_stub,
         _ => enter_hook,
     };
     code as *const () as u64
@@ -303,6 +347,14 @@ fn begin_writing(state: &State) {
 fn end_writing(state: &State) {
     compiler_fence(Release);
     state.leave();
+}
+
+/// Before a block goes: if the heap was never as high, what is alive is written down.
+#[inline(always)]
+fn keep_peak(region: &Region, state: &State) {
+    if region.counters.is_capture_due(state.thread()) {
+        peak::capture(region, state);
+    }
 }
 
 /// Records a new block.
@@ -444,6 +496,7 @@ pub(crate) unsafe extern "C" fn on_free(
     };
     let region = region();
     begin_writing(state);
+    keep_peak(region, state);
     let mut noted = None;
     if let Some(block) = region.writer.erase(a as u64) {
         let thread = state.thread();
@@ -502,7 +555,12 @@ unsafe fn reallocate(
     };
     let (region, thread) = (region(), state.thread());
     begin_writing(state);
+    keep_peak(region, state);
+    // Gone from blocks and counters together: another thread may copy both meanwhile.
     let old = region.writer.erase(args[0] as u64);
+    if let Some(old) = old {
+        region.counters.freed(thread, old.origin, old.size);
+    }
     let noted = old.and_then(|old| note_mismatch(region, args[0], old, planted, caller));
     compiler_fence(Release);
     let block = inside(state, caller.slot, original);
@@ -512,13 +570,11 @@ unsafe fn reallocate(
     }
     let failed = block == 0 && size != 0;
     if let Some(old) = old {
-        if Class::of(old.origin).is_container() && block != args[0] && !failed {
-            pools::container_freed(region, thread, args[0] as u64, old);
-        }
         if failed {
             region.writer.insert(args[0] as u64, old.size, old.origin);
-        } else {
-            region.counters.freed(thread, old.origin, old.size);
+            region.counters.not_freed(thread, old.origin, old.size);
+        } else if Class::of(old.origin).is_container() && block != args[0] {
+            pools::container_freed(region, thread, args[0] as u64, old);
         }
     }
     if block != 0 {
@@ -578,6 +634,7 @@ unsafe extern "C" fn on_pool_alloc(
     pools::leave(state);
     if block != 0 {
         begin_writing(state);
+        keep_peak(region(), state);
         // SAFETY: `slot` is the stack pointer at the hooked entry.
         let origin = unsafe { walk::origin(planted.root, slot, rbp) };
         let size = pools::requested(planted, [a, b, c]);
@@ -601,6 +658,7 @@ unsafe extern "C" fn on_pool_free(
     {
         let region = region();
         begin_writing(state);
+        keep_peak(region, state);
         if let Some(block) = region.writer.erase_nested(block as u64) {
             pools::forget(region, state.thread(), block);
         }
@@ -631,7 +689,49 @@ unsafe extern "C" fn on_exec(
     planted: &'static Planted,
 ) -> usize {
     // SAFETY: the program's own call; path and arrays are what execve is given.
-    unsafe { exec::exec(a, c, |environment| planted.call(a, b, environment)) }
+    unsafe {
+        exec::exec(Named::Path(a), c, |environment| {
+            planted.call(a, b, environment)
+        })
+    }
+}
+
+unsafe extern "C" fn on_exec_fd(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call; an open file and arrays are what fexecve is given.
+    unsafe {
+        exec::exec(Named::Descriptor(a), c, |environment| {
+            planted.call(a, b, environment)
+        })
+    }
+}
+
+/// `execveat(fd, path, argv, envp, flags)`, and `syscall` with the number of an exec before its arguments.
+unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static Planted) -> usize {
+    let [a, b, c, ..] = *arguments;
+    let (program, at) = match (planted.role, a) {
+        (Role::Syscall, SYS_EXECVE) => (Named::Path(b), 3),
+        (Role::Syscall, _) => (Named::At(b, c), 4),
+        _ => (Named::At(a, b), 3),
+    };
+    let original = |environment: usize| {
+        let mut all = *arguments;
+        all[at] = environment;
+        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
+        let original: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
+            unsafe { core::mem::transmute(planted.original as *const ()) };
+        let [a, b, c, d, e, f] = all;
+        // SAFETY: the program's own call.
+        unsafe { original(a, b, c, d, e, f) }
+    };
+    // SAFETY: as above; what names the program and the environment are where the call has them.
+    unsafe { exec::exec(program, arguments[at], original) }
 }
 
 unsafe extern "C" fn on_exit(

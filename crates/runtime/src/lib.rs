@@ -20,6 +20,7 @@
 //!     heap       the index ahead of a growing heap
 //!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
+//!   peak       the blocks at the highest point, copied
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
 //! ```
@@ -42,6 +43,7 @@ mod locate;
 mod mismatch;
 mod modules;
 mod operators;
+mod peak;
 mod plant;
 mod pools;
 mod probes;

@@ -15,11 +15,12 @@ use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::handoff::key;
-use pointee_index::layout::unseen;
+use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
+use pointee_model::call::{Call, classify};
 use pointee_model::entries::is_language_library;
-use pointee_model::image::{FORMAT, Image, site_flags};
+use pointee_model::image::{FORMAT, Image};
 
 /// The public head of glibc's and musl's `struct link_map`.
 #[repr(C)]
@@ -252,18 +253,9 @@ impl Module {
 
     /// What the image says of the call that returns to `return_address`.
     pub(crate) fn call(&self, return_address: u64) -> Call {
-        let Some(image) = &self.image else {
-            return Call::Unknown;
-        };
         let address = LinkAddr(return_address.wrapping_sub(self.bias));
-        match image.site_returning_to(address) {
-            Some(site) if site.flags & site_flags::WRAPPER == 0 => Call::Site,
-            Some(_) => Call::InWrapper,
-            None if image.lines.is_empty() && !is_language_library(self.file_name()) => {
-                Call::Unnoted
-            }
-            None => Call::Unknown,
-        }
+        let is_library = is_language_library(self.file_name());
+        classify(self.image.as_ref(), is_library, address).0
     }
 
     pub(crate) fn file_name(&self) -> &[u8] {
@@ -271,19 +263,6 @@ impl Module {
         let start = path.iter().rposition(|byte| *byte == b'/');
         &path[start.map_or(0, |slash| slash + 1)..]
     }
-}
-
-/// What a call is to a walk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
-    /// A site of its own: the walk ends.
-    Site,
-    /// Made for a caller.
-    InWrapper,
-    /// Not among the allocating calls of code without debug info: readers look little further.
-    Unnoted,
-    /// There is no image, or it does not tell.
-    Unknown,
 }
 
 /// What the kernel told the process about its main program.
@@ -678,6 +657,8 @@ fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
     if at.is_null() {
         return None;
     }
+    let pages = len.div_ceil(PAGE as usize) as u32;
+    region().header().image_pages.fetch_add(pages, Relaxed);
     // SAFETY: mapped for good; images are replaced by renaming, never rewritten.
     Image::parse(unsafe { core::slice::from_raw_parts(at, len) }).ok()
 }

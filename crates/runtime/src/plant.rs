@@ -241,6 +241,8 @@ const fn is_of_allocator(role: Role) -> bool {
         role,
         Role::Fork
             | Role::Exec
+            | Role::ExecFd
+            | Role::ExecAt
             | Role::Exit
             | Role::LinkMap
             | Role::Prctl

@@ -16,10 +16,12 @@
 #![allow(unsafe_code)] // Replaces the region's mapping in a forked child.
 
 use crate::hooks::is_filtered;
+use crate::peak;
 use crate::region::{Region, announce, disable, is_disabled, new_file, region};
 use crate::sys::{self, map};
 use crate::threads::{self, State, WRITING};
 use core::hint::spin_loop;
+use core::ptr;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use pointee_index::counters::{Counts, Live, Thread};
@@ -57,14 +59,16 @@ pub(crate) fn wait_at_gate(state: &State) {
     }
 }
 
-fn close_gate() {
+/// Closes the gate, and waits for threads that are writing the index, other than `own`.
+pub(crate) fn close_gate(own: Option<&State>) {
     const PRIVATE_EXPEDITED: usize = 1 << 3;
     /// A thread that is killed while it writes never leaves; after this many looks its block is taken as it is.
     const PATIENCE: u32 = 1 << 16;
     GATE.fetch_add(1, SeqCst);
     // Other threads set their own gates and look at this one without a fence between: this is the fence.
     sys::membarrier(PRIVATE_EXPEDITED, 0, 0);
-    for state in threads::states() {
+    let others = threads::states().filter(|state| !own.is_some_and(|own| ptr::eq(own, *state)));
+    for state in others {
         for look in 0..PATIENCE {
             if state.gate.load(SeqCst) != WRITING {
                 break;
@@ -79,7 +83,7 @@ fn close_gate() {
     }
 }
 
-fn open_gate() {
+pub(crate) fn open_gate() {
     GATE.fetch_sub(1, SeqCst);
     sys::futex_wake(&GATE);
 }
@@ -98,7 +102,7 @@ pub(crate) fn fork(original: impl FnOnce() -> usize) -> usize {
             .fetch_or(unseen::FORK_UNRECORDED, Relaxed);
         return original();
     }
-    close_gate();
+    close_gate(None);
     let follows = region.handoff.field(key::FOLLOW) != Some(b"0");
     let copy = if region.shared && follows {
         copy_region(region)
@@ -157,8 +161,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     region.mismatches.clear();
     crate::region::set_generation(0);
     if region.shared {
-        announce(Some(copy as usize), None);
-        sys::close(copy as usize);
+        announce([usize::try_from(copy).ok(), peak::become_child(region), None]);
     }
 }
 
@@ -186,7 +189,6 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
     let header = region.header();
     let geometry = &region.geometry;
     let origins = u64::from(header.origins.load(Relaxed).min(geometry.origins));
-    let tables = u64::from(header.tables.load(Relaxed).min(geometry.tables));
     let threads = u64::from(header.threads.load(Relaxed).min(geometry.threads));
     let mut part =
         |start: u64, len: u64| each(start & !(PAGE - 1), (start + len).next_multiple_of(PAGE));
@@ -206,10 +208,6 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
     if header.nested.load(Relaxed) != 0 {
         part(layout.nested, layout.table_owners - layout.nested);
     }
-    part(layout.table_owners, tables * 4);
-    if header.spanning.load(Relaxed) != 0 {
-        part(layout.chunk_covers, CHUNKS * 8);
-    }
     let levels = header.origin_levels.load(Relaxed) as usize;
     for (level, start) in layout.origins.iter().enumerate().take(levels) {
         part(
@@ -217,7 +215,6 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
             (size_of::<Node>() as u64) << geometry.origin_levels[level],
         );
     }
-    part(layout.peak, origins * size_of::<Live>() as u64);
     part(layout.threads, threads * size_of::<Thread>() as u64);
     for slot in 0..threads {
         part(
@@ -225,6 +222,23 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
             origins * size_of::<Counts>() as u64,
         );
     }
+    each_used_of_blocks(region, each);
+}
+
+/// As [`each_used`], of the parts that tell of blocks and of the peak ([`pointee_index::peak::copied`]).
+pub(crate) fn each_used_of_blocks(region: &Region, mut each: impl FnMut(u64, u64)) {
+    let layout = &region.layout;
+    let header = region.header();
+    let geometry = &region.geometry;
+    let origins = u64::from(header.origins.load(Relaxed).min(geometry.origins));
+    let tables = u64::from(header.tables.load(Relaxed).min(geometry.tables));
+    let mut part =
+        |start: u64, len: u64| each(start & !(PAGE - 1), (start + len).next_multiple_of(PAGE));
+    part(layout.table_owners, tables * 4);
+    if header.spanning.load(Relaxed) != 0 {
+        part(layout.chunk_covers, CHUNKS * 8);
+    }
+    part(layout.peak, origins * size_of::<Live>() as u64);
     for table in 0..tables {
         if let Some(index) = region.writer.owner(table) {
             part(layout.directory + index * 8, 8);
@@ -235,6 +249,21 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
 
 /// Writes the resident pages of `[start, end)` to the same place of `fd`.
 fn copy_touched(region: &Region, fd: usize, start: u64, end: u64) -> bool {
+    each_touched(region, start, end, |at, len| {
+        let from = region.base.wrapping_add(at as usize);
+        // SAFETY: mapped pages of the region, written to a file of ours.
+        unsafe { sys::pwrite(fd, from, len as usize, at as usize) }
+    })
+}
+
+/// Calls `each` with offset and length of the runs of resident pages in `[start, end)` of the region, until it says
+/// `false`; says whether all went well.
+pub(crate) fn each_touched(
+    region: &Region,
+    start: u64,
+    end: u64,
+    mut each: impl FnMut(u64, u64) -> bool,
+) -> bool {
     const BATCH: usize = 1024;
     let mut resident = [0u8; BATCH];
     let mut at = start;
@@ -254,10 +283,7 @@ fn copy_touched(region: &Region, fd: usize, start: u64, end: u64) -> bool {
                 page += 1;
                 continue;
             }
-            let offset = page * PAGE as usize;
-            let len = run * PAGE as usize;
-            // SAFETY: mapped pages of the region, written to a file of ours.
-            if !unsafe { sys::pwrite(fd, from.wrapping_add(offset), len, at as usize + offset) } {
+            if !each(at + page as u64 * PAGE, run as u64 * PAGE) {
                 return false;
             }
             page += run;

@@ -8,6 +8,7 @@
 
 use crate::environment::{HandOff, PathBuffer};
 use crate::fast;
+use crate::peak;
 use crate::sys::{self, map};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -201,21 +202,28 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
         header.unseen.fetch_or(unseen::PRIVATE_INDEX, Relaxed);
     }
     header.magic.store(MAGIC, Release);
-    if !shared {
-        announce(None, None);
+    if shared {
+        announce([
+            usize::try_from(fd).ok(),
+            peak::set_up(region()),
+            usize::try_from(sys::open(c"/proc/self/exe", false)).ok(),
+        ]);
     } else {
-        let executable = usize::try_from(sys::open(c"/proc/self/exe", false)).ok();
-        announce(Some(fd as usize), executable);
-        sys::close(fd as usize);
-        if let Some(executable) = executable {
-            sys::close(executable);
-        }
+        announce([None; 3]);
     }
     true
 }
 
-/// Sends the region's file, and the executable's, to the session; no file, if the region is private. Nobody answers, and nothing is lost if nobody listens.
-pub(crate) fn announce(region_file: Option<usize>, executable: Option<usize>) {
+/// Sends the files of the region, of the blocks at the peak and of the executable to the session, those that there are, and
+/// closes them; none, if the region is private. Nobody answers, and nothing is lost if nobody listens.
+pub(crate) fn announce(files: [Option<usize>; 3]) {
+    send(files);
+    for file in files.into_iter().flatten() {
+        sys::close(file);
+    }
+}
+
+fn send(files: [Option<usize>; 3]) {
     const AF_UNIX: u16 = 1;
     const SOCK_DGRAM: usize = 2;
     const SOCK_CLOEXEC: usize = 0o2_000_000;
@@ -232,7 +240,7 @@ pub(crate) fn announce(region_file: Option<usize>, executable: Option<usize>) {
         len: usize,
         level: u32,
         kind: u32,
-        fds: [i32; 2],
+        fds: [i32; 3],
     }
     #[repr(C)]
     struct Message {
@@ -259,7 +267,7 @@ pub(crate) fn announce(region_file: Option<usize>, executable: Option<usize>) {
     let header = region.header();
     let hello = Hello {
         magic: HELLO_MAGIC,
-        region_len: if region_file.is_some() {
+        region_len: if files[0].is_some() {
             region.layout.len
         } else {
             0
@@ -267,31 +275,33 @@ pub(crate) fn announce(region_file: Option<usize>, executable: Option<usize>) {
         pid: header.pid.load(Relaxed),
         parent: header.parent.load(Relaxed),
         generation: generation(),
-        reserved: 0,
+        peak: u32::from(files[1].is_some()),
     }
     .to_bytes();
     let parts = [hello.as_ptr() as usize, hello.len()];
+    let mut fds = [0; 3];
+    let mut count = 0;
+    for fd in files.into_iter().flatten() {
+        fds[count] = fd as i32;
+        count += 1;
+    }
     let control = Control {
-        len: if executable.is_some() { 24 } else { 20 },
+        len: 16 + count * size_of::<i32>(),
         level: SOL_SOCKET,
         kind: SCM_RIGHTS,
-        fds: [region_file, executable].map(|fd| fd.map_or(0, |fd| fd as i32)),
+        fds,
     };
     let message = Message {
         name: &raw const address,
         name_len: size_of::<Address>() as u32,
         parts: &raw const parts,
         parts_len: 1,
-        control: if region_file.is_some() {
-            &raw const control
-        } else {
+        control: if count == 0 {
             core::ptr::null()
-        },
-        control_len: if region_file.is_some() {
-            size_of::<Control>()
         } else {
-            0
+            &raw const control
         },
+        control_len: if count == 0 { 0 } else { size_of::<Control>() },
         flags: 0,
     };
     let socket = sys::socket(AF_UNIX as usize, SOCK_DGRAM | SOCK_CLOEXEC, 0);

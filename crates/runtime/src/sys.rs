@@ -14,7 +14,7 @@ macro_rules! numbers {
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
-    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
+    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, RT_SIGPROCMASK = 14, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
     MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, FTRUNCATE = 77, READLINK = 89,
     GETPPID = 110, PRCTL = 157, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     TGKILL = 234, OPENAT = 257,
@@ -148,6 +148,27 @@ pub(crate) unsafe fn mprotect(at: *mut u8, len: usize, protection: usize) -> boo
 pub(crate) unsafe fn madvise(at: *mut u8, len: usize, advice: usize) -> bool {
     // SAFETY: the caller's promise.
     unsafe { call(MADVISE, [at as usize, len, advice, 0, 0, 0]) == 0 }
+}
+
+/// Sets the thread's mask of blocked signals; gives back what it was.
+pub(crate) fn set_signal_mask(mask: u64) -> u64 {
+    const SIG_SETMASK: usize = 2;
+    let mut before = 0u64;
+    // SAFETY: reads and writes a mask of eight bytes each.
+    unsafe {
+        call(
+            RT_SIGPROCMASK,
+            [
+                SIG_SETMASK,
+                (&raw const mask) as usize,
+                (&raw mut before) as usize,
+                size_of::<u64>(),
+                0,
+                0,
+            ],
+        )
+    };
+    before
 }
 
 /// Which pages of `[at, at + 4096 * map.len())` are resident: bit 0 of each byte.

@@ -9,12 +9,12 @@
 #![allow(unsafe_code)] // Reads the program's stack.
 
 use crate::cfi;
-use crate::modules::{self, Call};
-use crate::operators;
 use crate::region::region;
+use crate::{modules, operators};
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::class::Class;
 use pointee_index::origins::{Node, Rule, UNDECIDED};
+use pointee_model::call::Call;
 use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
@@ -104,7 +104,7 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         // Counts for as many frames as leave those that readers look at.
         depth = depth.max(DEPTH - FRAMES_BEYOND_UNKNOWN);
     }
-    let rule = if depth == DEPTH || call == Call::Site {
+    let rule = if depth == DEPTH || call.ends_the_search() {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)

@@ -1,18 +1,24 @@
-//! *What does a hook cost each call, and its coming and going the threads of a program?* — of `pointee-live`, beside a preload
-//! library that forwards; and how long threads stand still while a function that all of them run is hooked and unhooked.
+//! *What does a hook cost each call, a probe each execution of an instruction, and its coming and going the threads of a program?* — of
+//! `pointee-live`, beside a preload library that forwards and the processor's own way to save its state; and how long threads stand still while a function that all of them run is hooked and unhooked.
 
 use super::measure::{interleaved, median, ratio};
 use super::table::{self, Table, figure};
 use crate::shell;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Pairs of malloc and free a run.
 const PAIRS: &str = "10000000";
+/// Executions of the instruction with a probe.
+const EXECUTIONS: &str = "8000000";
 /// Threads that run through the hooked function.
 const THREADS: [&str; 3] = ["1", "8", "64"];
+/// A hook's coming and going takes as long as it takes 64 busy threads to come to run, on a machine with other work too; this long is a hang.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is preloaded, and the variable HOOK.
 const VARIANTS: [(&str, Option<&str>, &str); 5] = [
@@ -24,13 +30,14 @@ const VARIANTS: [(&str, Option<&str>, &str); 5] = [
 ];
 const FORWARDER: usize = 1;
 
-/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook.
+/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook, in `--runs N` processes.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let (mut rounds, mut times) = (9, "10000");
+    let (mut rounds, mut times, mut runs) = (9, 10_000, 10);
     for pair in words.chunks(2) {
         match pair {
             ["--rounds", number] => rounds = number.parse().context("--rounds wants a number")?,
-            ["--times", number] => times = number,
+            ["--times", number] => times = number.parse().context("--times wants a number")?,
+            ["--runs", number] => runs = number.parse().context("--runs wants a number")?,
             _ => bail!("unknown option {}", pair.join(" ")),
         }
     }
@@ -39,12 +46,62 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     build(&workspace, &folder)?;
     costs(&folder, rounds)?;
-    println!("## Hooked and unhooked {times} times\n");
-    for threads in THREADS {
-        let mut command = Command::new(folder.join("races"));
-        println!("{}", shell::output(command.args([threads, times]))?);
+    probes(&folder)?;
+    races(&folder.join("races"), times, runs)
+}
+
+/// What probes at one instruction of a loop add to it.
+fn probes(folder: &Path) -> Result<()> {
+    println!("## Probes at one instruction\n");
+    let text = shell::output(Command::new(folder.join("probes")).arg(EXECUTIONS))?;
+    let rows: Vec<(&str, f64)> = text
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .filter_map(|(name, figure)| Some((name, figure.parse().ok()?)))
+        .collect();
+    let (_, pair) = rows.last().context("no figures")?;
+    let mut table = Table::new(["at the instruction", "ns", "× xsavec and xrstor"]);
+    for (name, ns) in &rows {
+        let cells = [figure(Some(*ns), 2), table::ratio(Some(ns / pair))];
+        table.row([(*name).to_owned()].into_iter().chain(cells));
     }
+    table.print();
     Ok(())
+}
+
+/// How long threads stood still, over all runs; a run that saw a wrong result, a call of a removed hook, changed text or
+/// growing memory ends with an error, and so does this. One that takes longer than [`PATIENCE`] a change hangs.
+fn races(program: &Path, times: u64, runs: u32) -> Result<()> {
+    println!("## Hooked and unhooked {times} times, in each of {runs} runs\n");
+    let mut table = Table::new(["pause below, µs"].into_iter().chain(THREADS));
+    let mut counts: BTreeMap<u64, [u64; THREADS.len()]> = BTreeMap::new();
+    for (column, threads) in THREADS.iter().enumerate() {
+        for run in 1..=runs {
+            let title = format!("{threads} threads, run {run}");
+            shell::timed(&title, || {
+                let limit = format!("{}", 60 + times * PATIENCE.as_millis() as u64 / 1000);
+                let mut command = Command::new("timeout");
+                command.args(["--signal=ABRT", &limit]).arg(program);
+                let text = shell::output(command.args([*threads, &times.to_string()]))?;
+                for (limit, count) in text.lines().filter_map(histogram_line) {
+                    counts.entry(limit).or_default()[column] += count;
+                }
+                Ok(())
+            })?;
+        }
+    }
+    for (limit, row) in counts {
+        table.row([limit].iter().chain(&row).map(u64::to_string));
+    }
+    table.print();
+    println!("No crash, no hang, no wrong result, no call of a removed hook.");
+    Ok(())
+}
+
+/// `LIMIT us  COUNT`.
+fn histogram_line(line: &str) -> Option<(u64, u64)> {
+    let (limit, count) = line.split_once(" us  ")?;
+    Some((limit.trim().parse().ok()?, count.parse().ok()?))
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
@@ -80,6 +137,8 @@ fn build(workspace: &Workspace, folder: &Path) -> Result<()> {
         &folder.join("forward.so"),
         &["-O2", "-shared", "-fPIC"],
     )?;
+    let probes = sources("benches/hooks/probes.c");
+    shell::gcc(&probes, &folder.join("probes"), &linked)?;
     let races = sources("bindings/live/tests/programs/races.c");
     shell::gcc(&races, &folder.join("races"), &linked)
 }

@@ -34,6 +34,10 @@ pub(crate) fn run(files: &[&str]) -> Result<()> {
         "image MiB",
         "types",
         "sites",
+        "÷ gdb index: CPU",
+        "resident",
+        "÷ pahole: CPU",
+        "resident",
     ]);
     for file in &files {
         table.row(row(&pointee, &folder, file)?);
@@ -76,9 +80,18 @@ fn row(pointee: &Path, cache: &Path, file: &Path) -> Result<Vec<String>> {
     let told = &told[0];
     let number = |field: &str| told[field].as_f64().unwrap_or(f64::NAN);
     let of = |value: fn(&Usage) -> f64| median(runs.iter().map(value));
-    let debug_info = debug_info(file, told["build_id"].as_str())?;
+    let (debug_file, debug_info) = debug_info(file, told["build_id"].as_str())?;
+    let mut ratios = Vec::new();
+    for mut other in [gdb_index(&debug_file, cache)?, pahole(&debug_file)] {
+        let usage = usage(&mut other).ok();
+        for value in [|usage: &Usage| usage.cpu, |usage: &Usage| usage.resident] {
+            let theirs = usage.as_ref().map(value).filter(|theirs| *theirs > 0.0);
+            let ratio = of(value).zip(theirs).map(|(own, theirs)| own / theirs);
+            ratios.push(figure(ratio, 2));
+        }
+    }
     let cpu = of(|usage| usage.cpu);
-    Ok(vec![
+    let mut cells = vec![
         file.file_name()
             .context("a file has a name")?
             .to_string_lossy()
@@ -91,16 +104,40 @@ fn row(pointee: &Path, cache: &Path, file: &Path) -> Result<Vec<String>> {
         figure(Some(number("bytes") / MIB), 1),
         format!("{}", number("types")),
         format!("{}", number("sites")),
-    ])
+    ];
+    cells.extend(ratios);
+    Ok(cells)
 }
 
-/// Bytes of the `.debug_` sections, as they lie in the file or in the one installed for it.
-fn debug_info(file: &Path, build_id: Option<&str>) -> Result<f64> {
+/// gdb's own index of a file's names and types, written beside the images.
+fn gdb_index(file: &Path, folder: &Path) -> Result<Command> {
+    std::fs::create_dir_all(folder)?;
+    let mut command = Command::new("gdb");
+    command.args(["-nx", "-q", "-batch", "-iex", "set debuginfod enabled off"]);
+    command.args(["-iex", "set index-cache enabled off"]);
+    command
+        .arg("-ex")
+        .arg(format!("save gdb-index {}", folder.display()));
+    command.arg(file);
+    Ok(command)
+}
+
+/// What reads all types and no code.
+fn pahole(file: &Path) -> Command {
+    let mut command = Command::new("pahole");
+    command.arg(file);
+    command
+}
+
+/// The file with debug info, the file itself or the one installed for it, and bytes of the `.debug_` sections of both.
+fn debug_info(file: &Path, build_id: Option<&str>) -> Result<(PathBuf, f64)> {
     let installed = build_id.filter(|id| id.len() > 2).map(|id| {
         let (folder, name) = id.split_at(2);
         PathBuf::from(format!("/usr/lib/debug/.build-id/{folder}/{name}.debug"))
     });
     let mut all = 0;
+    let found = installed.clone().filter(|debug| debug.exists());
+    let found = found.unwrap_or_else(|| file.to_owned());
     for file in installed.iter().map(PathBuf::as_path).chain([file]) {
         if !file.exists() {
             continue;
@@ -114,5 +151,5 @@ fn debug_info(file: &Path, build_id: Option<&str>) -> Result<f64> {
         });
         all += sections.sum::<u64>();
     }
-    Ok(all as f64)
+    Ok((found, all as f64))
 }

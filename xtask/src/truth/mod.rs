@@ -13,10 +13,14 @@
 //! | row | what is true of one place, and the text that proves it |
 //! | answered | one type in one role, and the verdict says single or agreed; base-of and conflicts are no answers |
 
+mod builds;
+mod counts;
 mod draw;
+mod layouts;
 mod rows;
 mod score;
 mod sites;
+mod wrappers;
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -28,10 +32,14 @@ pub(crate) const USAGE: &str = "\
                                 --seed N        [default: 1]
                                 --rows FILE     leave out the places that these rows have
   truth score ROWS FILE       scores a file's sites against rows; further pairs may follow
-                      both: --pointee FILE (this command instead of a fresh build), --no-sources
+  truth counts COMMAND…       runs each command line under `pointee run`; how many allocations have a type
+  truth wrappers LIST FILE    which wrappers of a list are found; further pairs may follow
+  truth layouts FILE…         compares every record's members with what pahole says
+  truth builds FILE.c… [-- OPTIONS]   compiles in 30 ways, and prints the share of sites with an answer
+                         all: --pointee FILE (this command instead of a fresh build), --no-sources
 ";
 
-/// What all three need.
+/// What all of them need.
 pub(crate) struct Options {
     pointee: Option<PathBuf>,
     sources: bool,
@@ -39,6 +47,8 @@ pub(crate) struct Options {
     seed: u64,
     rows: Option<PathBuf>,
     files: Vec<PathBuf>,
+    /// What follows `--`.
+    rest: Vec<String>,
 }
 
 impl Options {
@@ -50,6 +60,7 @@ impl Options {
             seed: 1,
             rows: None,
             files: Vec::new(),
+            rest: Vec::new(),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -59,6 +70,7 @@ impl Options {
                     .with_context(|| format!("{word} wants a value"))
             };
             match *word {
+                "--" => break,
                 "--no-sources" => options.sources = false,
                 "--pointee" => options.pointee = Some(value()?.into()),
                 "--rows" => options.rows = Some(value()?.into()),
@@ -68,6 +80,7 @@ impl Options {
                 _ => options.files.push(word.into()),
             }
         }
+        options.rest = words.map(|word| (*word).to_owned()).collect();
         Ok(options)
     }
 }
@@ -79,6 +92,10 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         "coverage" => score::coverage(&options),
         "draw" => draw::run(&options),
         "score" => score::run(&options),
+        "counts" => counts::run(&options),
+        "wrappers" => wrappers::run(&options),
+        "layouts" => layouts::run(&options),
+        "builds" => builds::run(&options),
         _ => bail!("truth {command} is not known"),
     }
 }

@@ -50,6 +50,13 @@ impl Row {
         self.function.split_once(" < ").map(|(_, caller)| caller)
     }
 
+    /// The function that the call is written in.
+    pub(super) fn own_function(&self) -> &str {
+        self.function
+            .split_once(" < ")
+            .map_or(&self.function, |(own, _)| own)
+    }
+
     /// Whether a site's type, as printed, is one of the true readings.
     pub(super) fn admits(&self, said: &str) -> bool {
         let said = plain(said);

@@ -57,7 +57,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
 
 /// The score of a row, each miss printed; `None` if no site is at its place.
 fn score(row: &Row, found: &[Site]) -> Option<Score> {
-    let here: Vec<&Site> = found.iter().filter(|site| is_at(site, row)).collect();
+    let mut here: Vec<&Site> = found.iter().filter(|site| is_at(site, row)).collect();
+    // The instances of a template share a place.
+    let own = |site: &&Site| site.function == row.own_function();
+    if here.iter().any(|site| own(site)) {
+        here.retain(own);
+    }
     let one = |site: &Site| match (site.is_answered(), row.admits("opaque")) {
         (true, _) if row.admits(&site.r#type) => Score::Right,
         (false, true) => Score::Opaque,

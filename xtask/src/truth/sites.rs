@@ -5,6 +5,7 @@ use crate::shell;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -39,6 +40,22 @@ impl Site {
 
 /// The sites of a file, those in wrappers left out.
 pub(super) fn of(file: &Path, options: &Options) -> Result<Vec<Site>> {
+    let parsed = said(file, options)?;
+    let outside = parsed.iter().filter(|row| row["wrapper"] == false);
+    Ok(outside.map(site).collect())
+}
+
+/// The functions whose allocations are their callers', or calls of which are sites.
+pub(super) fn wrappers(file: &Path, options: &Options) -> Result<BTreeSet<String>> {
+    let parsed = said(file, options)?;
+    let names = parsed.iter().flat_map(|row| {
+        let within = (row["wrapper"] == true).then(|| &row["function"]);
+        within.into_iter().chain([&row["callee"]])
+    });
+    Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn said(file: &Path, options: &Options) -> Result<Vec<Value>> {
     let pointee = match &options.pointee {
         Some(pointee) => pointee.clone(),
         None => Workspace::open()?.build_pointee()?,
@@ -49,9 +66,10 @@ pub(super) fn of(file: &Path, options: &Options) -> Result<Vec<Site>> {
         command.arg("--no-sources");
     }
     let parsed: Value = serde_json::from_str(&shell::output(&mut command)?)?;
-    let rows = parsed.as_array().context("`sites` prints an array")?;
-    let outside = rows.iter().filter(|row| row["wrapper"] == false);
-    Ok(outside.map(site).collect())
+    parsed
+        .as_array()
+        .cloned()
+        .context("`sites` prints an array")
 }
 
 fn site(row: &Value) -> Site {

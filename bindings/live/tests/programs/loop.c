@@ -1,4 +1,4 @@
-/* Functions of libc are replaced and wrapped, used, and left alone again, a thousand times, with a thread that uses them all the while: text,
+/* Functions of libc are replaced, wrapped and probed, used, and left alone again, a thousand times, with a thread that uses them all the while: text,
  * mappings and memory are then what they were. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -12,10 +12,12 @@
 #include "pointee_hooks.h"
 
 static int stop;
-static long entered;
+static long entered, probed;
+static uint64_t counted;
 static void *originals[4];
 
 static void enter(struct pointee_call *call) { __atomic_fetch_add(&entered, call->data, __ATOMIC_RELAXED); }
+static void look(struct pointee_state *at, uint64_t data) { (void)at; __atomic_fetch_add(&probed, data, __ATOMIC_RELAXED); }
 static void leave(struct pointee_return *result) { (void)result; }
 static void *my_malloc(size_t size) { entered++; return ((void *(*)(size_t))originals[0])(size); }
 static void my_free(void *block) { entered++; ((void (*)(void *))originals[1])(block); }
@@ -27,6 +29,8 @@ static void use(void)
 	free(malloc(100));
 	getenv("HOME");
 	(void)rand();
+	unsigned seed = 1;
+	(void)rand_r(&seed);
 	char text[32], *end;
 	snprintf(text, sizeof text, "%d", 5);
 	strtol(text, &end, 10);
@@ -81,8 +85,20 @@ static void cycle(void)
 		}
 		hooks[i] = in.hook;
 	}
+	struct pointee_result probes[] = {
+		pointee_probe((void *)rand_r, POINTEE_EVERYTHING, look, 1, POINTEE_PSABI),
+		pointee_count((void *)rand_r, &counted, 1, POINTEE_PSABI),
+		pointee_probe((void *)rand_r, POINTEE_EVERYTHING, look, 1, POINTEE_ANY),
+	};
 	use();
 	check_pages();
+	for (int i = 0; i < 3; i++) {
+		struct pointee_result out = pointee_remove_probe(probes[(i + 1) % 3].hook);
+		if (probes[i].refusal[0] || out.refusal[0]) {
+			printf("probe %d: %s %s\n", i, probes[i].refusal, out.refusal);
+			exit(1);
+		}
+	}
 	for (int i = COUNT; i-- > 0;) {
 		struct pointee_result out = pointee_remove(hooks[i]);
 		if (out.refusal[0]) {
@@ -115,8 +131,8 @@ int main(int argc, char **argv)
 	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
 	pthread_join(thread, NULL);
 	int same = strcmp(before, after) == 0;
-	printf("%d times: %ld calls seen, mappings %s, resident %+ld KiB\n", times, entered, same ? "as before" : "CHANGED", (is - was) * 4);
+	printf("%d times: %ld calls and %ld probes seen, %lu counted, mappings %s, resident %+ld KiB\n", times, entered, probed, counted, same ? "as before" : "CHANGED", (is - was) * 4);
 	if (!same)
 		printf("%s---\n%s", before, after);
-	return !same || is - was > 16 || entered == 0;
+	return !same || is - was > 16 || entered == 0 || probed == 0 || counted == 0;
 }

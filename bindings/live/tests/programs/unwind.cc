@@ -1,5 +1,5 @@
-// Exceptions, backtraces, cancellation and jumps through functions that are replaced and wrapped: unwind KIND, where KIND is
-// "replace" or "wrap". "unwind KIND stop" stops in the innermost function, for a debugger.
+// Exceptions, backtraces, cancellation and jumps through functions that are replaced, wrapped, and have a probe at their entry or at a call of
+// theirs: unwind KIND, where KIND is "replace", "wrap", "probe" or "call". "unwind KIND stop" stops in the innermost function, for a debugger.
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -77,6 +77,41 @@ int replacement(int what)
 static void enter(pointee_call *call) { entered += call->data; }
 static void leave(pointee_return *result) { left_ += result->data; }
 
+// Looks around once, as a profiler would.
+static std::string seen_by_handler;
+static void handler(pointee_state *, uint64_t data)
+{
+	entered += data;
+	if (seen_by_handler.empty()) {
+		seen.clear();
+		innermost(0);
+		seen_by_handler.swap(seen);
+	}
+}
+
+// The call of innermost() in hooked().
+static void *call_in_hooked()
+{
+	for (unsigned char *at = (unsigned char *)hooked; at < (unsigned char *)hooked + 200; at++) {
+		int distance;
+		memcpy(&distance, at + 1, sizeof distance);
+		if (*at == 0xe8 && at + 5 + distance == (unsigned char *)innermost)
+			return at;
+	}
+	return nullptr;
+}
+
+static pointee_result put(const char *kind)
+{
+	if (!strcmp(kind, "wrap"))
+		return pointee_wrap((void *)hooked, enter, leave, 1);
+	if (!strcmp(kind, "probe"))
+		return pointee_probe((void *)hooked, POINTEE_EVERYTHING, handler, 1, POINTEE_PSABI);
+	if (!strcmp(kind, "call"))
+		return pointee_probe(call_in_hooked(), POINTEE_EVERYTHING, handler, 1, POINTEE_ANY);
+	return pointee_replace((void *)hooked, (void *)replacement, &original);
+}
+
 static void *cancelled(void *)
 {
 	outer(3);
@@ -85,17 +120,23 @@ static void *cancelled(void *)
 
 int main(int argc, char **argv)
 {
-	const bool wraps = argc > 1 && !strcmp(argv[1], "wrap");
+	const char *kind = argc > 1 ? argv[1] : "replace";
+	const bool probes = !strcmp(kind, "probe") || !strcmp(kind, "call");
 	void *frames[4];
 	backtrace(frames, 4); // loads the unwinder
-	pointee_result in = wraps ? pointee_wrap((void *)hooked, enter, leave, 1)
-	                          : pointee_replace((void *)hooked, (void *)replacement, &original);
+	pointee_result in = put(kind);
 	if (in.refusal[0]) {
 		printf("refused: %s\n", in.refusal);
 		return 1;
 	}
 	CHECK(outer(5) == 7);
-	CHECK(entered == 1 && left_ == 1);
+	CHECK(entered == 1 && left_ == !probes);
+	if (probes) {
+		// The handler's callers are those of the function.
+		CHECK(seen_by_handler.find("outer main") != std::string::npos);
+		if (failures)
+			printf("%s\n", seen_by_handler.c_str());
+	}
 	if (argc > 2)
 		return outer(5) != 7 || outer(0) != 2;
 
@@ -122,7 +163,7 @@ int main(int argc, char **argv)
 		if (!setjmp(back))
 			outer(2);
 	CHECK(entered == 1000 && left_ == 0);
-	CHECK(outer(5) == 7 && left_ == 1);
+	CHECK(outer(5) == 7 && left_ == !probes);
 
 	for (int i = 0; i < 20; i++) {
 		pthread_t thread;
@@ -137,11 +178,11 @@ int main(int argc, char **argv)
 		pthread_join(thread, &result);
 		CHECK(result == PTHREAD_CANCELED && destroyed == 2);
 	}
-	CHECK(!pointee_remove(in.hook).refusal[0]);
+	CHECK(!(probes ? pointee_remove_probe(in.hook) : pointee_remove(in.hook)).refusal[0]);
 	entered = 0;
 	CHECK(outer(5) == 7 && entered == 0);
 	CHECK(pointee_settle() == 0);
 	CHECK(outer(5) == 7);
-	printf("%s: %d failures, %lu missed\n", wraps ? "wrap" : "replace", failures, (unsigned long)pointee_missed());
+	printf("%s: %d failures, %lu missed\n", kind, failures, (unsigned long)pointee_missed());
 	return failures != 0;
 }

@@ -11,4 +11,5 @@ pub(crate) mod runtime_path;
 pub(crate) mod sites;
 mod sites_explain;
 pub(crate) mod snapshot;
+pub(crate) mod types;
 pub(crate) mod what;

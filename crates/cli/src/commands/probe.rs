@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Options, Plan};
+use pointee_probe::{At, Plan};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,6 +26,8 @@ use std::sync::Arc;
   pointee probe --at instruction --module gzip -- gzip -k file
   pointee probe --at call --module 'libc.so*' --function 'mem*' -- ls
   pointee probe --at instruction --dry-run /usr/bin/perl
+  pointee probe --inlined 'jv_*' -- ./jq . big.json       bodies that have no entry of their own
+  pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, and how often
 
 The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
 threads too, and include what the program's forked children do until they execute another program,
@@ -35,6 +37,12 @@ pub(crate) struct Arguments {
     /// Which instructions are counted.
     #[arg(long, value_enum, default_value_t = Which::Entry, value_name = "WHICH")]
     at: Which,
+    /// Count instead how often inlined bodies of functions whose name matches begin, by the debug info (may be repeated).
+    #[arg(long, value_name = "GLOB", conflicts_with_all = ["at", "written"])]
+    inlined: Vec<String>,
+    /// Count instead the instructions that write variables whose name matches (may be repeated).
+    #[arg(long, value_name = "GLOB", conflicts_with = "at")]
+    written: Vec<String>,
     /// Only objects whose path or file name matches (may be repeated).
     #[arg(long, value_name = "GLOB")]
     module: Vec<String>,
@@ -116,6 +124,9 @@ struct RefusedRow {
 struct HitRow {
     function: String,
     offset: u32,
+    /// The variable or the inlined function that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
     count: u64,
 }
 
@@ -137,6 +148,10 @@ impl ModuleRow {
                         hits.push(HitRow {
                             function: label(point.function),
                             offset: point.offset,
+                            subject: point
+                                .subject
+                                .and_then(|number| plan.subjects.get(number as usize))
+                                .cloned(),
                             count,
                         });
                     }
@@ -159,10 +174,14 @@ impl ModuleRow {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let (at, subjects) = match (arguments.inlined.as_slice(), arguments.written.as_slice()) {
+        ([], []) => (arguments.at.into(), &[][..]),
+        ([], written) => (At::Write, written),
+        (inlined, _) => (At::Inlined, inlined),
+    };
     let wish = Wish {
-        options: Options {
-            at: arguments.at.into(),
-        },
+        at,
+        subjects: subjects.to_vec(),
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),
     };
@@ -195,6 +214,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         images: None,
         cache: None,
         follow: false,
+        peak: false,
         runtime: &runtime,
         probes: Some(&socket),
     };
@@ -287,8 +307,11 @@ fn text(report: &Report) -> String {
         let name = module.rsplit('/').next().unwrap_or(module);
         let _ = writeln!(
             text,
-            "{:>16}  {}+{:#x} ({name})",
+            "{:>16}  {}{}+{:#x} ({name})",
             grouped(hit.count),
+            hit.subject
+                .as_ref()
+                .map_or_else(String::new, |subject| format!("{subject} in ")),
             hit.function,
             hit.offset
         );

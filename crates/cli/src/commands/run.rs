@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     /// Save a snapshot, to be asked later on any machine (descendants: FILE.PID).
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
-    /// When: at its end, after SECONDS, or told as at its highest point (blocks as at the end).
+    /// When: at its end, after SECONDS, or at its highest point (within 1 %; it runs slower).
     #[arg(
         long,
         value_name = "peak|exit|SECONDS",
@@ -156,6 +156,7 @@ fn environment(
         images: Some(&images),
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
+        peak: arguments.snapshot_at == saving::At::Peak,
         runtime: &runtime,
         probes: None,
     };
@@ -175,6 +176,7 @@ fn reports(
     let mut first_went_on = None;
     for (tracked, mut circumstances) in processes {
         let is_first = tracked.pid == first;
+        let copies = tracked.size_of_copies();
         match tracked.into_data() {
             Ok(data) => {
                 if is_first && tracked::went_on_unseen(&data, &circumstances) {
@@ -192,10 +194,12 @@ fn reports(
                 let allocated = data.total.allocated.blocks != 0 || data.total.freed.blocks != 0;
                 if is_first || allocated || is_running {
                     let images = source.for_process(&data);
-                    reports.push(ProcessReport::new(
-                        &Resolver::new(&data, &images),
-                        &circumstances,
-                    ));
+                    let resolver = Resolver::new(&data, &images);
+                    let mut report = ProcessReport::new(&resolver, &circumstances);
+                    if let Some(recording) = &mut report.recording {
+                        recording.copies = copies;
+                    }
+                    reports.push(report);
                 }
             }
             Err(reason) => {

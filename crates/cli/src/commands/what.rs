@@ -7,7 +7,7 @@ use anyhow::Result;
 use pointee_inspect::lookup::{self, Answer, Link, SiteAnswer};
 use pointee_inspect::report::PlaceRow;
 use pointee_inspect::space::Stop;
-use pointee_inspect::text::{Style, short};
+use pointee_inspect::text::{Style, share, short};
 use pointee_model::addr::Alleged;
 use std::fmt::Write;
 
@@ -76,17 +76,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let texts = answers
                 .iter()
                 .map(|answer| render(answer, subject.why_no_contents(), unmapped, style));
-            let note = subject.is_at_peak().then_some(OF_THE_END);
-            let texts = note.map(str::to_owned).into_iter().chain(texts);
+            let note = subject.is_at_peak().then(|| moment_of_blocks(&subject));
+            let texts = note.into_iter().chain(texts);
             texts.collect::<Vec<_>>().join("\n")
         }
     };
     print(&output)
 }
 
-/// A snapshot of the peak holds what was alive then by path; block by block it holds the end.
-const OF_THE_END: &str = "Blocks are as at the end of the run; what was alive at the highest is known by type and site \
-                          (`pointee histo`), not by address.\n";
+/// When the blocks of a snapshot of the peak were alive.
+fn moment_of_blocks(subject: &Subject) -> String {
+    if subject.has_blocks_at_peak() {
+        let process = &subject.process;
+        let seen = share(process.total.peak.bytes, process.peak_bytes);
+        return format!("Blocks are those alive at the highest point (seen at {seen} of it).\n");
+    }
+    "Blocks are as at the end of the run: those of the highest point could not be kept. What was alive then is known by \
+     type and site (`pointee histo`), not by address.\n"
+        .to_owned()
+}
 
 fn render(answer: &Answer, no_contents: Option<&str>, unmapped: &str, style: Style) -> String {
     let mut out = String::new();

@@ -38,21 +38,28 @@ pub fn report(command: &[&str]) -> (Vec<Value>, Output) {
 
 /// The same with options of `run`.
 pub fn report_with(options: &[&str], command: &[&str]) -> (Vec<Value>, Output) {
+    let (report, output) = json_report("run", options, command);
+    let Value::Array(reports) = report else {
+        panic!("the report is no array");
+    };
+    (reports, output)
+}
+
+/// The JSON report of `subcommand` on `command`, with the command's own output.
+pub fn json_report(subcommand: &str, options: &[&str], command: &[&str]) -> (Value, Output) {
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("report.json");
     let output = pointee()
-        .args(["run", "--format", "json", "--report"])
+        .args([subcommand, "--format", "json", "--report"])
         .arg(&file)
         .args(options)
         .arg("--")
         .args(command)
         .output()
         .expect("runs");
-    let text = std::fs::read(&file).expect("a report");
-    let Value::Array(reports) = serde_json::from_slice(&text).expect("JSON") else {
-        panic!("the report is no array");
-    };
-    (reports, output)
+    let text =
+        std::fs::read(&file).unwrap_or_else(|_| panic!("a report of {command:?}: {output:?}"));
+    (serde_json::from_slice(&text).expect("JSON"), output)
 }
 
 /// Compiles a C program with debug info; the folder goes when it is dropped.
@@ -127,9 +134,9 @@ impl Running {
     }
 }
 
-/// Waits until `holds`; false after ten seconds.
+/// Waits until `holds`; false after a minute.
 pub fn eventually(mut holds: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
         if holds() {
             return true;

@@ -1,6 +1,6 @@
 //! *What did the program allocate, as an independent witness logged it?* — `hazards/call_log.h` writes it.
 
-#![allow(unreachable_pub)] // A module of one test file.
+#![allow(dead_code, unreachable_pub)] // A module of test files, each of which uses its own part.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -83,12 +83,25 @@ impl Log {
         let [begun, ended, room] = self.words(0);
         assert!(begun < room, "the log is full");
         while self.replayed < ended {
-            let call = self.words(HEADER + self.replayed * CALL);
-            self.tells_callers |= call[3] != 0;
-            self.replay(call);
-            self.replayed += 1;
+            self.replay_next();
         }
         begun > ended
+    }
+
+    /// Replays one call more; `false` when there is none.
+    pub fn next(&mut self) -> bool {
+        let is_there = self.replayed < self.words::<2>(0)[1];
+        if is_there {
+            self.replay_next();
+        }
+        is_there
+    }
+
+    fn replay_next(&mut self) {
+        let call = self.words(HEADER + self.replayed * CALL);
+        self.tells_callers |= call[3] != 0;
+        self.replay(call);
+        self.replayed += 1;
     }
 
     fn replay(&mut self, [operation, old, size, caller, block]: [u64; 5]) {

@@ -96,6 +96,7 @@ impl<'j, 'n> Joined<'j, 'n> {
                 Inline {
                     name: readable(chain.name, chain.linkage_name, chain.language),
                     linkage_name: first_of(chain.linkage_name, chain.name).to_owned(),
+                    entry: inline.entry,
                     ranges: inline.ranges.clone(),
                     call_file: self.lines.file(number, inline.call_file),
                     call_line: inline.call_line,

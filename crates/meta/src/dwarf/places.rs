@@ -76,6 +76,18 @@ impl<'a> Evaluator<'_, 'a> {
         }
     }
 
+    /// Where control enters an inlined call, if it is stated (`DW_AT_entry_pc`, DWARF 5, 2.18: an address, or bytes from the lowest).
+    pub(super) fn entry(&self, die: &Die<'a>) -> Option<u64> {
+        let value = die.entry_pc.as_ref()?;
+        self.address(value).or_else(|| {
+            let mut base = None;
+            self.ranges(die, |start, _| {
+                base.get_or_insert(start);
+            });
+            base?.checked_add(value.udata_value()?)
+        })
+    }
+
     fn address(&self, value: &Value<'a>) -> Option<u64> {
         self.dwarf.attr_address(self.unit, *value).ok().flatten()
     }

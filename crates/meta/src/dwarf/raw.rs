@@ -79,6 +79,7 @@ pub(super) struct RawFunction<'n> {
 /// A `DW_TAG_inlined_subroutine` of one concrete function.
 pub(super) struct RawInline {
     pub(super) origin: DieRef,
+    pub(super) entry: Option<u64>,
     pub(super) ranges: Vec<(u64, u64)>,
     pub(super) call_file: u32,
     pub(super) call_line: u32,

@@ -4,7 +4,7 @@
 //! calls, calls through a linkage slot, indirect calls, and jumps that leave the function (tail
 //! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
 
-use super::model::NO_RETURN;
+use super::model::{self, NO_RETURN};
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -41,6 +41,8 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_called: bool,
 }
 
 /// All functions of the file.
@@ -79,7 +81,7 @@ impl<'f> Program<'f> {
             .map(|body| scan(elf, body))
             .collect();
         for (at, (calls, returns)) in raw.into_iter().enumerate() {
-            let calls = calls
+            let calls: Vec<Call> = calls
                 .into_iter()
                 .filter_map(|raw| {
                     Some(Call {
@@ -93,6 +95,16 @@ impl<'f> Program<'f> {
                 .collect();
             program.bodies[at].calls = calls;
             program.bodies[at].returns = returns;
+        }
+        let callees: HashSet<Key> = program
+            .bodies
+            .iter()
+            .flat_map(|body| body.calls.iter().map(|call| call.callee))
+            .collect();
+        for callee in callees {
+            if let Key::Local(at) = callee {
+                program.bodies[at as usize].is_called = true;
+            }
         }
         program
     }
@@ -146,6 +158,9 @@ impl<'f> Program<'f> {
             .iter()
             .filter_map(|at| Some((self.bodies.get(*at as usize)?.entry, *at)))
             .collect();
+        if wanted.is_empty() {
+            return HashSet::new();
+        }
         let mut taken: HashSet<u32> = HashSet::new();
         for section in self.elf.sections() {
             let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
@@ -212,6 +227,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             function: function.has_dwarf.then_some(function),
             calls: Vec::new(),
             returns: true,
+            is_called: false,
         })
         .collect();
     let plain = |name, start, end| Body {
@@ -222,12 +238,32 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         function: None,
         calls: Vec::new(),
         returns: true,
+        is_called: false,
     };
-    let known: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut known: HashMap<u64, usize> = HashMap::new();
+    for (at, body) in bodies.iter().enumerate() {
+        known.entry(body.entry).or_insert(at);
+    }
     for symbol in elf.symbols() {
-        if symbol.is_function() && symbol.size > 0 && !known.contains(&symbol.address) {
-            let end = symbol.address.saturating_add(symbol.size);
-            bodies.push(plain(symbol.name, symbol.address, end));
+        if !symbol.is_function() || symbol.size == 0 {
+            continue;
+        }
+        match known.get(&symbol.address) {
+            None => {
+                let end = symbol.address.saturating_add(symbol.size);
+                known.insert(symbol.address, bodies.len());
+                bodies.push(plain(symbol.name, symbol.address, end));
+            }
+            // Of several names the one that says most: debug info of libc states that of the alias for calls from within.
+            Some(at) => {
+                let body = &mut bodies[*at];
+                if body.linkage_name != symbol.name
+                    && model::row(body.linkage_name).is_none()
+                    && model::row(symbol.name).is_some()
+                {
+                    body.linkage_name = symbol.name;
+                }
+            }
         }
     }
     let mut covered: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();

@@ -3,8 +3,8 @@
 use super::calls::Key;
 use super::cpp::is_constructor;
 use super::flow::{Interpreter, Met, Observation, Seen};
-use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
-use super::parameters::parameters;
+use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
+use super::parameters::{in_registers, parameters};
 use super::state::{ARGUMENTS, RESULT, State, dwarf};
 use super::step::{Address, frame_offset};
 use super::typing::Pointee;
@@ -38,10 +38,12 @@ impl<'f> Interpreter<'_, 'f> {
                 self.escaped.insert(slot);
             }
         }
-        if self.recording
-            && let Some(callee) = listed
-        {
-            self.observe_arguments(callee, &arguments, at);
+        if self.recording {
+            match (listed, through) {
+                (Some(callee), _) => self.observe_arguments(callee, &arguments, at),
+                (None, Some(function)) => self.observe_through(function, &arguments, at),
+                (None, None) => {}
+            }
         }
         let allocators = self.allocators;
         let allocator = callee.and_then(|callee| Some((callee, allocators.get(callee)?)));
@@ -231,6 +233,13 @@ impl<'f> Interpreter<'_, 'f> {
         }
         let program = self.program;
         let Some(body) = program.body(callee) else {
+            let name = program.name(callee);
+            if let (Some(origins), Some(text)) = (Self::start_of(arguments[0]), self.types.text())
+                && WRITE_TEXT.contains(&name)
+            {
+                let text = [Pointee::Type(text)];
+                self.note_each(origins, Witness::Parameter, &text, at, name);
+            }
             return;
         };
         let known = parameters(body, self.types);
@@ -245,6 +254,22 @@ impl<'f> Interpreter<'_, 'f> {
                 };
                 let what = format!("{}({})", body.name, parameter.name);
                 self.note_each(origins, witness, &[pointee], at, &what);
+            }
+        }
+    }
+
+    /// The arguments of a call through a pointer to a function of known type.
+    fn observe_through(&mut self, function: TypeIndex, arguments: &[Value; 6], at: u64) {
+        let Some(entry) = self.types.get(function) else {
+            return;
+        };
+        let declared = entry.members.iter().map(|member| member.r#type);
+        let by_register = in_registers(declared, entry.target, self.types);
+        for (value, parameter) in arguments.iter().zip(by_register) {
+            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+                && let Some(pointee) = self.types.pointee(parameter)
+            {
+                self.note_each(origins, Witness::Parameter, &[pointee], at, "");
             }
         }
     }

@@ -221,13 +221,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             .map(|state| state.registers[SP])
             .next_back();
         for block in 0..self.starts.len() {
-            let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
-            let calls = self
-                .body
-                .calls
-                .iter()
-                .any(|call| (self.starts[block]..end).contains(&call.address));
-            if states[block].is_none() && calls {
+            if states[block].is_none() && self.has_call(block) {
                 let mut state = State::at_entry();
                 state.registers[SP] = frame.unwrap_or_default();
                 states[block] = Some(state);
@@ -235,6 +229,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 self.solve(work, states, visits, tables);
             }
         }
+    }
+
+    fn has_call(&self, block: usize) -> bool {
+        let (start, calls) = (self.starts[block], &self.body.calls);
+        let next = calls.partition_point(|call| call.address < start);
+        let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
+        calls.get(next).is_some_and(|call| call.address < end)
     }
 
     fn solve(

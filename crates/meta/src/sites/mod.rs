@@ -12,6 +12,9 @@
 //! guessed, no clue means no type; every clue is kept as evidence, also those that lost; functions
 //! are told apart by address, so that two of one name do not mix.
 
+mod alike;
+mod base;
+mod beneath;
 mod calls;
 mod cpp;
 mod effects;
@@ -26,7 +29,6 @@ mod state;
 mod step;
 #[cfg(test)]
 mod tests;
-mod tokens;
 mod typing;
 mod unnamed;
 mod value;
@@ -158,11 +160,14 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         found: &found,
         sources: &sources,
     };
-    let mut sites: Vec<Site> = found
+    let mut keyed: Vec<(Key, Site)> = found
         .outcomes
         .par_iter()
         .flat_map_iter(|(at, outcome)| context.function(*at, outcome))
         .collect();
+    base::settle(&types, &found.allocators, &mut keyed);
+    alike::settle(&mut keyed);
+    let mut sites: Vec<Site> = keyed.into_iter().map(|(_, site)| site).collect();
     sites.sort_by_key(|site| (site.return_address, site.call));
     sites.dedup_by_key(|site| (site.return_address, site.call));
     let diagnostics = found
@@ -197,8 +202,8 @@ struct Context<'a, 'f> {
 }
 
 impl Context<'_, '_> {
-    /// The sites of one function.
-    fn function(&self, at: u32, outcome: &Outcome) -> Vec<Site> {
+    /// The sites of one function, each with what it calls.
+    fn function(&self, at: u32, outcome: &Outcome) -> Vec<(Key, Site)> {
         let (decided, untyped) = self.weigh(at, outcome);
         let hints: HashMap<u64, TypeIndex> = decided
             .iter()
@@ -270,12 +275,12 @@ impl Context<'_, '_> {
         })
     }
 
-    fn sites(&self, outcome: &Outcome, mut decided: HashMap<u64, Decision>) -> Vec<Site> {
+    fn sites(&self, outcome: &Outcome, mut decided: HashMap<u64, Decision>) -> Vec<(Key, Site)> {
         outcome
             .met
             .iter()
             .filter(|met| !self.is_release(met) && !self.is_given_room(met))
-            .filter_map(|met| Some(self.site(met, decided.remove(&met.call)?)))
+            .filter_map(|met| Some((met.callee, self.site(met, decided.remove(&met.call)?))))
             .collect()
     }
 
@@ -358,7 +363,19 @@ impl Context<'_, '_> {
                 });
             }
         }
-        if let Some(function) = self.program.bodies[at as usize].function {
+        let body = &self.program.bodies[at as usize];
+        if body.function.is_none()
+            && let Some((stored, role)) = rust::stored_by_name(body, self.types)
+        {
+            clues.push(Clue {
+                witness: Witness::TemplateArgument,
+                types: vec![stored],
+                role: Some(role),
+                what: body.name.to_owned(),
+                address: met.call,
+            });
+        }
+        if let Some(function) = body.function {
             let erased = self
                 .found
                 .allocators
@@ -389,7 +406,8 @@ impl Context<'_, '_> {
                 address: met.call,
             }));
             let request = Request::of(met, false);
-            let untyped = clues.iter().all(|clue| clue.types.is_empty());
+            // The arms of a union are no answer.
+            let untyped = clues.iter().all(|clue| clue.types.len() != 1);
             clues.extend(
                 self.sources
                     .clues(self.types, function, met.call, name, request, untyped),
@@ -431,6 +449,12 @@ impl Context<'_, '_> {
         let role = match allocator.map(|allocator| allocator.makes) {
             Some(Makes::Object(_)) if decision.r#type.is_some() => Role::Whole,
             Some(Makes::Array(_)) if decision.r#type.is_some() => Role::Element,
+            _ if allocator.is_some_and(|allocator| allocator.element)
+                && decision.r#type.is_some()
+                && !matches!(decision.role, Role::Characters | Role::Bytes) =>
+            {
+                Role::Element
+            }
             _ => decision.role,
         };
         // A wrapper that returns a base type says no more than that.

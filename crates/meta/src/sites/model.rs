@@ -1,7 +1,7 @@
 //! *Which library functions hand out memory, and what is in it?* — data only.
 //!
 //! A function with [`Makes::Whatever`] is a root: what it returns is typed by its callers. The
-//! others are answers by themselves. Argument numbers count integer arguments from 0. Sources: the
+//! others are answers by themselves; among them are functions of libc's own that do the work of several. Argument numbers count integer arguments from 0. Sources: the
 //! manual pages of glibc 2.36; the Itanium C++ ABI §5.1.5 for the mangled forms of `operator new`;
 //! `library/alloc/src/alloc.rs` of rustc 1.95.
 
@@ -167,6 +167,7 @@ pub(super) const ROWS: &[Row] = &[
             "vasprintf",
             "__asprintf_chk",
             "__vasprintf_chk",
+            "__vasprintf_internal",
             "getline",
             "getdelim",
             "__getdelim",
@@ -187,12 +188,13 @@ pub(super) const ROWS: &[Row] = &[
             "fmemopen",
             "open_memstream",
             "fopencookie",
+            "__fopen_internal",
         ],
         Makes::Object("_IO_FILE"),
         None,
     ),
     made(
-        &["opendir", "fdopendir"],
+        &["opendir", "fdopendir", "__alloc_dir"],
         Makes::Object("__dirstream"),
         None,
     ),
@@ -289,6 +291,28 @@ pub(super) const RETURN_FIRST: &[&str] = &[
     "wmemcpy",
     "wmemset",
     "wcscpy",
+];
+
+/// Functions that write text to their first argument.
+pub(super) const WRITE_TEXT: &[&str] = &[
+    "strcpy",
+    "stpcpy",
+    "strncpy",
+    "strcat",
+    "strncat",
+    "sprintf",
+    "snprintf",
+    "vsprintf",
+    "vsnprintf",
+    "__strcpy_chk",
+    "__stpcpy_chk",
+    "__strncpy_chk",
+    "__strcat_chk",
+    "__strncat_chk",
+    "__sprintf_chk",
+    "__snprintf_chk",
+    "__vsprintf_chk",
+    "__vsnprintf_chk",
 ];
 
 /// Functions whose result is a length computed from their first argument.

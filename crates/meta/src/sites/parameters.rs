@@ -89,28 +89,60 @@ fn by_abi<'f>(
     types: &Types<'_>,
 ) -> [Option<Parameter<'f>>; 6] {
     let mut found = [None; 6];
-    // A result in memory takes the first register for its address.
-    let mut next = usize::from(result.and_then(|result| types.size(result)).unwrap_or(0) > 16);
-    for variable in declared {
-        let Some(r#type) = variable.r#type else {
-            // Its class is not known, so neither are the places of those after it.
-            break;
-        };
-        let words = integer_words(r#type, types);
-        if words == 1
-            && let Some(slot) = found.get_mut(next)
-        {
-            *slot = Some(Parameter {
+    // Where the class of one is not known, the places of those after it are not either.
+    let known = declared.iter().map_while(|variable| variable.r#type);
+    let registers = registers(known, result, types);
+    for (variable, register) in declared.iter().zip(registers) {
+        if let (Some(register), Some(r#type)) = (register, variable.r#type) {
+            found[register] = Some(Parameter {
                 name: &variable.name,
                 r#type,
             });
         }
-        // What does not fit into the registers left goes to memory as a whole.
-        if next + words <= found.len() {
-            next += words;
+    }
+    found
+}
+
+/// The types of what each argument register carries, given the types of the parameters.
+pub(super) fn in_registers(
+    declared: impl Iterator<Item = TypeIndex>,
+    result: Option<TypeIndex>,
+    types: &Types<'_>,
+) -> [Option<TypeIndex>; 6] {
+    let declared: Vec<TypeIndex> = declared.collect();
+    let mut found = [None; 6];
+    for (r#type, register) in
+        declared
+            .iter()
+            .zip(registers(declared.iter().copied(), result, types))
+    {
+        if let Some(register) = register {
+            found[register] = Some(*r#type);
         }
     }
     found
+}
+
+/// The argument register of each parameter that has one to itself.
+fn registers(
+    declared: impl Iterator<Item = TypeIndex>,
+    result: Option<TypeIndex>,
+    types: &Types<'_>,
+) -> Vec<Option<usize>> {
+    const COUNT: usize = ARGUMENTS.len();
+    // A result in memory takes the first register for its address.
+    let mut next = usize::from(result.and_then(|result| types.size(result)).unwrap_or(0) > 16);
+    declared
+        .map(|r#type| {
+            let words = integer_words(r#type, types);
+            let own = (words == 1 && next < COUNT).then_some(next);
+            // What does not fit into the registers left goes to memory as a whole.
+            if next + words <= COUNT {
+                next += words;
+            }
+            own
+        })
+        .collect()
 }
 
 /// How many general registers a value of the type is passed in.

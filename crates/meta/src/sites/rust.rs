@@ -49,7 +49,9 @@ const OWNERS: [(&str, Holds); 12] = [
     ("alloc::rc::Rc<", Holds::Inside("alloc::rc::RcInner")),
 ];
 /// Crates whose frames are passed on the way outward.
-const LIBRARY: [&str; 4] = ["alloc::", "core::", "std::", "hashbrown::"];
+const LIBRARY: [&str; 5] = ["alloc::", "core::", "std::", "hashbrown::", "__rustc::"];
+/// The trait of global allocators, as names of their methods have it. Optimisation across crates inlines even these.
+const ALLOCATOR: &str = " as core::alloc::global::GlobalAlloc>::";
 /// Crates of collections and smart pointers.
 const COLLECTIONS: [&str; 2] = ["alloc::", "hashbrown::"];
 /// What knows no type at all: its callers do.
@@ -141,10 +143,7 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
             if let Some(index) = kept(types, written, argument, second, holds) {
                 return Stored::Type {
                     index,
-                    role: match holds {
-                        Holds::Many | Holds::Pairs => Role::Element,
-                        Holds::One | Holds::Inside(_) => Role::Whole,
-                    },
+                    role: holds.role(),
                     what: name,
                     through,
                 };
@@ -160,6 +159,22 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
         }
     }
     Stored::Erased { through }
+}
+
+/// What a method of a generic owner stores, where there is no debug info but its name.
+pub(super) fn stored_by_name(body: &Body<'_>, types: &Types<'_>) -> Option<(TypeIndex, Role)> {
+    let (written, holds) = owned(body.name).filter(|_| is_collection(body))?;
+    let index = kept(types, written, None, None, holds)?;
+    Some((index, holds.role()))
+}
+
+impl Holds {
+    fn role(self) -> Role {
+        match self {
+            Self::Many | Self::Pairs => Role::Element,
+            Self::One | Self::Inside(_) => Role::Whole,
+        }
+    }
 }
 
 /// The type that an owner keeps, by its type argument in debug info, or by that in its name.
@@ -271,7 +286,9 @@ fn is_library(name: &str) -> bool {
     let primitive = path
         .find(['>', ' ', ']', ',', ':'])
         .is_some_and(|end| !path[end..].starts_with("::"));
-    LIBRARY.iter().any(|part| path.starts_with(part)) || (primitive && name.starts_with(['<', '[']))
+    LIBRARY.iter().any(|part| path.starts_with(part))
+        || (primitive && name.starts_with(['<', '[']))
+        || name.contains(ALLOCATOR)
 }
 
 /// Whether a type argument is the name of a type parameter, as `T` or `T,A`.
@@ -331,6 +348,11 @@ mod tests {
             ("<rg::Flag as core::fmt::Debug>::fmt", false),
             ("rg::parse::{closure#0}", false),
             ("main", false),
+            ("__rustc::__rdl_alloc", true),
+            (
+                "<jemalloc::Jemalloc as core::alloc::global::GlobalAlloc>::alloc",
+                true,
+            ),
         ];
         for (name, expect) in rows {
             assert_eq!(is_library(name), expect, "{name}");

@@ -50,11 +50,12 @@ pub(super) fn vector(register: Register) -> Option<usize> {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) registers: [Value; 16],
-    vectors: [[Value; 2]; 16],
-    /// Whether anything was put into a vector register since all became unknown.
-    vectors_known: bool,
+    /// `None`: nothing was put into a vector register since all became unknown. They rarely hold anything of interest.
+    vectors: Option<Box<[[Value; 2]; 16]>>,
     slots: Vec<(i64, Value)>,
 }
+
+const UNKNOWN_VECTORS: [[Value; 2]; 16] = [[Value::Unknown; 2]; 16];
 
 /// Slots tracked in one state; more are forgotten.
 const SLOTS: usize = 512;
@@ -64,8 +65,7 @@ impl State {
     pub(super) fn at_entry() -> Self {
         let mut state = Self {
             registers: [Value::Unknown; 16],
-            vectors: [[Value::Unknown; 2]; 16],
-            vectors_known: false,
+            vectors: None,
             slots: Vec::new(),
         };
         state.registers[SP] = Value::Stack(-8);
@@ -110,21 +110,24 @@ impl State {
         for register in CALLER_SAVED {
             self.registers[register] = Value::Unknown;
         }
-        if self.vectors_known {
-            self.vectors = [[Value::Unknown; 2]; 16];
-            self.vectors_known = false;
-        }
+        self.vectors = None;
     }
 
     /// Both quadwords of a vector register.
     pub(super) fn vector(&self, number: usize) -> [Value; 2] {
-        self.vectors[number & 15]
+        self.vectors
+            .as_ref()
+            .map_or([Value::Unknown; 2], |vectors| vectors[number & 15])
     }
 
     /// Writes both quadwords of a vector register.
     pub(super) fn set_vector(&mut self, number: usize, pair: [Value; 2]) {
-        self.vectors_known |= pair != [Value::Unknown; 2];
-        self.vectors[number & 15] = pair;
+        if self.vectors.is_some() || pair != [Value::Unknown; 2] {
+            let vectors = self
+                .vectors
+                .get_or_insert_with(|| Box::new(UNKNOWN_VECTORS));
+            vectors[number & 15] = pair;
+        }
     }
 
     /// Merges what another path brings; says whether anything changed.
@@ -134,60 +137,91 @@ impl State {
         origins: &mut Origins,
         size_of: impl Fn(TypeIndex) -> Option<u64>,
     ) -> bool {
-        let mut changed = false;
-        let mut meet = |a: &mut Value, b: Value| {
-            if *a == b {
-                return;
-            }
-            let joined = join(*a, b, origins, &size_of);
-            changed |= joined != *a;
-            *a = joined;
+        let mut merging = Merging {
+            origins,
+            size_of,
+            changed: false,
         };
         for (number, (a, b)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
             // The stack pointer is the same on all paths of compiled code.
             if number != SP || *a == Value::Unknown {
-                meet(a, *b);
+                merging.meet(a, *b);
             }
         }
-        // Vector registers rarely hold anything of interest.
-        if self.vectors_known || other.vectors_known {
-            for (a, b) in self.vectors.iter_mut().zip(&other.vectors) {
-                meet(&mut a[0], b[0]);
-                meet(&mut a[1], b[1]);
+        if self.vectors.is_some() || other.vectors.is_some() {
+            let there = other.vectors.as_deref().unwrap_or(&UNKNOWN_VECTORS);
+            let here = self
+                .vectors
+                .get_or_insert_with(|| Box::new(UNKNOWN_VECTORS));
+            for (a, b) in here.iter_mut().zip(there) {
+                merging.meet(&mut a[0], b[0]);
+                merging.meet(&mut a[1], b[1]);
             }
-            self.vectors_known |= other.vectors_known;
         }
-        if self.slots == other.slots {
-            return changed;
+        if self.slots != other.slots {
+            merging.slots(&mut self.slots, &other.slots);
         }
-        let mut merged = Vec::with_capacity(self.slots.len());
-        let (mut left, mut right) = (self.slots.iter().peekable(), other.slots.iter().peekable());
-        loop {
-            let (at, mut a, b) = match (left.peek(), right.peek()) {
-                (Some(l), Some(r)) if l.0 == r.0 => {
-                    let both = (l.0, l.1, r.1);
-                    left.next();
-                    right.next();
-                    both
+        merging.changed
+    }
+}
+
+/// One merge under way.
+struct Merging<'o, F> {
+    origins: &'o mut Origins,
+    size_of: F,
+    changed: bool,
+}
+
+impl<F: Fn(TypeIndex) -> Option<u64>> Merging<'_, F> {
+    #[inline]
+    fn meet(&mut self, a: &mut Value, b: Value) {
+        if *a != b {
+            let joined = join(*a, b, self.origins, &self.size_of);
+            self.changed |= joined != *a;
+            *a = joined;
+        }
+    }
+
+    /// Merges in place: what only the other path has is an allocation, or unknown here as before.
+    fn slots(&mut self, here: &mut Vec<(i64, Value)>, mut there: &[(i64, Value)]) {
+        let mut only_there = Vec::new();
+        here.retain_mut(|(at, a)| {
+            there = self.take_before(*at, there, &mut only_there);
+            let b = match there.split_first() {
+                Some(((slot, b), rest)) if slot == at => {
+                    there = rest;
+                    *b
                 }
-                (Some(l), r) if r.is_none_or(|r| l.0 < r.0) => {
-                    let one = (l.0, l.1, Value::Unknown);
-                    left.next();
-                    one
-                }
-                (_, Some(r)) => {
-                    let one = (r.0, Value::Unknown, r.1);
-                    right.next();
-                    one
-                }
-                _ => break,
+                _ => Value::Unknown,
             };
-            meet(&mut a, b);
-            if a != Value::Unknown && merged.len() < SLOTS {
-                merged.push((at, a));
-            }
+            self.meet(a, b);
+            *a != Value::Unknown
+        });
+        self.take_before(i64::MAX, there, &mut only_there);
+        if !only_there.is_empty() {
+            here.extend(only_there);
+            here.sort_unstable_by_key(|(at, _)| *at);
+            here.truncate(SLOTS);
         }
-        self.slots = merged;
-        changed
+    }
+
+    /// Takes what lies before `end` of slots that are unknown here; gives back the rest.
+    fn take_before<'s>(
+        &mut self,
+        end: i64,
+        mut there: &'s [(i64, Value)],
+        to: &mut Vec<(i64, Value)>,
+    ) -> &'s [(i64, Value)] {
+        while let Some(((at, b), rest)) = there.split_first()
+            && *at < end
+        {
+            let mut a = Value::Unknown;
+            self.meet(&mut a, *b);
+            if a != Value::Unknown {
+                to.push((*at, a));
+            }
+            there = rest;
+        }
+        there
     }
 }

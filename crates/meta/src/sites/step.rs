@@ -4,12 +4,15 @@
 //! what they write, and that becomes unknown.
 
 use super::flow::Interpreter;
-use super::state::{SP, State, dwarf, general, vector};
+use super::state::{RESULT, SP, State, dwarf, general, vector};
 use super::typing::Pointee;
 use super::value::{Value, join};
 use crate::elf::Callee;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use pointee_model::image::TypeIndex;
+
+/// rdx, the upper half of a product.
+const UPPER_HALF: usize = 2;
 
 /// A memory operand.
 #[derive(Clone, Copy)]
@@ -75,6 +78,12 @@ impl<'f> Interpreter<'_, 'f> {
             M::Inc => self.adjust(instruction, state, 1),
             M::Dec => self.adjust(instruction, state, -1),
             M::Imul if instruction.op_count() > 1 => self.multiply(instruction, state),
+            // The upper half says whether the product fits.
+            M::Imul | M::Mul if instruction.op0_register().size() == 8 => {
+                let by = self.read(instruction, 0, state);
+                state.registers[RESULT] = state.registers[RESULT].multiplied(by);
+                state.registers[UPPER_HALF] = Value::Unknown;
+            }
             M::Push => self.push(instruction, state),
             M::Pop => self.pop(instruction, state),
             M::Leave => {

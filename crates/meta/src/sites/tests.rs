@@ -1,6 +1,8 @@
 //! Each row is a program with one hazard, compiled with gcc at several levels; the comment on a line
 //! states what the allocations on that line must be found to be.
 
+mod conventions;
+
 use super::{Options, Site, infer, spelled};
 use crate::debug_files::DebugFiles;
 use crate::dwarf::read_facts;
@@ -396,6 +398,23 @@ fn pool_of_slots() {
                 pool->free = s;
                 s = (struct slot *)((char *)s + size);
             }
+        }",
+    );
+}
+
+/// Debug info states one name of a function, its symbols others, as in libc.
+#[test]
+fn another_name() {
+    check(
+        "another_name.c",
+        "static __attribute__((noinline, noclone)) char *inner(const char *s, size_t n) {
+            char *p = malloc(100);
+            return p ? memcpy(p, s, n) : p;
+        }
+        char *strndup(const char *, size_t) __attribute__((alias(\"inner\")));
+        char *kept;
+        void keep(const char *s, size_t n) {
+            kept = inner(s, n); //= Characters char
         }",
     );
 }

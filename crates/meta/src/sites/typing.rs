@@ -302,6 +302,18 @@ impl<'f> Types<'f> {
         let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
         self.array_at_end(index, open)
             .or_else(|| self.slice_at_end(index))
+            .or_else(|| self.flexible_arm(index))
+    }
+
+    /// The flexible array member that an arm of a union ends with.
+    fn flexible_arm(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
+        let entry = self.get(self.strip(index))?;
+        let arms = (entry.kind == TypeKind::Union).then_some(&entry.members)?;
+        let open = |count| matches!(count, None | Some(0 | u64::MAX));
+        let mut found = arms
+            .iter()
+            .filter_map(|arm| self.array_at_end(arm.r#type, open));
+        found.next()
     }
 
     /// The slice that a Rust struct of no fixed size ends with: its member lies behind the end.
@@ -387,6 +399,7 @@ impl<'f> Types<'f> {
                 .is_some_and(|target| self.starts_within(self.strip(target), part, depth));
         first
             || element
+            || self.leaves_open(outer, inner)
             || (matches!(inner.kind, TypeKind::Struct)
                 && inner.members.len() >= 2
                 && inner.members.len() < outer.members.len()
@@ -395,6 +408,41 @@ impl<'f> Types<'f> {
                         && a.bit_offset == b.bit_offset
                         && self.strip(a.r#type) == self.strip(b.r#type)
                 }))
+    }
+
+    /// Whether `inner` is a number that tells the kind and bytes for whatever that kind has, as `struct
+    /// sockaddr` is, and `outer` of such a kind.
+    fn leaves_open(&self, outer: &Type, inner: &Type) -> bool {
+        let ([kind, open], Some(first)) = (&inner.members[..], outer.members.first()) else {
+            return false;
+        };
+        let bytes = self.element(open.r#type);
+        inner.kind == TypeKind::Struct
+            && outer.kind == TypeKind::Struct
+            && self.is_integer(self.strip(kind.r#type))
+            && bytes.is_some_and(|element| self.is_character(element))
+            && (kind.offset, self.strip(kind.r#type)) == (first.offset, self.strip(first.r#type))
+            && outer.members.len() >= 2
+            && outer.size >= inner.size
+    }
+
+    /// Whether `index` has members.
+    pub(super) fn is_structure(&self, index: TypeIndex) -> bool {
+        self.get(self.strip(index)).is_some_and(|entry| {
+            matches!(
+                entry.kind,
+                TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant
+            )
+        })
+    }
+
+    /// Whether any other record starts with `index`.
+    pub(super) fn is_base(&self, index: TypeIndex) -> bool {
+        let base = self.strip(index);
+        (0..).zip(self.types).any(|(at, entry)| {
+            let record = matches!(entry.kind, TypeKind::Struct | TypeKind::Class);
+            record && self.strip(at) != base && self.starts_with(at, base)
+        })
     }
 
     /// The member at `offset` of an object, as a path: `request.headers.first`.
@@ -463,12 +511,12 @@ impl<'f> Types<'f> {
         self.pointers.get(&None).copied()
     }
 
-    /// Plain `char`.
+    /// Plain `char`; what other languages call the same, if the file has none.
     pub(super) fn text(&self) -> Option<TypeIndex> {
-        self.named("char")
-            .iter()
-            .copied()
+        let named = |name: &str| self.named(name).iter().copied();
+        named("char")
             .find(|at| self.is_text(*at))
+            .or_else(|| named("i8").find(|at| self.is_character(*at)))
     }
 
     /// The struct or class of a tag, defined if possible.

@@ -9,6 +9,8 @@ use super::state::{RESULT, general};
 use crate::elf::Elf;
 use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindSection};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess};
+use rayon::prelude::*;
+use std::collections::HashSet;
 
 /// Instructions after a call within which compiled code takes up its result.
 const SOON: usize = 12;
@@ -67,14 +69,27 @@ pub(super) fn functions(elf: &Elf) -> Vec<(u64, u64)> {
     found
 }
 
-/// Whether callers of function `at` read its result; taken for granted where none calls it directly.
-pub(super) fn result_is_read(program: &Program<'_>, at: u32) -> bool {
-    let callers = program.bodies.iter().flat_map(|body| &body.calls);
-    let mut read = callers
-        .filter(|call| call.callee == Key::Local(at))
-        .filter_map(|call| reads_result(program.elf, call.address))
-        .peekable();
-    read.peek().is_none() || read.any(|read| read)
+/// The functions without debug info whose callers are seen not to read their result.
+pub(super) fn unread_results(program: &Program<'_>) -> HashSet<u32> {
+    let calls: Vec<(u32, bool)> = program
+        .bodies
+        .par_iter()
+        .flat_map_iter(|body| &body.calls)
+        .filter_map(|call| match call.callee {
+            Key::Local(at) if program.bodies[at as usize].function.is_none() => {
+                Some((at, reads_result(program.elf, call.address)?))
+            }
+            _ => None,
+        })
+        .collect();
+    let of_calls = |wanted: bool| {
+        let calls = calls.iter().filter(move |(_, read)| *read == wanted);
+        calls.map(|(at, _)| *at).collect::<HashSet<u32>>()
+    };
+    let read = of_calls(true);
+    let mut unread = of_calls(false);
+    unread.retain(|at| !read.contains(at));
+    unread
 }
 
 /// Whether the code after the call at `address` reads the result before it is overwritten; `None` for

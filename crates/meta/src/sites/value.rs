@@ -450,6 +450,25 @@ fn common_form(a: Value, b: Value) -> Value {
         return Value::Unknown;
     }
     let from = a.from() | b.from();
+    // `n ? n * 16 : 1`: less than one of them is no number of them, but asked for where there is none.
+    let stands_for_none = |scale: u64, add: i64, (other_scale, other): (u64, i64)| {
+        scale > 1 && add == 0 && other_scale == 0 && (0..scale as i64).contains(&other)
+    };
+    let kept = if stands_for_none(scale_a, add_a, (scale_b, add_b)) {
+        Some((scale_a, x_a))
+    } else if stands_for_none(scale_b, add_b, (scale_a, add_a)) {
+        Some((scale_b, x_b))
+    } else {
+        None
+    };
+    if let Some((scale, x)) = kept {
+        return Value::Linear {
+            from,
+            x: x.min(Computed::Nearly),
+            scale: u32::try_from(scale).unwrap_or(1),
+            add: 0,
+        };
+    }
     // A parameter, perhaps scaled, that a number takes the place of on some path.
     let plain = |scale: u64, add: i64| scale > 0 && add == 0;
     let replaced = (plain(scale_a, add_a) && scale_b == 0)

@@ -10,7 +10,8 @@
 //! 2. bytes and characters give way to everything with structure (a buffer that is cast later),
 //!    unless the size does not fit it;
 //! 3. a type gives way to one that starts with it (a base class, a common header);
-//! 4. of `char` and `unsigned char`, the one seen nearest to the call.
+//! 4. what two independent kinds of witness point at, before what one does;
+//! 5. of `char` and `unsigned char`, the one seen nearest to the call.
 //!
 //! More than one left is a conflict: the site keeps the candidate seen nearest to the call, and its
 //! verdict says that it is not an answer.
@@ -108,6 +109,13 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Whether it is some bytes more than a number of no known step, as for text and its end.
+    fn is_uneven(self) -> bool {
+        self.total.is_none() && self.unit.is_none() && !self.head.is_multiple_of(4)
+    }
+}
+
 /// Weighs the clues of one site.
 pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Request) -> Decision {
     let clues = &resolved(types, clues)[..];
@@ -132,6 +140,9 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     // The arms of a union count where nothing else tells a type, or for what they confirm.
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
     candidates.keep("an arm of a union that nothing else names", alone);
+    if request.is_uneven() && !candidates.left.iter().any(|at| alone(*at)) {
+        candidates.keep("an uneven number of bytes", |at| types.is_character(at));
+    }
     narrow(types, &mut candidates, clues, request);
     if is_view(types, &candidates.left, clues, request) {
         candidates.drop_where(
@@ -143,12 +154,13 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     let chosen = left.first().copied();
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
     // An array of one looks like one object; an allocator is asked for so many objects of its type.
-    let mut said = clues
+    let said = clues
         .iter()
         .filter(|clue| chosen.is_some_and(|at| clue.types == [at]));
     let many = |clue: &Clue| clue.role == Some(Role::Element);
     let allocator = |clue: &Clue| clue.witness == Witness::TemplateArgument && clue.role.is_none();
     let first = |clue: &Clue| clue.role == Some(Role::Header);
+    let one = |clue: &Clue| clue.role == Some(Role::Whole);
     match role {
         Role::Element
             if chosen.is_some_and(|at| is_record(types, at)) && said.clone().any(first) =>
@@ -156,10 +168,21 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             role = Role::Header;
         }
         Role::Whole | Role::Header if said.clone().any(many) => role = Role::Element,
+        Role::Element
+            if request.unit.is_none()
+                && request.total.is_some()
+                && request.total == chosen.and_then(|at| types.size(at))
+                && said.clone().any(one) =>
+        {
+            role = Role::Whole;
+        }
         Role::Unknown if said.clone().any(|clue| many(clue) || allocator(clue)) => {
             role = Role::Element;
         }
-        Role::Unknown => role = said.find_map(|clue| clue.role).unwrap_or(role),
+        Role::Unknown => {
+            let mut parts = said.filter_map(|clue| clue.role);
+            role = parts.find(|role| *role != Role::Whole).unwrap_or(role);
+        }
         _ => {}
     }
     let tail = tail.filter(|_| role == Role::Header);
@@ -318,7 +341,12 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
     candidates.keep(bytes, |at| !types.is_character(at));
     // 3. The most derived.
     most_derived(types, candidates, |_| true);
-    // 4. Text and bytes are told apart by the nearest witness only.
+    // 4. What two independent kinds of witness point at, before what one does: a pointer is cast to
+    // what a function wants, and only the allocation's own type is written beside it too.
+    candidates.keep("two kinds of witness agree on another", |at| {
+        kinds(clues, at) > 1
+    });
+    // 5. Text and bytes are told apart by the nearest witness only.
     if candidates.left.iter().all(|at| types.is_character(*at)) {
         let nearest = candidates.left.first().copied();
         candidates.drop_where("farther from the call", |at| Some(at) != nearest);
@@ -378,6 +406,8 @@ pub(super) fn role(
         Request {
             total: Some(total), ..
         } => match total {
+            // Who keeps a single pointer on the heap keeps the first of several.
+            _ if total == size && types.pointee(index).is_some() => Role::Element,
             _ if total == size => Role::Whole,
             _ if flexible.is_some() && total >= opens_at => Role::Header,
             _ if total % size == 0 => Role::Element,
@@ -399,9 +429,11 @@ pub(super) fn role(
             } else if record && unit != size && head >= size {
                 // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
                 Role::Unknown
-            } else if steps && head % size == 0 {
+            } else if (steps && head % size == 0) || (unit == size && head < size) {
+                // What is left over is shorter than an element.
                 Role::Element
-            } else if record && head >= opens_at {
+            } else if record && (head >= opens_at || !steps) {
+                // No array of it has such elements, so something else follows it.
                 Role::Header
             } else {
                 Role::Unknown
@@ -424,6 +456,15 @@ pub(super) fn role(
 /// Two independent kinds that point at one type agree. Destinations of all sorts are one kind: all
 /// of them are what the program's declarations say of one pointer.
 fn agreement(clues: &[Clue], chosen: TypeIndex) -> Verdict {
+    if kinds(clues, chosen) > 1 {
+        Verdict::Agreed
+    } else {
+        Verdict::Single
+    }
+}
+
+/// How many independent kinds of witness point at a type.
+fn kinds(clues: &[Clue], chosen: TypeIndex) -> usize {
     let mut kinds: Vec<u8> = clues
         .iter()
         .filter(|clue| clue.types.contains(&chosen))
@@ -431,11 +472,7 @@ fn agreement(clues: &[Clue], chosen: TypeIndex) -> Verdict {
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    if kinds.len() > 1 {
-        Verdict::Agreed
-    } else {
-        Verdict::Single
-    }
+    kinds.len()
 }
 
 const SIZEOF: u8 = Witness::SizeofInSource as u8;

@@ -17,7 +17,7 @@ use super::model::{self, Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Computed, Value, is_number, offset_parameter};
-use super::{Wrapper, identity, unnamed};
+use super::{Wrapper, beneath, identity, unnamed};
 use crate::config::Declared;
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::{Role, Witness};
@@ -48,6 +48,8 @@ pub(super) struct Allocator {
     pub(super) returns_it: bool,
     /// What a function of a generic collection stores, and in what role.
     pub(super) stores: Option<(TypeIndex, Role)>,
+    /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
+    pub(super) element: bool,
 }
 
 impl Allocator {
@@ -63,12 +65,15 @@ impl Allocator {
             header: 0,
             returns_it: true,
             stores: None,
+            element: false,
         }
     }
 
     /// Where in the block the result of a call with these arguments points.
     pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
         match offset_parameter(self.offset) {
+            // What is seen of one element holds for the array.
+            _ if self.element => 0,
             Some(index) => match arguments[usize::from(index) % 6] {
                 Value::Constant(offset) => offset,
                 _ => ANYWHERE,
@@ -124,6 +129,7 @@ impl<'f> Allocators<'f> {
                         header: 0,
                         returns_it: row.out.is_none() && !model::is_string_member(name),
                         stores: None,
+                        element: false,
                     },
                 ))
             })
@@ -138,6 +144,23 @@ impl<'f> Allocators<'f> {
 
     pub(super) fn get(&self, key: Key) -> Option<&Allocator> {
         self.by_key.get(&key)
+    }
+
+    pub(super) fn insert(&mut self, key: Key, allocator: Allocator) {
+        self.by_key.insert(key, allocator);
+    }
+
+    pub(super) fn remove(&mut self, key: Key) {
+        self.by_key.remove(&key);
+    }
+
+    /// The functions of this file that hand out memory of a size they are given.
+    pub(super) fn local_roots(&self) -> Vec<u32> {
+        let roots = self.by_key.iter().filter_map(|(key, known)| match key {
+            Key::Local(at) if known.returns_it && known.makes == Makes::Whatever => Some(*at),
+            _ => None,
+        });
+        roots.collect()
     }
 
     /// The allocation function, among those whose address is taken, of a function type.
@@ -204,32 +227,21 @@ pub(super) fn fixpoint<'f>(
     declared: &[Declared],
 ) -> Found<'f> {
     let mut allocators = Allocators::roots(program, facts, declared);
+    beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
+    let unread = unnamed::unread_results(program);
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
     for _ in 0..ROUNDS {
-        let work: Vec<(u32, Vec<Key>)> = (0..)
-            .zip(&program.bodies)
-            .filter_map(|(at, body)| {
-                let view = view(body, &allocators);
-                let known = outcomes.get(&at).is_some_and(|(seen, _)| *seen == view);
-                (!view.is_empty() && !known).then_some((at, view))
-            })
-            .collect();
-        let done: Vec<(u32, Vec<Key>, Outcome)> = work
-            .into_par_iter()
-            .map(|(at, view)| {
-                let body = &program.bodies[at as usize];
-                (
-                    at,
-                    view,
-                    Interpreter::new(program, types, &allocators, body).run(),
-                )
-            })
-            .collect();
+        // Only functions that may turn out to be wrappers: the others once, when all wrappers are known.
+        let done = interpret(program, types, &allocators, &outcomes, |at, view| {
+            !allocators.by_key.contains_key(&Key::Local(at))
+                && may_be_wrapper(program, types, &allocators, &unread, at, view)
+        });
         let mut new = Vec::new();
         for (at, view, outcome) in done {
             if !allocators.by_key.contains_key(&Key::Local(at))
-                && let Some((allocator, _)) = derive(program, types, &allocators, at, &outcome)
+                && let Some((allocator, _)) =
+                    derive(program, types, &allocators, &unread, at, &outcome)
             {
                 new.push((at, allocator));
             }
@@ -238,7 +250,12 @@ pub(super) fn fixpoint<'f>(
         if new.is_empty() {
             break;
         }
-        let added: HashSet<u32> = new.iter().map(|(at, _)| *at).collect();
+        // By signature are told those whose signature is known.
+        let added: HashSet<u32> = new
+            .iter()
+            .map(|(at, _)| *at)
+            .filter(|at| program.bodies[*at as usize].function.is_some())
+            .collect();
         for (at, allocator) in new {
             allocators.by_key.insert(Key::Local(at), allocator);
         }
@@ -258,6 +275,11 @@ pub(super) fn fixpoint<'f>(
             }
         }
     }
+    let rest = interpret(program, types, &allocators, &outcomes, |_, _| true);
+    outcomes.extend(
+        rest.into_iter()
+            .map(|(at, view, outcome)| (at, (view, outcome))),
+    );
     let mut outcomes: Vec<(u32, Outcome)> = outcomes
         .into_iter()
         .map(|(at, (_, outcome))| (at, outcome))
@@ -270,7 +292,7 @@ pub(super) fn fixpoint<'f>(
             // What an allocator takes from another is its callers' answer too.
             inner.extend(outcome.met.iter().map(|met| met.call));
         } else if let Some(allocator) = allocators.by_key.get(&Key::Local(*at)) {
-            if let Some((_, calls)) = derive(program, types, &allocators, *at, outcome) {
+            if let Some((_, calls)) = derive(program, types, &allocators, &unread, *at, outcome) {
                 inner.extend(calls);
             }
             let body = &program.bodies[*at as usize];
@@ -292,6 +314,89 @@ pub(super) fn fixpoint<'f>(
         outcomes,
         inner,
     }
+}
+
+/// Goes through the functions, of those that are `wanted` by number and view, that allocate, and whose view is another than
+/// that of their outcome.
+fn interpret<'f>(
+    program: &Program<'f>,
+    types: &Types<'f>,
+    allocators: &Allocators<'f>,
+    outcomes: &HashMap<u32, (Vec<Key>, Outcome)>,
+    wanted: impl Fn(u32, &[Key]) -> bool + Sync,
+) -> Vec<(u32, Vec<Key>, Outcome)> {
+    let is_known = |at: u32, view: &[Key]| outcomes.get(&at).is_some_and(|(seen, _)| seen == view);
+    let work: Vec<(u32, Vec<Key>)> = program
+        .bodies
+        .par_iter()
+        .enumerate()
+        .filter_map(|(at, body)| {
+            let (at, view) = (at as u32, view(body, allocators));
+            let is_due = !view.is_empty() && !is_known(at, &view) && wanted(at, &view);
+            is_due.then_some((at, view))
+        })
+        .collect();
+    work.into_par_iter()
+        .map(|(at, view)| {
+            let body = &program.bodies[at as usize];
+            let outcome = Interpreter::new(program, types, allocators, body).run();
+            (at, view, outcome)
+        })
+        .collect()
+}
+
+/// Whether [`derive`] may find a function of this view to be a wrapper, whatever it does with what it allocates: `false` is certain.
+fn may_be_wrapper(
+    program: &Program<'_>,
+    types: &Types<'_>,
+    allocators: &Allocators<'_>,
+    unread: &HashSet<u32>,
+    at: u32,
+    view: &[Key],
+) -> bool {
+    let body = &program.bodies[at as usize];
+    if body.name == "main" {
+        return false;
+    }
+    if rust::is_collection(body) {
+        return true;
+    }
+    let Some(function) = body.function else {
+        return !unread.contains(&at);
+    };
+    let makes_text = |key: &Key| {
+        let allocator = allocators.get(*key);
+        allocator.is_some_and(|allocator| allocator.makes == Makes::Characters)
+    };
+    if view.iter().any(makes_text) {
+        return true;
+    }
+    let hands_through = |r#type: TypeIndex| match types.pointee(r#type) {
+        Some(Pointee::Type(target)) => types.pointee(target) == Some(Pointee::Void),
+        _ => false,
+    };
+    let parameters = super::parameters::parameters(body, types).by_register;
+    if parameters
+        .into_iter()
+        .flatten()
+        .any(|parameter| hands_through(parameter.r#type))
+    {
+        return true;
+    }
+    match function.result.and_then(|result| types.pointee(result)) {
+        None => false,
+        Some(Pointee::Void) => true,
+        Some(Pointee::Type(target)) => types.is_character(target) || is_record(types, target),
+    }
+}
+
+fn is_record(types: &Types<'_>, at: TypeIndex) -> bool {
+    types.get(at).is_some_and(|entry| {
+        matches!(
+            entry.kind,
+            TypeKind::Struct | TypeKind::Class | TypeKind::Union
+        )
+    })
 }
 
 /// Which allocation functions a function calls, as known now: its interpretation depends on that.
@@ -326,6 +431,7 @@ fn derive(
     program: &Program<'_>,
     types: &Types<'_>,
     allocators: &Allocators<'_>,
+    unread: &HashSet<u32>,
     at: u32,
     outcome: &Outcome,
 ) -> Option<(Allocator, Vec<u64>)> {
@@ -357,7 +463,7 @@ fn derive(
             continue;
         };
         // Nothing states a result; what is left in its register may be no more than left there.
-        if result.is_none() && !unnamed::result_is_read(program, at) {
+        if result.is_none() && unread.contains(&at) {
             return None;
         }
         match allocator.size {
@@ -373,7 +479,10 @@ fn derive(
                     add: add - offset,
                 };
             }
-            _ => allocator.offset = offset,
+            _ => {
+                allocator.offset = offset;
+                allocator.element = offset == ANYWHERE && allocator.size == Size::Unknown;
+            }
         }
         calls.push(met.call);
         found = Some(match found {
@@ -437,6 +546,7 @@ fn collection(
             header: 0,
             returns_it: false,
             stores: first,
+            element: false,
         };
         (allocator, calls)
     })
@@ -489,6 +599,7 @@ fn hands_through(
         header: 0,
         returns_it: false,
         stores: None,
+        element: false,
     })
 }
 
@@ -521,6 +632,7 @@ fn hands_out(
         header: 0,
         returns_it: true,
         stores: None,
+        element: false,
     };
     let passes_on = matches!(
         size,
@@ -566,6 +678,8 @@ fn hands_out(
         Some(Some(Pointee::Void)) => match size {
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
+            // Whoever calls it, no caller's code is seen that could tell more.
+            Size::Unknown if !body.is_called => None,
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
@@ -584,13 +698,7 @@ fn hands_out(
             _ => None,
         },
         Some(Some(Pointee::Type(target))) => {
-            let record = types.get(target).is_some_and(|entry| {
-                matches!(
-                    entry.kind,
-                    TypeKind::Struct | TypeKind::Class | TypeKind::Union
-                )
-            });
-            (record && passes_on && !matches!(size, Size::Product(..)))
+            (is_record(types, target) && passes_on && !matches!(size, Size::Product(..)))
                 .then(|| allocator(size, Some(target)))
         }
         Some(None) => None,

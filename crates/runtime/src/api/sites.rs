@@ -19,10 +19,10 @@ use pointee_index::layout::ORIGIN_LEVELS;
 use pointee_index::origins::{HASH, Node, ROOTS, UNLOADED};
 use pointee_index::words;
 use pointee_model::addr::LinkAddr;
+use pointee_model::call::{Call, classify};
 use pointee_model::entries::{self, FRAMES_BEYOND_UNKNOWN, OPERATORS, is_language_library};
-use pointee_model::evidence::{Role, Verdict};
-use pointee_model::image::{Image, NO_TYPE, SiteRecord, site_flags};
-use pointee_model::source::is_library_source;
+use pointee_model::evidence::Role;
+use pointee_model::image::{Image, NO_TYPE, SiteRecord};
 
 /// What is known of an origin. Filled in by whoever asks first, with the same answer.
 pub(super) struct Made {
@@ -133,19 +133,11 @@ impl Frame {
         self.image()?.site_returning_to(self.link())
     }
 
-    /// Whether it belongs to the language: a shared library of it, or its generic code compiled into the program.
-    fn is_library_code(&self) -> bool {
-        self.module
-            .is_some_and(|module| is_language_library(module.file_name()))
-            || self.image().is_some_and(|image| {
-                let call = LinkAddr(self.link().0.wrapping_sub(1));
-                let is_library = |file| is_library_source(image.file_name(file));
-                image.line_at(call).is_some_and(|row| is_library(row.file))
-                    && image
-                        .inlines_at(call)
-                        .take(64)
-                        .all(|inline| is_library(inline.call_file))
-            })
+    fn call(&self) -> (Call, Option<&'static SiteRecord>) {
+        let is_library = self
+            .module
+            .is_some_and(|module| is_language_library(module.file_name()));
+        classify(self.image(), is_library, self.link())
     }
 }
 
@@ -228,24 +220,15 @@ fn choose(frames: &[Frame]) -> Option<(Frame, Option<&'static SiteRecord>)> {
             break;
         }
         frames_left -= 1;
-        let record = frame.record();
-        match record {
-            Some(record) if record.flags & site_flags::WRAPPER != 0 => {}
-            Some(record) if record.r#type != NO_TYPE => return Some((*frame, Some(record))),
-            _ if frame.is_library_code() => {}
-            Some(record) if Verdict::from_byte(record.verdict) != Verdict::Unknown => {
-                return Some((*frame, Some(record)));
-            }
-            _ => {
-                outside.get_or_insert((*frame, record));
-                if record.is_some() {
-                    break;
-                }
-                if frame.image().is_some_and(|image| image.lines.is_empty()) {
-                    frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN);
-                }
-            }
+        let (call, record) = frame.call();
+        match call {
+            Call::InWrapper | Call::InLibrary => continue,
+            Call::Site => return Some((*frame, record)),
+            Call::Untyped => frames_left = 0,
+            Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),
+            Call::Unknown => {}
         }
+        outside.get_or_insert((*frame, record));
     }
     outside.or_else(|| frames.last().map(|frame| (*frame, frame.record())))
 }

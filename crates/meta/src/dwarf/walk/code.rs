@@ -81,6 +81,11 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         let depth = context.depth.saturating_add(1);
         owner.inlines.push(RawInline {
             origin,
+            entry: self
+                .evaluator
+                .entry(die)
+                .or_else(|| ranges.first().map(|(start, _)| *start))
+                .filter(|entry| (self.is_code)(*entry)),
             ranges,
             call_file: small(die.call_file),
             call_line: small(die.call_line),

@@ -1,11 +1,14 @@
 //! *What do we know of x86-64 code?* Long mode only: the 16- and 32-bit modes are another
 //! instruction set, and nothing here reads them.
 
+pub mod context;
 pub mod decode;
 pub mod emit;
 pub mod instruction;
+pub mod liveness;
 mod opcode_tables;
 pub mod relocate;
+pub mod stores;
 pub mod sweep;
 
 /// Bytes of a launch pad: `jmp rel32`.

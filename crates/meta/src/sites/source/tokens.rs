@@ -10,6 +10,15 @@ pub(super) struct Text {
     lines: Vec<usize>,
 }
 
+/// A macro as it is written.
+pub(super) struct Definition {
+    pub(super) name: String,
+    /// `None` for one that takes no arguments.
+    pub(super) parameters: Option<Vec<String>>,
+    pub(super) body: String,
+    pub(super) line: u32,
+}
+
 /// One token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token<'t> {
@@ -47,11 +56,64 @@ impl Text {
         let line = first.saturating_add(u32::try_from(skipped).unwrap_or(u32::MAX));
         tokens(&window[skip..], line)
     }
+
+    /// The macros that the file defines. Those in comments are taken for definitions too.
+    pub(super) fn definitions(&self) -> impl Iterator<Item = Definition> {
+        (1..).zip(&self.lines).filter_map(|(line, start)| {
+            let text = self.bytes.get(*start..)?;
+            let end = (0..text.len())
+                .find(|at| text[*at] == b'\n' && !text[..*at].ends_with(b"\\"))
+                .unwrap_or(text.len());
+            let text = text[..end].trim_ascii_start().strip_prefix(b"#")?;
+            let text = text.trim_ascii_start().strip_prefix(b"define")?;
+            Definition::parse(std::str::from_utf8(text).ok()?, line)
+        })
+    }
+}
+
+impl Definition {
+    /// What stands in the body for all arguments from the last parameter on.
+    pub(super) const REST: &'static str = "__VA_ARGS__";
+
+    /// What follows `#define`.
+    fn parse(text: &str, line: u32) -> Option<Self> {
+        let text = text
+            .strip_prefix([' ', '\t'])?
+            .trim_start()
+            .replace("\\\n", " ");
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let (name, rest) = text.split_at(text.find(|c| !is_word(c)).unwrap_or(text.len()));
+        let listed = rest.strip_prefix('(').and_then(|rest| rest.split_once(')'));
+        let parameters = listed.map(|(list, _)| {
+            let words = list.split(',').map(str::trim);
+            let word = |word: &str| match word.strip_suffix("...") {
+                Some("") => Self::REST.to_owned(),
+                Some(named) => named.trim_end().to_owned(),
+                None => word.to_owned(),
+            };
+            words.map(word).collect()
+        });
+        (!name.is_empty()).then(|| Self {
+            name: name.to_owned(),
+            parameters,
+            body: listed.map_or(rest, |(_, body)| body).to_owned(),
+            line,
+        })
+    }
 }
 
 impl<'t> Token<'t> {
     pub(super) fn text(&self) -> &'t str {
         self.text
+    }
+
+    /// The same word, taken to stand on another line.
+    pub(super) fn on(self, line: u32) -> Self {
+        Self { line, ..self }
+    }
+
+    pub(super) fn comma(line: u32) -> Self {
+        Self { text: ",", line }
     }
 
     pub(super) fn is(&self, text: &str) -> bool {
@@ -68,7 +130,7 @@ impl<'t> Token<'t> {
 }
 
 /// The tokens of `text`, whose first line is `line`.
-fn tokens(text: &[u8], mut line: u32) -> Vec<Token<'_>> {
+pub(super) fn tokens(text: &[u8], mut line: u32) -> Vec<Token<'_>> {
     let mut out = Vec::new();
     let (mut at, mut fresh_line) = (0, true);
     let word = |from: usize, to: usize| {

@@ -1,0 +1,229 @@
+//! *What do the words of a call say of what it allocates?*
+//!
+//! A cast of the result, `sizeof` in the arguments and its part in them, and what the result is
+//! assigned to or returned as.
+
+use super::super::typing::{Pointee, Types};
+use super::super::verdict::{Clue, Request};
+use super::shape::{LONGEST_CALL, closing, unclosed};
+use super::tokens::Token;
+use crate::facts::{Facts, Function};
+use pointee_model::evidence::{Role, Witness};
+use pointee_model::image::TypeIndex;
+
+/// What names mean at a call.
+pub(super) struct Scope<'a, 'f> {
+    pub(super) types: &'a Types<'f>,
+    pub(super) function: &'a Function,
+    pub(super) facts: &'a Facts,
+}
+
+impl Scope<'_, '_> {
+    pub(super) fn clues(&self, text: &[Token<'_>], call: usize) -> Vec<Clue> {
+        let mut clues = Vec::new();
+        if let Some(target) = self.cast_before(text, call) {
+            clues.push(clue(Witness::CastInSource, target, "cast"));
+        }
+        let Some(end) = closing(text, call + 1) else {
+            return clues;
+        };
+        let arguments = &text[call + 2..end];
+        if let Some(head) = self.head_by_offset(arguments) {
+            clues.push(Clue {
+                role: Some(Role::Header),
+                ..clue(Witness::SizeofInSource, head, "offsetof")
+            });
+            return clues;
+        }
+        let mut sizes: Vec<(usize, TypeIndex, String)> = Vec::new();
+        for (at, token) in arguments.iter().enumerate() {
+            if token.is("sizeof")
+                && let Some((index, words)) = self.sizeof(&arguments[at + 1..])
+            {
+                sizes.push((at, index, words));
+            } else if token.is("sizeof") {
+                // One that is not understood could be the one that counts.
+                return clues;
+            }
+        }
+        sizes.dedup_by_key(|(_, index, _)| *index);
+        let between = |a: usize, b: usize| arguments[a..b].iter().any(|token| token.is("+"));
+        let first = match &sizes[..] {
+            [one] => Some(one),
+            // sizeof(H) + n * sizeof(T): the block starts with H.
+            [head, next] if between(head.0, next.0) => Some(head),
+            _ => None,
+        };
+        if let Some((at, index, words)) = first {
+            // `sizeof(T) + n * sizeof(T)` is an array all the same.
+            let count = arguments.iter().filter(|token| token.is("sizeof")).count();
+            let part = part(arguments, *at).filter(|_| count == sizes.len());
+            // `n + sizeof(void *)`: room for one more thing, which the block does not start with.
+            if part == Some(Role::Header) && !self.types.is_structure(*index) {
+                return clues;
+            }
+            clues.push(Clue {
+                role: part,
+                ..clue(Witness::SizeofInSource, *index, words)
+            });
+        }
+        clues
+    }
+
+    /// `offsetof(H, items) + n * sizeof(T)`: the type that the block starts with.
+    fn head_by_offset(&self, arguments: &[Token<'_>]) -> Option<TypeIndex> {
+        let is_offset = |token: &Token<'_>| token.is("offsetof") || token.is("__builtin_offsetof");
+        let at = arguments.iter().position(is_offset)?;
+        let inner = arguments.get(at + 2..closing(arguments, at + 1)?)?;
+        let end = inner.iter().position(|token| token.is(","))?;
+        let head = self.type_name(&inner[..end])?;
+        let summed = arguments.iter().any(|token| token.is("+"));
+        summed.then(|| self.types.strip(head))
+    }
+
+    /// What the result of a call is assigned to, or returned as.
+    pub(super) fn assigned(
+        &self,
+        text: &[Token<'_>],
+        call: usize,
+        result: Option<TypeIndex>,
+    ) -> Option<Clue> {
+        let mut before = call;
+        if let Some(open) = self.opening_of_cast(text, call) {
+            before = open;
+        }
+        let sign = before.checked_sub(1)?;
+        let pointer = match text[sign].text() {
+            "return" => result?,
+            "=" => {
+                let ends = |token: &Token<'_>| {
+                    matches!(
+                        token.text(),
+                        ";" | "{" | "}" | "," | "=" | "&" | "|" | "?" | ":"
+                    )
+                };
+                let start = (0..sign).rev().find(|at| ends(&text[*at]))? + 1;
+                let mut target = &text[start..sign];
+                // `if ((p = f(…)))`: parentheses that do not close before the sign.
+                while let Some(open) = unclosed(target) {
+                    target = &target[open + 1..];
+                }
+                let declared = || self.variable(target.last()?.text());
+                self.expression(target).or_else(declared)?
+            }
+            _ => return None,
+        };
+        match self.types.pointee(pointer)? {
+            Pointee::Type(target) => Some(clue(Witness::AssignedInSource, target, "")),
+            Pointee::Void => None,
+        }
+    }
+
+    /// What a statement says in which the call is hidden in a macro: the one `sizeof` in it, if the
+    /// size asked for bears it out.
+    pub(super) fn statement_clues(
+        &self,
+        text: &[Token<'_>],
+        line: u32,
+        request: Request,
+    ) -> Vec<Clue> {
+        let start = text.partition_point(|token| token.line < line);
+        let end = (start..text.len())
+            .take(LONGEST_CALL)
+            .find(|at| matches!(text[*at].text(), ";" | "{" | "}"))
+            .unwrap_or(start);
+        let statement = &text[start..end];
+        let mut sizes: Vec<(TypeIndex, String)> = statement
+            .iter()
+            .enumerate()
+            .filter(|(_, token)| token.is("sizeof"))
+            .filter_map(|(at, _)| self.sizeof(&statement[at + 1..]))
+            .collect();
+        sizes.dedup_by_key(|(index, _)| *index);
+        match &sizes[..] {
+            [(index, words)]
+                if self.types.size(*index).is_some_and(|size| {
+                    size > 8 && (request.total == Some(size) || request.unit == Some(size))
+                }) =>
+            {
+                vec![clue(Witness::SizeofInSource, *index, words)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Where a cast in front of a call starts.
+    fn opening_of_cast(&self, text: &[Token<'_>], call: usize) -> Option<usize> {
+        let end = call.checked_sub(1).filter(|at| text[*at].is(")"))?;
+        (end.saturating_sub(8)..end)
+            .rev()
+            .find(|at| text[*at].is("("))
+    }
+
+    /// What the cast in front of a call points to.
+    fn cast_before(&self, text: &[Token<'_>], call: usize) -> Option<TypeIndex> {
+        let open = self.opening_of_cast(text, call)?;
+        let words = &text[open + 1..call - 1];
+        let (star, target) = words.split_last()?;
+        // `if (x) f(…)` and `sizeof(x)` end in a parenthesis too.
+        (star.is("*") && !target.is_empty())
+            .then(|| self.type_name(target))
+            .flatten()
+            .map(|at| self.types.strip(at))
+    }
+}
+
+/// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
+/// is, or a term of a sum. What stands in parentheses of its own does not count.
+fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
+    let mut depth = 0_i32;
+    let depths: Vec<i32> = arguments
+        .iter()
+        .map(|token| {
+            let before = depth;
+            match token.text() {
+                "(" | "[" => depth += 1,
+                ")" | "]" => depth -= 1,
+                _ => {}
+            }
+            before.min(depth)
+        })
+        .collect();
+    let own = depths[at];
+    let outside = |other: &usize| {
+        depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
+    };
+    let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
+    let end = (at..arguments.len())
+        .find(outside)
+        .unwrap_or(arguments.len());
+    let is = |other: usize, texts: &[&str]| {
+        depths[other] == own && texts.contains(&arguments[other].text())
+    };
+    let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
+    // What follows a `sizeof` without parentheses is not told from its operand.
+    let after = (at + 1..end)
+        .find(|next| arguments[at + 1].is("(") && is(*next, &[")"]))
+        .map_or(end, |close| close + 1);
+    let factor = (at > start && is(at - 1, &["*"])) || (after < end && is(after, &["*"]));
+    match (factor, summed) {
+        (true, None) => Some(Role::Element),
+        // The whole argument, where there is nothing else in it.
+        (false, None) if at == start && after == end && own == 0 => Some(Role::Whole),
+        (false, Some(_)) => {
+            let term = (at == start || is(at - 1, &["+"])) && (after == end || is(after, &["+"]));
+            term.then_some(Role::Header)
+        }
+        _ => None,
+    }
+}
+
+fn clue(witness: Witness, target: TypeIndex, what: &str) -> Clue {
+    Clue {
+        witness,
+        types: vec![target],
+        role: None,
+        what: what.to_owned(),
+        address: 0,
+    }
+}

@@ -1,0 +1,48 @@
+//! *Which allocation wrappers are found, of those that a reader found?*
+//!
+//! A list has a line for each: the function's linker name, a tab, and the text that proves it. A wrapper is found if
+//! calls of it are sites, or if what it allocates is said to be its callers'.
+
+use super::Options;
+use super::sites;
+use anyhow::{Result, bail};
+use std::collections::BTreeSet;
+
+/// Prints the recall of each pair of list and file, what was missed, and what is found beside the list.
+pub(super) fn run(options: &Options) -> Result<()> {
+    if options.files.is_empty() || !options.files.len().is_multiple_of(2) {
+        bail!("truth wrappers wants pairs of a list and a file");
+    }
+    let (mut all, mut all_found) = (0, 0);
+    for pair in options.files.chunks(2) {
+        let text = std::fs::read_to_string(&pair[0])?;
+        let listed: BTreeSet<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.is_empty())
+            .filter_map(|line| line.split('\t').next())
+            .collect();
+        let found = sites::wrappers(&pair[1], options)?;
+        let missed: Vec<_> = listed
+            .iter()
+            .filter(|name| !found.contains(**name))
+            .collect();
+        let beside: Vec<_> = found
+            .iter()
+            .filter(|name| !listed.contains(name.as_str()))
+            .collect();
+        all += listed.len();
+        all_found += listed.len() - missed.len();
+        println!(
+            "{}: {} of {} found; missed: {missed:?}",
+            pair[0].display(),
+            listed.len() - missed.len(),
+            listed.len(),
+        );
+        println!("  found beside the list: {beside:?}");
+    }
+    println!(
+        "all: {all_found} of {all} ({:.1} %)",
+        100.0 * all_found as f64 / all.max(1) as f64
+    );
+    Ok(())
+}
