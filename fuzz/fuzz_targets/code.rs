@@ -43,7 +43,7 @@ fuzz_target!(init: seeds::plant(seed), |data: &[u8]| {
 });
 
 fn check(plan: &EntryPlan, code: &[u8], relay_at: RunAddr) {
-    let from_pad = &code[usize::from(plan.pad_offset)..];
+    let from_pad = &code[plan.pad_offset as usize..];
     assert_eq!(plan.original[..], from_pad[..plan.original.len()]);
     let pad = decode(&plan.pad).expect("the pad is a jump");
     let target = pad.target_offset().expect("the pad is a direct jump");
