@@ -25,6 +25,7 @@ use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
+use pointee_index::words::CLASS_SHIFT;
 use pointee_model::entries::{Declared, Role};
 
 /// An entry that was hooked.
@@ -92,6 +93,9 @@ static TABLE: Table = Table {
     used: AtomicU32::new(0),
 };
 
+/// Bit n: a function of class n is hooked.
+static CLASSES: AtomicU32 = AtomicU32::new(0);
+
 impl Planted {
     /// Notes that the code at `entry` will be hooked, its original callable at `original`. `None` when there is no room.
     pub(crate) fn new(
@@ -124,6 +128,7 @@ impl Planted {
             });
             &*to
         };
+        CLASSES.fetch_or(1 << (class.bits() >> CLASS_SHIFT), Relaxed);
         TABLE.used.store(at + 1, Release);
         Some(planted)
     }
@@ -542,8 +547,8 @@ fn note_mismatch(
 /// A reallocation counts as one free and one allocation, a failed one as neither.
 ///
 /// As soon as the original has freed the old block, another thread may be given the same one: so it is taken out of the index before.
-/// Where there is no other thread it is taken out afterwards: until then its words have come into the cache, in which they
-/// often are not, while the original works.
+/// Where there is no other thread it is taken out afterwards, if nothing is asked of it before: until then its words have come into
+/// the cache, in which they often are not, while the original works.
 #[inline(always)]
 unsafe fn reallocate(
     planted: &'static Planted,
@@ -559,7 +564,10 @@ unsafe fn reallocate(
     };
     let (region, thread) = (region(), state.thread());
     region.writer.prefetch(args[0] as u64);
-    if threads::is_single() {
+    let is_plain = CLASSES.load(Relaxed).is_power_of_two()
+        && !region.writer.has_nested()
+        && !region.counters.is_capture_due(thread);
+    if is_plain && threads::is_single() {
         let block = inside(state, caller.slot, original);
         begin_writing(state);
         if block != 0 || size == 0 {

@@ -28,7 +28,8 @@ impl Scope<'_, '_> {
             return clues;
         };
         let arguments = &text[call + 2..end];
-        if arguments.iter().any(is_offset) {
+        let is_summand = |at: usize| is_offset(&arguments[at]) && !is_argument(arguments, at);
+        if (0..arguments.len()).any(is_summand) {
             // What is added to it lies behind what it is the offset in.
             clues.extend(self.head_by_offset(arguments).map(|head| Clue {
                 role: Some(Role::Header),
@@ -178,6 +179,13 @@ impl Scope<'_, '_> {
 
 fn is_offset(token: &Token<'_>) -> bool {
     token.is("offsetof") || token.is("__builtin_offsetof")
+}
+
+/// Whether the call at `at` is an argument by itself: an offset that is handed on is no part of a size.
+fn is_argument(arguments: &[Token<'_>], at: usize) -> bool {
+    let begins = at == 0 || arguments[at - 1].is(",");
+    let end = closing(arguments, at + 1).map(|close| arguments.get(close + 1));
+    begins && end.is_some_and(|after| after.is_none_or(|token| token.is(",")))
 }
 
 /// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
