@@ -327,7 +327,10 @@ impl<M: Memory> Index<M> {
                         let u32_at = |field: usize| u32_in(node, field);
                         let id = u32_at(offset_of!(Node, id));
                         let return_address = u64_at(offset_of!(Node, return_address));
-                        if return_address == 0 || return_address == u64::MAX || id == 0 {
+                        if return_address == 0
+                            || return_address == u64::MAX
+                            || words::origin(id) == 0
+                        {
                             continue;
                         }
                         each(OriginNode {
