@@ -94,8 +94,9 @@ pub(in crate::api) fn complete(record: &'static Record) -> Option<()> {
     let mut whole = true;
     for number in first..end {
         match at(number) {
-            Some(record) => name(record)?,
-            None => whole = false,
+            Some(record) if record.state.load(Acquire) >= LINKED => name(record)?,
+            // Its state came after it was looked at above: whoever wrote it completes it, and it is not done before.
+            _ => whole = false,
         }
     }
     if whole {
