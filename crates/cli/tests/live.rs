@@ -162,7 +162,7 @@ fn a_snapshot_is_taken_after_some_seconds() {
         "--snapshot".as_ref(),
         file.as_ref(),
         "--snapshot-at".as_ref(),
-        "0.2".as_ref(),
+        "1".as_ref(),
         "--memory".as_ref(),
     ];
     let running = Running::start(&options, &program);

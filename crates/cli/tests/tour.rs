@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::pointee;
+use harness::{eventually, pointee};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -88,7 +88,16 @@ fn start(program: &Path, how: How) -> (Child, u32, Vec<Row>) {
         }
         How::Preloaded | How::Plain => child.id(),
     };
+    assert!(eventually(|| waits(pid)), "every thread waits");
     (child, pid, rows)
+}
+
+/// Whether every thread is in a system call: of one that runs, frames are not known.
+fn waits(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("tasks");
+    let mut calls =
+        tasks.map(|task| std::fs::read_to_string(task.expect("a task").path().join("syscall")));
+    calls.all(|call| call.is_ok_and(|call| !call.starts_with("running")))
 }
 
 fn answers(subject: &str, rows: &[Row]) -> Vec<Value> {
