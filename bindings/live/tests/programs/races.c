@@ -123,6 +123,13 @@ static void check(struct pointee_result result, const char *what)
 	}
 }
 
+/* On a busy machine a thread may get no processor for as long as a stop waits: nothing was changed then, and it is tried again. */
+static int tried_in_vain(struct pointee_result result)
+{
+	static int left = 5;
+	return !strcmp(result.refusal, "a thread does not come to run") && left-- > 0;
+}
+
 int main(int argc, char **argv)
 {
 	int threads = argc > 1 ? atoi(argv[1]) : 8, times = argc > 2 ? atoi(argv[2]) : 1000;
@@ -144,7 +151,10 @@ int main(int argc, char **argv)
 	long start = 0;
 	for (int i = 0; i < times; i++) {
 		atomic_fetch_add(&phase, 1);
-		struct pointee_result in = pointee_replace((void *)hot, (void *)hook, &original);
+		struct pointee_result in, out;
+		do
+			in = pointee_replace((void *)hot, (void *)hook, &original);
+		while (tried_in_vain(in));
 		check(in, "installation");
 		atomic_fetch_add(&phase, 1);
 		if (hot(5) != 6 + HOOKED)
@@ -152,7 +162,9 @@ int main(int argc, char **argv)
 		if (i % 64 == 0)
 			usleep(1000);
 		atomic_fetch_add(&phase, 1);
-		struct pointee_result out = pointee_remove(in.hook);
+		do
+			out = pointee_remove(in.hook);
+		while (tried_in_vain(out));
 		check(out, "removal");
 		atomic_fetch_add(&phase, 1);
 		if (hot(5) != 6)
