@@ -12,175 +12,24 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
-use crate::exec::Named;
+mod planted;
+mod processes;
+
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{exec, fast, heap, mismatch, peak, pools, process, threads, walk};
+use crate::{fast, mismatch, peak, pools, process, threads, walk};
 use core::arch::naked_asm;
-use core::cell::UnsafeCell;
-use core::mem::offset_of;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU32, compiler_fence};
+use core::sync::atomic::compiler_fence;
+pub(crate) use planted::{CLASS, ORIGINAL, Pad, Planted, ROOT, ROOT_KEY, planted_at};
 use pointee_index::class::Class;
 use pointee_index::counters::Thread;
-use pointee_index::origins::PARENT_SHIFT;
 use pointee_index::table::Recorded;
-use pointee_index::words::CLASS_SHIFT;
-use pointee_model::entries::{Declared, Role};
-
-/// An entry that was hooked.
-#[repr(C)]
-pub(crate) struct Planted {
-    original: u64,
-    entry: u64,
-    hook: Hook,
-    /// The root of the walk, as it goes into the hash.
-    root_key: u64,
-    /// The root, with its class.
-    root: u32,
-    /// Whose blocks it hands out or takes back, as it lies in words.
-    class: u32,
-    role: Role,
-    /// What the configuration says of it, if it does.
-    declared: Declared,
-    /// The launch pad: what is there when it is planted, what was there before.
-    pad: Pad,
-}
-
-/// The bytes of a launch pad.
-#[derive(Clone, Copy)]
-pub(crate) struct Pad {
-    pub(crate) at: u64,
-    pub(crate) planted: [u8; 5],
-    pub(crate) original: [u8; 5],
-}
-
-/// Where the fields lie that code in assembly reads.
-pub(crate) const ORIGINAL: usize = offset_of!(Planted, original);
-pub(crate) const ROOT_KEY: usize = offset_of!(Planted, root_key);
-pub(crate) const ROOT: usize = offset_of!(Planted, root);
-pub(crate) const CLASS: usize = offset_of!(Planted, class);
-
-const ROOM: usize = 2048;
-
-struct Table {
-    all: UnsafeCell<[Planted; ROOM]>,
-    used: AtomicU32,
-}
-// SAFETY: an element is written before `used` grows over it and not changed afterwards.
-unsafe impl Sync for Table {}
-
-static TABLE: Table = Table {
-    all: UnsafeCell::new(
-        [const {
-            Planted {
-                original: 0,
-                entry: 0,
-                hook: on_free,
-                root_key: 0,
-                root: 0,
-                class: 0,
-                role: Role::Other,
-                declared: Declared::from_word(0),
-                pad: Pad {
-                    at: 0,
-                    planted: [0; 5],
-                    original: [0; 5],
-                },
-            }
-        }; ROOM],
-    ),
-    used: AtomicU32::new(0),
+use pointee_model::entries::Role;
+pub(crate) use processes::is_filtered;
+use processes::{
+    exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, prctl_stub, syscall_stub,
 };
-
-/// Bit n: a function of class n is hooked.
-static CLASSES: AtomicU32 = AtomicU32::new(0);
-
-impl Planted {
-    /// Notes that the code at `entry` will be hooked, its original callable at `original`. `None` when there is no room.
-    pub(crate) fn new(
-        entry: u64,
-        original: u64,
-        root: u32,
-        class: Class,
-        declared: Declared,
-        pad: Pad,
-    ) -> Option<&'static Self> {
-        let role = declared.role;
-        let root = root | class.bits();
-        let at = TABLE.used.load(Relaxed);
-        if at as usize == ROOM {
-            return None;
-        }
-        // SAFETY: above `used`; one thread plants at a time.
-        let planted = unsafe {
-            let to = TABLE.all.get().cast::<Self>().add(at as usize);
-            to.write(Self {
-                original,
-                entry,
-                hook: hook(role),
-                root_key: u64::from(root) << PARENT_SHIFT,
-                root,
-                class: class.bits(),
-                role,
-                declared,
-                pad,
-            });
-            &*to
-        };
-        CLASSES.fetch_or(1 << (class.bits() >> CLASS_SHIFT), Relaxed);
-        TABLE.used.store(at + 1, Release);
-        Some(planted)
-    }
-
-    /// The launch pad.
-    pub(crate) fn pad(&self) -> &Pad {
-        &self.pad
-    }
-
-    /// Where the original can be called.
-    pub(crate) fn original(&self) -> u64 {
-        self.original
-    }
-
-    /// Whose blocks it hands out or takes back.
-    pub(crate) fn class(&self) -> Class {
-        Class::of(self.class)
-    }
-
-    /// What the configuration says of it.
-    pub(crate) fn declared(&self) -> Declared {
-        self.declared
-    }
-
-    /// Whether it takes back blocks, and does nothing else.
-    pub(crate) fn frees(&self) -> bool {
-        matches!(self.role, Role::Free | Role::Delete)
-    }
-
-    /// Calls the original with the arguments as they came.
-    ///
-    /// # Safety
-    /// As for the function that was hooked.
-    #[inline(always)]
-    pub(crate) unsafe fn call(&self, a: usize, b: usize, c: usize) -> usize {
-        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
-        let original: unsafe extern "C" fn(usize, usize, usize) -> usize =
-            unsafe { core::mem::transmute(self.original as *const ()) };
-        // SAFETY: the caller's promise.
-        unsafe { original(a, b, c) }
-    }
-}
-
-/// The record of the hook whose entry is `entry`, the latest first.
-pub(crate) fn planted_at(entry: u64) -> Option<&'static Planted> {
-    let used = TABLE.used.load(Acquire) as usize;
-    // SAFETY: below `used`.
-    let all = (0..used)
-        .rev()
-        .map(|at| unsafe { &*TABLE.all.get().cast::<Planted>().add(at) });
-    all.into_iter().find(|planted| planted.entry == entry)
-}
 
 /// Return address and frame pointer of the hooked call.
 #[derive(Clone, Copy)]
@@ -192,80 +41,6 @@ struct Caller {
 /// A hook: the three arguments that any allocation function has at most, where the return address lies,
 /// the caller's frame pointer, the entry's record.
 type Hook = unsafe extern "C" fn(usize, usize, usize, *const u64, u64, &'static Planted) -> usize;
-
-/// Set when the process puts itself under a system call filter: from then on the runtime makes none
-/// beyond those that the program makes.
-static FILTERED: AtomicU32 = AtomicU32::new(0);
-
-/// Whether a system call of ours might kill the process.
-pub(crate) fn is_filtered() -> bool {
-    FILTERED.load(Relaxed) != 0
-}
-
-// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none, but for an exec's.
-
-#[unsafe(naked)]
-unsafe extern "C" fn prctl_stub() {
-    naked_asm!(
-        "cmp edi, 22", // PR_SET_SECCOMP
-        "jne 2f",
-        "mov dword ptr [rip + {filtered}], 1",
-        "2: jmp [r11]", // the original
-        filtered = sym FILTERED,
-    );
-}
-
-#[unsafe(naked)]
-unsafe extern "C" fn syscall_stub() {
-    naked_asm!(
-        "cmp rdi, 317", // seccomp
-        "jne 2f",
-        "mov dword ptr [rip + {filtered}], 1",
-        "2: cmp rdi, {execve}",
-        "je 3f",
-        "cmp rdi, {execveat}",
-        "je 3f",
-        "jmp [r11]", // the original
-        "3: jmp {exec}",
-        filtered = sym FILTERED,
-        execve = const SYS_EXECVE,
-        execveat = const SYS_EXECVEAT,
-        exec = sym exec_stub,
-    );
-}
-
-const SYS_EXECVE: usize = 59;
-const SYS_EXECVEAT: usize = 322;
-
-/// Gives [`on_exec_of_many`] all that a function of up to six arguments was called with.
-#[unsafe(naked)]
-unsafe extern "C" fn exec_stub() {
-    naked_asm!(
-        ".cfi_startproc",
-        "push r11",
-        ".cfi_adjust_cfa_offset 8",
-        "push r9",
-        ".cfi_adjust_cfa_offset 8",
-        "push r8",
-        ".cfi_adjust_cfa_offset 8",
-        "push rcx",
-        ".cfi_adjust_cfa_offset 8",
-        "push rdx",
-        ".cfi_adjust_cfa_offset 8",
-        "push rsi",
-        ".cfi_adjust_cfa_offset 8",
-        "push rdi",
-        ".cfi_adjust_cfa_offset 8",
-        "mov rdi, rsp",
-        "mov rsi, r11",
-        "call {on_exec_of_many}",
-        "add rsp, 56",
-        ".cfi_adjust_cfa_offset -56",
-        "ret",
-        ".cfi_endproc",
-        on_exec_of_many = sym on_exec_of_many,
-    );
-}
 
 /// The way from a relay to a hook in Rust: the record says to which.
 #[unsafe(naked)]
@@ -281,7 +56,7 @@ unsafe extern "C" fn enter_hook() {
         "2: call [r11 + {hook}]",
         "ret",
         ".cfi_endproc",
-        hook = const offset_of!(Planted, hook),
+        hook = const planted::HOOK,
     );
 }
 
@@ -296,8 +71,7 @@ fn hook(role: Role) -> Hook {
         Role::PosixMemalign => on_posix_memalign,
         Role::Free | Role::Delete => on_free,
         Role::Fork => on_fork,
-        Role::Exec => on_exec,
-        Role::ExecFd => on_exec_fd,
+        Role::Exec | Role::ExecFd => on_exec,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
         Role::PoolAlloc => on_pool_alloc,
@@ -398,7 +172,7 @@ unsafe fn allocate(
     begin_writing(state);
     if block != 0 {
         // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+        let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
         record(region(), state.thread(), origin, block, size);
     }
     end_writing(state);
@@ -473,7 +247,7 @@ unsafe extern "C" fn on_posix_memalign(
         unsafe {
             let block = *(a as *const usize);
             if block != 0 {
-                let origin = walk::origin(planted.root, slot, rbp);
+                let origin = walk::origin(planted.root(), slot, rbp);
                 record(region(), state.thread(), origin, block, c);
             }
         }
@@ -538,7 +312,7 @@ fn note_mismatch(
     }
     // SAFETY: `slot` is the stack pointer at the hooked entry, and holds the return address.
     let (freed, return_address) = unsafe {
-        let freed = walk::origin(planted.root, caller.slot, caller.rbp);
+        let freed = walk::origin(planted.root(), caller.slot, caller.rbp);
         (freed, *caller.slot)
     };
     mismatch::note(region, address as u64, block, freed, return_address)
@@ -564,7 +338,7 @@ unsafe fn reallocate(
     };
     let (region, thread) = (region(), state.thread());
     region.writer.prefetch(args[0] as u64);
-    let is_plain = CLASSES.load(Relaxed).is_power_of_two()
+    let is_plain = planted::is_one_class()
         && !region.writer.has_nested()
         && !region.counters.is_capture_due(thread);
     if is_plain && threads::is_single() {
@@ -576,7 +350,7 @@ unsafe fn reallocate(
             }
             if block != 0 {
                 // SAFETY: `slot` is the stack pointer at the hooked entry.
-                let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+                let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
                 record(region, thread, origin, block, size);
             }
         }
@@ -609,7 +383,7 @@ unsafe fn reallocate(
     }
     if block != 0 {
         // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root, caller.slot, caller.rbp) };
+        let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
         record(region, thread, origin, block, size);
     }
     end_writing(state);
@@ -665,7 +439,7 @@ unsafe extern "C" fn on_pool_alloc(
     if block != 0 {
         begin_writing(state);
         // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root, slot, rbp) };
+        let origin = unsafe { walk::origin(planted.root(), slot, rbp) };
         let size = pools::requested(planted, [a, b, c]);
         pools::record(region(), state, origin, block as u64, size as u64);
         end_writing(state);
@@ -694,113 +468,5 @@ unsafe extern "C" fn on_pool_free(
         end_writing(state);
     }
     // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
-}
-
-unsafe extern "C" fn on_fork(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    process::fork(|| unsafe { planted.call(a, b, c) })
-}
-
-unsafe extern "C" fn on_exec(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call; path and arrays are what execve is given.
-    unsafe {
-        exec::exec(Named::Path(a), c, |environment| {
-            planted.call(a, b, environment)
-        })
-    }
-}
-
-unsafe extern "C" fn on_exec_fd(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call; an open file and arrays are what fexecve is given.
-    unsafe {
-        exec::exec(Named::Descriptor(a), c, |environment| {
-            planted.call(a, b, environment)
-        })
-    }
-}
-
-/// `execveat(fd, path, argv, envp, flags)`, and `syscall` with the number of an exec before its arguments.
-unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static Planted) -> usize {
-    let [a, b, c, ..] = *arguments;
-    let (program, at) = match (planted.role, a) {
-        (Role::Syscall, SYS_EXECVE) => (Named::Path(b), 3),
-        (Role::Syscall, _) => (Named::At(b, c), 4),
-        _ => (Named::At(a, b), 3),
-    };
-    let original = |environment: usize| {
-        let mut all = *arguments;
-        all[at] = environment;
-        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
-        let original: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
-            unsafe { core::mem::transmute(planted.original as *const ()) };
-        let [a, b, c, d, e, f] = all;
-        // SAFETY: the program's own call.
-        unsafe { original(a, b, c, d, e, f) }
-    };
-    // SAFETY: as above; what names the program and the environment are where the call has them.
-    unsafe { exec::exec(program, arguments[at], original) }
-}
-
-unsafe extern "C" fn on_exit(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    process::note_exit(a as u32 & 0xff);
-    // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
-}
-
-unsafe extern "C" fn on_brk(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    let error = unsafe { planted.call(a, b, c) };
-    if error as i32 == 0 {
-        heap::grown(a as u64);
-    }
-    error
-}
-
-unsafe extern "C" fn on_link_map(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    crate::start::link_map_changed();
-    // SAFETY: the linker's own call.
     unsafe { planted.call(a, b, c) }
 }

@@ -1,0 +1,178 @@
+//! *What runs instead of fork, exec and the other calls at which a record begins, ends, or has to watch out?*
+
+#![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
+
+use super::Planted;
+use crate::exec::{self, Named};
+use crate::{heap, process};
+use core::arch::naked_asm;
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::Relaxed;
+use pointee_model::entries::Role;
+
+/// Set when the process puts itself under a system call filter: from then on the runtime makes none
+/// beyond those that the program makes.
+static FILTERED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether a system call of ours might kill the process.
+pub(crate) fn is_filtered() -> bool {
+    FILTERED.load(Relaxed) != 0
+}
+
+// `prctl` and `syscall` take any number of arguments: the stubs look at the first and change none, but for an exec's.
+
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn prctl_stub() {
+    naked_asm!(
+        "cmp edi, 22", // PR_SET_SECCOMP
+        "jne 2f",
+        "mov dword ptr [rip + {filtered}], 1",
+        "2: jmp [r11]", // the original
+        filtered = sym FILTERED,
+    );
+}
+
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn syscall_stub() {
+    naked_asm!(
+        "cmp rdi, 317", // seccomp
+        "jne 2f",
+        "mov dword ptr [rip + {filtered}], 1",
+        "2: cmp rdi, {execve}",
+        "je 3f",
+        "cmp rdi, {execveat}",
+        "je 3f",
+        "jmp [r11]", // the original
+        "3: jmp {exec}",
+        filtered = sym FILTERED,
+        execve = const SYS_EXECVE,
+        execveat = const SYS_EXECVEAT,
+        exec = sym exec_stub,
+    );
+}
+
+const SYS_EXECVE: usize = 59;
+const SYS_EXECVEAT: usize = 322;
+
+/// Gives [`on_exec_of_many`] all that a function of up to six arguments was called with.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn exec_stub() {
+    naked_asm!(
+        ".cfi_startproc",
+        "push r11",
+        ".cfi_adjust_cfa_offset 8",
+        "push r9",
+        ".cfi_adjust_cfa_offset 8",
+        "push r8",
+        ".cfi_adjust_cfa_offset 8",
+        "push rcx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdx",
+        ".cfi_adjust_cfa_offset 8",
+        "push rsi",
+        ".cfi_adjust_cfa_offset 8",
+        "push rdi",
+        ".cfi_adjust_cfa_offset 8",
+        "mov rdi, rsp",
+        "mov rsi, r11",
+        "call {on_exec_of_many}",
+        "add rsp, 56",
+        ".cfi_adjust_cfa_offset -56",
+        "ret",
+        ".cfi_endproc",
+        on_exec_of_many = sym on_exec_of_many,
+    );
+}
+
+pub(super) unsafe extern "C" fn on_fork(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    process::fork(|| unsafe { planted.call(a, b, c) })
+}
+
+/// `execve(path, argv, envp)` and `fexecve(fd, argv, envp)`.
+pub(super) unsafe extern "C" fn on_exec(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    let program = match planted.role() {
+        Role::ExecFd => Named::Descriptor(a),
+        _ => Named::Path(a),
+    };
+    // SAFETY: the program's own call; path or open file, and arrays, are what the function is given.
+    unsafe { exec::exec(program, c, |environment| planted.call(a, b, environment)) }
+}
+
+/// `execveat(fd, path, argv, envp, flags)`, and `syscall` with the number of an exec before its arguments.
+unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static Planted) -> usize {
+    let [a, b, c, ..] = *arguments;
+    let (program, at) = match (planted.role(), a) {
+        (Role::Syscall, SYS_EXECVE) => (Named::Path(b), 3),
+        (Role::Syscall, _) => (Named::At(b, c), 4),
+        _ => (Named::At(a, b), 3),
+    };
+    let original = |environment: usize| {
+        let mut all = *arguments;
+        all[at] = environment;
+        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
+        let original: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
+            unsafe { core::mem::transmute(planted.original() as *const ()) };
+        let [a, b, c, d, e, f] = all;
+        // SAFETY: the program's own call.
+        unsafe { original(a, b, c, d, e, f) }
+    };
+    // SAFETY: as above; what names the program and the environment are where the call has them.
+    unsafe { exec::exec(program, arguments[at], original) }
+}
+
+pub(super) unsafe extern "C" fn on_exit(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    process::note_exit(a as u32 & 0xff);
+    // SAFETY: the program's own call.
+    unsafe { planted.call(a, b, c) }
+}
+
+pub(super) unsafe extern "C" fn on_brk(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    // SAFETY: the program's own call.
+    let error = unsafe { planted.call(a, b, c) };
+    if error as i32 == 0 {
+        heap::grown(a as u64);
+    }
+    error
+}
+
+pub(super) unsafe extern "C" fn on_link_map(
+    a: usize,
+    b: usize,
+    c: usize,
+    _: *const u64,
+    _: u64,
+    planted: &'static Planted,
+) -> usize {
+    crate::start::link_map_changed();
+    // SAFETY: the linker's own call.
+    unsafe { planted.call(a, b, c) }
+}
