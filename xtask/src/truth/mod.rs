@@ -35,7 +35,7 @@ pub(crate) const USAGE: &str = "\
   truth counts COMMAND…       runs each command line under `pointee run`; how many allocations have a type
   truth wrappers LIST FILE    which wrappers of a list are found; further pairs may follow
   truth layouts FILE…         compares every record's members with what pahole says
-  truth builds FILE.c… [-- OPTIONS]   compiles in 30 ways, and prints the share of sites with an answer
+  truth builds FILE.c… [-- OPTIONS]   compiles in 30 ways; the share of sites with an answer, and those without where it is low
                          all: --pointee FILE (this command instead of a fresh build), --no-sources
 ";
 
