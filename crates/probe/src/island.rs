@@ -9,14 +9,15 @@
 //! ```
 //!
 //! A call or a system call is not copied where it can stay: the copy jumps to it, and it returns to a
-//! pad. So a thread that waits is never seen in a copy.
+//! pad. So a thread that waits is never seen in a copy. System calls about signals are handed over to whoever
+//! keeps `SIGTRAP` for the traps ([`crate::signals`]).
 //!
 //! A counter is moved up over instructions that can neither fault nor go elsewhere, if the flags are
 //! dead there: nobody can tell. Where they are live nowhere near, they are kept by `lahf` and
 //! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
 //! psABI 3.2.2), with the stack pointer moved, so that a signal's frame does not hit it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::Register;
 use pointee_model::addr::{LinkAddr, RunAddr};
@@ -38,7 +39,8 @@ const LOOK_AHEAD: usize = 12;
 const JUMP: u8 = 0xe9;
 const SHORT_JUMP: u8 = 0xeb;
 const CALL: u8 = 0xe8;
-const FILL: u8 = 0xcc;
+const TRAP: u8 = 0xcc;
+const FILL: u8 = TRAP;
 /// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
 const FILLER: u8 = 0x67;
 
@@ -54,13 +56,26 @@ pub(crate) struct Island {
 #[derive(Debug)]
 pub(crate) struct TooLarge;
 
+/// What is done at which instructions, by the numbers of their places.
+#[derive(Debug)]
+pub(crate) struct Wishes<'w> {
+    /// These are counted.
+    pub(crate) points: &'w [bool],
+    /// These call their event's slot.
+    pub(crate) watched: &'w BTreeMap<usize, Event>,
+    /// These system calls are handed over.
+    pub(crate) signal_calls: &'w BTreeSet<usize>,
+    /// Whoever applies the placement has to be ready for traps.
+    pub(crate) traps: bool,
+}
+
 struct Builder<'b, 'e> {
     code: &'b Code<'e>,
     blocks: &'b Blocks,
     placement: &'b Placement,
     base: u64,
-    watched: &'b BTreeMap<usize, Event>,
-    /// How many of them call their slots.
+    wishes: &'b Wishes<'b>,
+    /// How many of those that are watched call their slots.
     heard: usize,
     island: Vec<u8>,
     /// Where each block's copy begins.
@@ -82,8 +97,7 @@ pub(crate) fn build(
     blocks: &Blocks,
     liveness: &Liveness,
     placement: &Placement,
-    points: &[bool],
-    watched: &BTreeMap<usize, Event>,
+    wishes: &Wishes<'_>,
 ) -> Result<Island, TooLarge> {
     let end = code
         .elf
@@ -99,7 +113,7 @@ pub(crate) fn build(
         blocks,
         placement,
         base,
-        watched,
+        wishes,
         heard: 0,
         island: vec![0; Event::COUNT * 8],
         starts: vec![None; blocks.all.len()],
@@ -120,7 +134,7 @@ pub(crate) fn build(
     }
     for (at, displaced) in placement.displaced.iter().enumerate() {
         if let Some(displaced) = displaced {
-            builder.copy(at, displaced, liveness, points)?;
+            builder.copy(at, displaced, liveness)?;
         }
     }
     builder.link();
@@ -138,7 +152,6 @@ impl Builder<'_, '_> {
         at: usize,
         displaced: &Displaced,
         liveness: &Liveness,
-        points: &[bool],
     ) -> Result<(), TooLarge> {
         if self.island.len() > 1 << 30 {
             return Err(TooLarge);
@@ -146,10 +159,12 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } => at != self.code.places[first].at,
+            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
+                at != self.code.places[first].at
+            }
             Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
-        let slots = self.slots(first, last, liveness, points);
+        let slots = self.slots(first, last, liveness);
         let mut slots = slots.into_iter().peekable();
         for index in first..last {
             let place = self.code.places[index];
@@ -157,13 +172,17 @@ impl Builder<'_, '_> {
             while let Some((_, point)) = slots.next_if(|(slot, _)| *slot == index) {
                 due.push(point);
             }
-            if let Some(event) = self.watched.get(&index) {
+            if let Some(event) = self.wishes.watched.get(&index) {
                 self.call_slot(*event);
             }
             self.count(index, last, &due, liveness);
             let is_last = index + 1 == last;
             if index == first && behind_mark {
                 continue; // The `endbr64` runs at home.
+            }
+            if is_last && self.wishes.signal_calls.contains(&index) {
+                self.hand_over(&place, displaced.last_stays);
+                return Ok(());
             }
             if is_last && displaced.last_stays {
                 self.jump_to_module(place.at);
@@ -202,15 +221,9 @@ impl Builder<'_, '_> {
     }
 
     /// For each point among `first..last`, the instruction before which it is counted; sorted.
-    fn slots(
-        &self,
-        first: usize,
-        last: usize,
-        liveness: &Liveness,
-        points: &[bool],
-    ) -> Vec<(usize, usize)> {
+    fn slots(&self, first: usize, last: usize, liveness: &Liveness) -> Vec<(usize, usize)> {
         let mut slots: Vec<(usize, usize)> = (first..last)
-            .filter(|point| points[*point])
+            .filter(|point| self.wishes.points[*point])
             .map(|point| {
                 let lowest = first.max(point.saturating_sub(HOIST));
                 let mut slot = point;
@@ -234,6 +247,34 @@ impl Builder<'_, '_> {
         let end = self.island.len() + 4;
         let distance = event.slot().wrapping_sub(end) as u32;
         self.island.extend(distance.to_le_bytes());
+    }
+
+    /// A system call that may be about signals: whoever fills the slot makes it, or jumps to `r11`.
+    fn hand_over(&mut self, place: &Place, stays: bool) {
+        self.load_address(&[0x48, 0x8d, 0x0d], place.end()); // lea rcx, [rip+next]
+        let moved = if stays {
+            self.load_address(&[0x4c, 0x8d, 0x1d], place.at); // lea r11, [rip+syscall]
+            None
+        } else {
+            self.island.extend([0x4c, 0x8d, 0x1d, 6, 0, 0, 0]);
+            Some(place.end())
+        };
+        self.island.extend([0xff, 0x25]);
+        let end = self.island.len() + 4;
+        let distance = Event::SignalCall.slot().wrapping_sub(end) as u32;
+        self.island.extend(distance.to_le_bytes());
+        if let Some(next) = moved {
+            self.island.extend([0x0f, 0x05]);
+            self.jump(next);
+        }
+    }
+
+    /// `lea`, all but its distance, of an address in the module.
+    fn load_address(&mut self, lea: &[u8], address: u64) {
+        self.island.extend(lea);
+        self.relative.push(self.island.len() as u32);
+        let distance = address.wrapping_sub(self.here() + 4);
+        self.island.extend((distance as u32).to_le_bytes());
     }
 
     /// Counts `due` before instruction `index`.
@@ -416,6 +457,10 @@ impl Builder<'_, '_> {
                     head[len - 5] = CALL;
                     pads.extend(self.pad(at, &head[..len - 4], Some(copy)));
                 }
+                Pad::Trap { at } => pads.extend(self.pad(at, &[TRAP], None).map(|pad| PadBytes {
+                    trap: Some(start),
+                    ..pad
+                })),
                 Pad::Short { at, relay } => {
                     let distance = relay.wrapping_sub(at + 2) as u8;
                     pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
@@ -480,6 +525,7 @@ impl Builder<'_, '_> {
             at: LinkAddr(at),
             len: len as u8,
             is_relative: target.is_some(),
+            trap: None,
             bytes,
             original,
         })
@@ -501,7 +547,8 @@ impl Builder<'_, '_> {
             absolute: self.absolute.len() as u32,
             counters: counters.len() as u32,
             pads: pads.len() as u32,
-            unwatched: (self.watched.len() - self.heard) as u32,
+            unwatched: (self.wishes.watched.len() - self.heard) as u32,
+            traps: u32::from(self.wishes.traps),
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.resize(PAGE, 0);

@@ -55,7 +55,7 @@ pub(crate) struct Arguments {
     /// Where the report goes: a file, or `-` for standard output [default: standard error].
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out what only a trap (int3) could serve: so it is always, no traps are used.
+    /// Leave out what only a trap (int3) can serve.
     #[arg(long)]
     no_traps: bool,
     /// Show how the points of FILE would be placed; nothing is run.
@@ -110,6 +110,8 @@ struct ModuleRow {
     placed: u64,
     tactics: BTreeMap<&'static str, u64>,
     refused: Vec<RefusedRow>,
+    /// How many of what was asked for are no points, by rule.
+    excluded: BTreeMap<&'static str, u64>,
     hits: Vec<HitRow>,
 }
 
@@ -168,6 +170,11 @@ impl ModuleRow {
                 .map(|(tactic, count)| (tactic.name(), count))
                 .collect(),
             refused,
+            excluded: plan
+                .excluded
+                .iter()
+                .map(|(rule, count)| (rule.name(), *count))
+                .collect(),
             hits,
         }
     }
@@ -184,6 +191,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         subjects: subjects.to_vec(),
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),
+        traps: !arguments.no_traps,
     };
     match &arguments.dry_run {
         Some(file) => {
@@ -280,6 +288,9 @@ fn text(report: &Report) -> String {
             grouped(module.points),
             tactics.join(", ")
         );
+        for (rule, count) in &module.excluded {
+            let _ = writeln!(text, "    left out {}: {rule}", grouped(*count));
+        }
         for refused in module.refused.iter().take(ROWS) {
             let _ = writeln!(
                 text,
