@@ -5,8 +5,9 @@
 mod harness;
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 fn compile(name: &str) -> (TempDir, PathBuf) {
@@ -126,36 +127,50 @@ fn without_traps_what_needs_one_is_refused() {
     );
 }
 
-/// gdb, told to hand the signal on, stops at its own breakpoint, and there alone.
+/// gdb, told to hand the signal on, stops at its own breakpoints, and there alone; also at one on a trap.
 #[test]
 fn breakpoints_of_a_debugger_are_hit() {
-    let (folder, program) = compile("debugged");
-    let report = folder.path().join("report");
-    let shown = Command::new("gdb")
-        .args(["-q", "-batch", "-nx"])
-        .args([
-            "-ex",
-            "set breakpoint pending on",
-            "-ex",
-            "set follow-fork-mode child",
-        ])
-        .args(["-ex", "handle SIGTRAP nostop noprint pass"])
-        .args(["-ex", "break stop_here", "-ex", "run", "-ex", "bt"])
-        .args(["-ex", "continue", "-ex", "continue", "-ex", "continue"])
-        .args(["--args", env!("CARGO_BIN_EXE_pointee"), "probe"])
-        .args(["--module", "program", "--function", "trapped", "--report"])
-        .arg(&report)
-        .arg("--")
-        .arg(&program)
-        .output()
-        .expect("gdb runs");
-    let text = String::from_utf8_lossy(&shown.stdout);
-    assert_eq!(
-        text.matches("hit Breakpoint 1").count(),
-        3,
-        "{text}\n{shown:?}"
-    );
-    assert!(text.contains(" main ("), "{text}");
-    assert!(text.contains("calls 33"), "{text}");
-    assert!(!text.contains("received signal"), "{text}");
+    for (place, times) in [("stop_here", 3), ("trapped", 33)] {
+        let (folder, program) = compile("debugged");
+        let mut supervisor = Command::new(env!("CARGO_BIN_EXE_pointee"))
+            .args(["probe", "--module", "program", "--function", "trapped"])
+            .arg("--report")
+            .arg(folder.path().join("report"))
+            .arg("--")
+            .arg(&program)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut out = BufReader::new(supervisor.stdout.take().expect("a pipe"));
+        let mut said = String::new();
+        out.read_line(&mut said).expect("a line");
+        let children = format!("/proc/{0}/task/{0}/children", supervisor.id());
+        let pid = std::fs::read_to_string(children).expect("children");
+        let mut gdb = Command::new("gdb");
+        gdb.args(["-q", "-batch", "-nx", "-p", pid.trim()])
+            .args(["-ex", "handle SIGTRAP nostop noprint pass"])
+            .args([
+                "-ex",
+                &format!("break *{place}"),
+                "-ex",
+                "set var attached=1",
+            ])
+            .args(["-ex", "continue", "-ex", "bt"]);
+        for _ in 0..times {
+            gdb.args(["-ex", "continue"]);
+        }
+        let shown = gdb.output().expect("gdb runs");
+        out.read_to_string(&mut said).expect("the rest");
+        let end = supervisor.wait().expect("ends");
+        let text = String::from_utf8_lossy(&shown.stdout);
+        assert_eq!(
+            text.matches("Breakpoint 1, ").count(),
+            times,
+            "{place}: {text}"
+        );
+        assert!(text.contains(" main ("), "{place}: {text}");
+        assert!(!text.contains("received signal"), "{place}: {text}");
+        assert_eq!(said, "ready\ncalls 33\n", "{place}: {text}");
+        assert!(end.success(), "{place}: {end} {text}");
+    }
 }

@@ -57,7 +57,9 @@ pub(crate) enum Kind {
     Syscall,
     /// An `int3` of the program's own: its handler may ask where it was.
     Breakpoint,
-    /// `xbegin`, and bytes that are no instruction: stay where they are.
+    /// `xbegin`: goes on, or to where it says.
+    Transaction,
+    /// Bytes that are no instruction, or one that cannot be moved: stay where they are.
     Fixed,
 }
 
@@ -83,7 +85,7 @@ impl Kind {
             Flow::Return => Self::Return,
             Flow::Trap => Self::Trap,
             Flow::Syscall => Self::Syscall,
-            Flow::TransactionBegin(_) => Self::Fixed,
+            Flow::TransactionBegin(_) => Self::Transaction,
         }
     }
 

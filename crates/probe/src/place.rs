@@ -313,6 +313,14 @@ impl Work<'_, '_> {
         entered
     }
 
+    /// Whether block `at`, an `endbr64` alone, can have its pad in the next block: if nothing else comes there
+    /// but by copies.
+    fn can_borrow(&self, at: usize, entered: &[bool]) -> bool {
+        self.blocks
+            .next(at)
+            .is_some_and(|next| self.choices[next] == Choice::Whole && !entered[next])
+    }
+
     fn attempt(&self) -> Attempt {
         let entered = self.entered();
         let mut bytes = Bytes::new(self.code);
@@ -378,8 +386,11 @@ impl Work<'_, '_> {
                 continue;
             }
             if pad_at >= self.code.places[*last as usize - 1].end() {
-                failed.push(at); // An `endbr64` and nothing behind it.
-                continue;
+                if !self.can_borrow(at, &entered) || bytes.get(pad_at) != FREE {
+                    failed.push(at);
+                    continue;
+                }
+                bytes.set(pad_at, pad_at + 1, START);
             }
             if self.trapped[at] {
                 if bytes.get(pad_at) == START {

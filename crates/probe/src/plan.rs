@@ -6,7 +6,7 @@ use pointee_meta::elf::Elf;
 use pointee_patch::placement::Event;
 
 use crate::blocks::{Block, Blocks};
-use crate::code::{Code, mark};
+use crate::code::{Code, Kind, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
 use crate::island;
@@ -250,7 +250,7 @@ fn refusal(code: &Code<'_>, block: &Block, index: usize, unseen: bool) -> Refusa
     let place = &code.places[index];
     if !place.is(mark::REACHED) {
         Refusal::Unreached
-    } else if block.fixed && !block.inner {
+    } else if block.fixed && !block.inner || place.kind == Kind::Breakpoint {
         Refusal::Immovable
     } else if unseen {
         Refusal::Unseen

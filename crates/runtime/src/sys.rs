@@ -174,6 +174,22 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     before
 }
 
+/// Whether a debugger has this process.
+pub(crate) fn is_traced() -> bool {
+    const FIELD: &[u8] = b"TracerPid:\t";
+    let Ok(file) = usize::try_from(open(c"/proc/self/status", false)) else {
+        return false;
+    };
+    let mut text = [0; 1024];
+    let len = usize::try_from(pread(file, &mut text, 0)).unwrap_or(0);
+    close(file);
+    let text = text.get(..len).unwrap_or(&[]);
+    let field = text.windows(FIELD.len()).position(|bytes| bytes == FIELD);
+    field
+        .and_then(|at| text.get(at + FIELD.len()))
+        .is_some_and(|digit| *digit != b'0')
+}
+
 /// Exchanges what a signal does; 0, or an error.
 ///
 /// # Safety

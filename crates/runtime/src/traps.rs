@@ -17,6 +17,9 @@
 //! ever blocks it; whether the program means it to be is one bit in the thread's control block
 //! ([`threads::PLACE`], otherwise unused when there are probes). [`crate::signal_calls`] sees to both.
 //!
+//! A debugger takes every `SIGTRAP` for its own, and keeps it from the process. gdb hands them on after `handle SIGTRAP nostop
+//! noprint pass`: then those of its breakpoints and steps come here too, and are told apart.
+//!
 //! # What is not as without us
 //!
 //! - A handler of another signal whose mask has `SIGTRAP` does not find it blocked; nor does a handler
@@ -378,6 +381,9 @@ unsafe extern "C" fn on_signal(signal: i32, info: *mut Info, context: *mut Conte
         return;
     }
     let Some(own) = own() else { return };
+    if about.code > 0 && is_a_debuggers(state.registers[RIP]) {
+        return;
+    }
     let blocked = is_blocked();
     // Of a fault the kernel asks no more than whether there is a handler that can run.
     let fault = about.code > 0;
@@ -409,6 +415,17 @@ unsafe extern "C" fn on_signal(signal: i32, info: *mut Info, context: *mut Conte
             (*context).mask &= !BIT;
         },
     }
+}
+
+/// Whether a fault's signal is that of a debugger's breakpoint or step: a debugger that was told to hand our traps on
+/// hands its own on as well. Then no `int3` lies before `rip`, and the process is traced.
+fn is_a_debuggers(rip: u64) -> bool {
+    const INT3: u8 = 0xcc;
+    let mut before = [0];
+    if probes::is_filtered() || !sys::read_own(rip.wrapping_sub(8), &mut before) {
+        return false;
+    }
+    before[0].to_le_bytes()[7] != INT3 && sys::is_traced()
 }
 
 /// As the kernel: a signal that waits already is not doubled.

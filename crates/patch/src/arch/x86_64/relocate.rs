@@ -234,7 +234,11 @@ pub fn relocate_one(
                 absolute: Some(6 + instruction.len),
             })
         }
-        Flow::TransactionBegin(_) => Err(RelocateError::NotRelocatable),
+        // The transaction then runs in copies; if it aborts, what it counted there is undone with all else.
+        Flow::TransactionBegin(_) => {
+            emitter.relative(&[0xc7, 0xf8], destination, 0)?;
+            Ok(field(2))
+        }
         Flow::Trap if instruction.is(Map::Primary, 0xcc) => Err(RelocateError::Breakpoint),
         Flow::Next | Flow::IndirectJump | Flow::Return | Flow::Trap | Flow::Syscall => {
             copy_rebased(instruction, bytes, at, emitter)?;
