@@ -14,8 +14,6 @@ use crate::{modules, operators};
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::class::Class;
 use pointee_index::origins::{Node, Rule, UNDECIDED};
-use pointee_model::call::Call;
-use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
 /// frames up; C++ without inlining needs more.
@@ -99,12 +97,15 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
             class,
         );
     };
-    let call = module.call(return_address);
-    if call == Call::Unnoted {
+    let below = below.and_then(|node| {
+        let return_address = node.return_address.load(Relaxed);
+        Some(modules::find(return_address)?.call(return_address))
+    });
+    if let Some(beyond) = module.call(return_address).frames_beyond(below) {
         // Counts for as many frames as leave those that readers look at.
-        depth = depth.max(DEPTH - FRAMES_BEYOND_UNKNOWN);
+        depth = depth.max(DEPTH.saturating_sub(beyond));
     }
-    let rule = if depth == DEPTH || call.ends_the_search() {
+    let rule = if depth == DEPTH {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
