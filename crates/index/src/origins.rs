@@ -24,8 +24,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Origins below this number are hooked entries; 0 is none at all.
 pub const ROOTS: u32 = 256;
-/// Bit of [`Node::depth`]: whether the class of this origin is that of `new` or of `new[]` could not be seen; readers accept both.
-pub const UNDECIDED: u32 = 1 << 31;
 /// Slots looked at in each level.
 const WINDOW: [usize; ORIGIN_LEVELS] = [4, 4, 32];
 /// Return address of a slot that is being filled; no code lies there.
@@ -45,14 +43,57 @@ pub struct Node {
     pub id: AtomicU32,
     /// How the walk goes on ([`Rule`]).
     pub rule: AtomicU64,
+    /// The module and how deep ([`Frame`]).
+    pub frame: AtomicU32,
+    /// Where in the first level, in bytes, the first node from under this one was put: a walk looks there before it reckons the hash,
+    /// since most nodes have one.
+    pub child: AtomicU32,
+}
+
+/// What a node says of its frame besides its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
     /// The module record it lies in; `u32::MAX` for none.
-    pub module: AtomicU32,
+    pub module: u32,
     /// How much of the walk's length is used up: a frame each, 1 for the first; more where little is to be expected further out.
-    /// With [`UNDECIDED`].
-    pub depth: AtomicU32,
+    /// Below 128.
+    pub depth: u32,
+    /// Whether the class of this origin is that of `new` or of `new[]` could not be seen; readers accept both.
+    pub is_undecided: bool,
+}
+
+impl Frame {
+    const UNDECIDED: u32 = 1 << 7;
+
+    /// From the stored word.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self {
+            // With its sign: none stays none.
+            module: (bits as i32 >> 8) as u32,
+            depth: bits & (Self::UNDECIDED - 1),
+            is_undecided: bits & Self::UNDECIDED != 0,
+        }
+    }
+
+    const fn bits(self) -> u32 {
+        let undecided = if self.is_undecided {
+            Self::UNDECIDED
+        } else {
+            0
+        };
+        self.module << 8 | undecided | self.depth & (Self::UNDECIDED - 1)
+    }
 }
 
 impl Node {
+    /// What it says of its frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn frame(&self) -> Frame {
+        Frame::from_bits(self.frame.load(Relaxed))
+    }
+
     /// Whether this is the published node of a call that returns to `return_address` from under `parent`.
     #[inline(always)]
     pub(crate) fn is(&self, parent: u32, return_address: u64) -> bool {
@@ -207,6 +248,20 @@ impl Origins {
         }
     }
 
+    /// The node of a call that returns to `return_address`, met in a walk that came through `below`, if it is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_above(&self, below: &Node, return_address: u64) -> Option<&'static Node> {
+        let parent = below.id.load(Relaxed);
+        // SAFETY: `add` wrote nothing but places of nodes of the first level there, and 0 is one.
+        let child = unsafe { &*self.levels[0].byte_add(below.child.load(Relaxed) as usize) };
+        if child.is(parent, return_address) {
+            Some(child)
+        } else {
+            self.find(parent, return_address)
+        }
+    }
+
     /// The search beyond the first slot.
     #[inline(never)]
     fn find_further(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
@@ -228,15 +283,16 @@ impl Origins {
         None
     }
 
-    /// Adds a node. `None` when there is no room: the caller records under the parent instead.
+    /// Adds a node from under `parent`, or from under a root where `below` is none. `None` when there is no room: the caller
+    /// records under the parent instead.
     #[cold]
     pub fn add(
         &self,
         parent: u32,
+        below: Option<&Node>,
         return_address: u64,
         rule: Rule,
-        module: u32,
-        depth: u32,
+        frame: Frame,
         class: Class,
     ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
@@ -264,9 +320,12 @@ impl Origins {
                 node.parent.store(parent, Relaxed);
                 node.id.store(id | class.bits(), Relaxed);
                 node.rule.store(rule.bits(), Relaxed);
-                node.module.store(module, Relaxed);
-                node.depth.store(depth, Relaxed);
+                node.frame.store(frame.bits(), Relaxed);
                 node.return_address.store(return_address, Release);
+                if let Some(below) = below.filter(|_| level == 0) {
+                    let at = ((first + step) & mask) * size_of::<Node>();
+                    let _ = below.child.compare_exchange(0, at as u32, Release, Relaxed);
+                }
                 header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
                 return Some(node);
             }
@@ -317,8 +376,7 @@ impl Origins {
                 // SAFETY: below the level's number of slots.
                 let node = unsafe { &*self.levels[level].add(at) };
                 let address = node.return_address.load(Acquire);
-                let is_its =
-                    address != 0 && address != CLAIMED && node.module.load(Relaxed) == module;
+                let is_its = address != 0 && address != CLAIMED && node.frame().module == module;
                 if is_its {
                     node.return_address.store(change(address), Release);
                 }

@@ -7,7 +7,7 @@
 use pointee_index::class::{Class, Kind};
 use pointee_index::counters::{Counters, FIRST_OWN, INHERITED};
 use pointee_index::layout::{Layout, MAGIC, VERSION};
-use pointee_index::origins::{Origins, ROOTS, Rule};
+use pointee_index::origins::{Frame, Origins, ROOTS, Rule};
 use pointee_index::records::Module;
 use pointee_index::{Geometry, Header, Index, Writer};
 use pointee_inspect::images::Images;
@@ -78,10 +78,14 @@ fn region() -> File {
             let node = origins
                 .add(
                     parent,
+                    None,
                     return_address,
                     rule,
-                    0,
-                    depth,
+                    Frame {
+                        module: 0,
+                        depth,
+                        is_undecided: false,
+                    },
                     Class::new(0, Kind::C),
                 )
                 .expect("room");

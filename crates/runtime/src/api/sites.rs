@@ -203,7 +203,7 @@ fn path(origin: u32, frames: &mut [Frame; LONGEST]) -> (u32, usize) {
         };
         frames[len] = Frame {
             return_address: node.return_address.load(Acquire) & !UNLOADED,
-            module: modules::numbered(node.module.load(Relaxed)),
+            module: modules::numbered(node.frame().module),
         };
         len += 1;
         at = words::origin(node.parent.load(Relaxed));
