@@ -285,8 +285,9 @@ unsafe extern "C" fn record() {
         "shr ecx, {word_shift}",
         "and ecx, {word_mask}",
         "add rdx, rcx",
-        "cmp dword ptr [rdx], 0",
-        "jl 9f", // a block that was not seen freed
+        // Written too, though with what is there: see `pointee_index::table::open`.
+        "or dword ptr [rdx], 0",
+        "js 9f", // a block that was not seen freed
         "cmp rdi, {large}",
         "jae 9f",
         // Sizes come in no order that a branch could be predicted by: a block of one granule has its size stored aside.
