@@ -131,7 +131,7 @@ impl<'a> Resolver<'a> {
                 break;
             }
             let (call, record) = self.call(frame);
-            frames_left = (frames_left - 1).min(call.frames_beyond(below).unwrap_or(u32::MAX));
+            frames_left = (frames_left - 1).min(call.frames_beyond(|| below).unwrap_or(u32::MAX));
             below = Some(call);
             match call {
                 Call::InWrapper => {

@@ -32,10 +32,10 @@ impl Call {
     /// recognised, and what lies further out says nothing about the block. Nor does anything beyond the call into the language's own
     /// code by code that is not.
     #[must_use]
-    pub fn frames_beyond(self, below: Option<Self>) -> Option<u32> {
+    pub fn frames_beyond(self, below: impl FnOnce() -> Option<Self>) -> Option<u32> {
         match self {
             Self::Site | Self::Untyped => Some(0),
-            Self::Unknown if below == Some(Self::InLibrary) => Some(0),
+            Self::Unknown if below() == Some(Self::InLibrary) => Some(0),
             Self::Unnoted => Some(1),
             Self::InWrapper | Self::InLibrary | Self::Unknown => None,
         }
@@ -81,7 +81,7 @@ mod tests {
 
     fn check(call: Call, below: Option<Call>, expect: Option<u32>) {
         assert_eq!(
-            call.frames_beyond(below),
+            call.frames_beyond(|| below),
             expect,
             "{call:?} above {below:?}"
         );

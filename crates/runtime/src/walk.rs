@@ -101,10 +101,10 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         // Generated code, or a stack that is none: a leaf of no module.
         return add(Rule::LEAF, u32::MAX, depth);
     };
-    let call_below = below.and_then(|node| {
-        let return_address = node.return_address.load(Relaxed);
+    let call_below = || {
+        let return_address = below?.return_address.load(Relaxed);
         Some(modules::find(return_address)?.call(return_address))
-    });
+    };
     if let Some(beyond) = module.call(return_address).frames_beyond(call_below) {
         // Counts for as many frames as leave those that readers look at.
         depth = depth.max(DEPTH.saturating_sub(beyond));

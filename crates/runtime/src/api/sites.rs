@@ -221,7 +221,7 @@ fn choose(frames: &[Frame]) -> Option<(Frame, Option<&'static SiteRecord>)> {
             break;
         }
         let (call, record) = frame.call();
-        frames_left = (frames_left - 1).min(call.frames_beyond(below).unwrap_or(u32::MAX));
+        frames_left = (frames_left - 1).min(call.frames_beyond(|| below).unwrap_or(u32::MAX));
         below = Some(call);
         match call {
             Call::InWrapper | Call::InLibrary => continue,
