@@ -134,12 +134,7 @@ fn circumstances() -> Circumstances {
 
 fn info() -> Info {
     Info {
-        pid: 77,
-        parent: 1,
-        generation: 0,
-        state: State::Ended,
-        exit: Some(Exit::Signal(9)),
-        unseen: Vec::new(),
+        circumstances: circumstances(),
         at_peak: false,
         blocks_at_peak: false,
         no_contents: None,
@@ -215,7 +210,7 @@ fn a_snapshot_gives_the_same_answers_and_is_small() {
     assert!(bytes.len() < 200_000, "{} bytes", bytes.len());
     let snapshot = Snapshot::from_bytes(bytes.into()).expect("opens");
     assert_eq!(answers(&snapshot.index), answers(&index));
-    assert_eq!(snapshot.info.exit, Some(Exit::Signal(9)));
+    assert_eq!(snapshot.info.circumstances.exit, Some(Exit::Signal(9)));
     assert!(snapshot.info.no_contents.is_some());
 }
 
