@@ -265,22 +265,28 @@ impl Origins {
     /// The search beyond the first slot.
     #[inline(never)]
     fn find_further(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
-        let hash = hash(parent, return_address);
-        for (level, window) in WINDOW.iter().enumerate() {
-            let mask = (1usize << self.bits[level]) - 1;
-            let first = (hash >> (64 - self.bits[level])) as usize;
-            for step in 0..*window {
-                // SAFETY: masked to the level's slots.
-                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
-                if node.is(parent, return_address) {
-                    return Some(node);
-                }
-                if node.return_address.load(Relaxed) == 0 {
-                    return None;
-                }
+        for (_, _, node) in self.window(hash(parent, return_address)) {
+            if node.is(parent, return_address) {
+                return Some(node);
+            }
+            if node.return_address.load(Relaxed) == 0 {
+                return None;
             }
         }
         None
+    }
+
+    /// The slots where a key of this hash may be, in the order in which they are taken: level, place in it, slot.
+    #[inline(always)]
+    fn window(&self, hash: u64) -> impl Iterator<Item = (usize, usize, &'static Node)> + '_ {
+        WINDOW.iter().enumerate().flat_map(move |(level, window)| {
+            let first = (hash >> (64 - self.bits[level])) as usize;
+            (first..first + window).map(move |at| {
+                let at = at & ((1 << self.bits[level]) - 1);
+                // SAFETY: masked to the level's slots.
+                (level, at, unsafe { &*self.levels[level].add(at) })
+            })
+        })
     }
 
     /// Adds a node from under `parent`, or from under a root where `below` is none. `None` when there is no room: the caller
@@ -297,38 +303,31 @@ impl Origins {
     ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
         let header = unsafe { &*self.header };
-        let hash = hash(parent, return_address);
-        for (level, window) in WINDOW.iter().enumerate() {
-            let mask = (1usize << self.bits[level]) - 1;
-            let first = (hash >> (64 - self.bits[level])) as usize;
-            for step in 0..*window {
-                // SAFETY: masked to the level's slots.
-                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
-                let empty = node
-                    .return_address
-                    .compare_exchange(0, CLAIMED, Acquire, Relaxed);
-                if empty.is_err() {
-                    continue;
-                }
-                let id = header.origins.fetch_add(1, Relaxed);
-                if id >= header.geometry.origins {
-                    header.origins.fetch_sub(1, Relaxed);
-                    header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
-                    node.return_address.store(0, Release);
-                    return None;
-                }
-                node.parent.store(parent, Relaxed);
-                node.id.store(id | class.bits(), Relaxed);
-                node.rule.store(rule.bits(), Relaxed);
-                node.frame.store(frame.bits(), Relaxed);
-                node.return_address.store(return_address, Release);
-                if let Some(below) = below.filter(|_| level == 0) {
-                    let at = ((first + step) & mask) * size_of::<Node>();
-                    let _ = below.child.compare_exchange(0, at as u32, Release, Relaxed);
-                }
-                header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
-                return Some(node);
+        for (level, at, node) in self.window(hash(parent, return_address)) {
+            let empty = node
+                .return_address
+                .compare_exchange(0, CLAIMED, Acquire, Relaxed);
+            if empty.is_err() {
+                continue;
             }
+            let id = header.origins.fetch_add(1, Relaxed);
+            if id >= header.geometry.origins {
+                header.origins.fetch_sub(1, Relaxed);
+                header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
+                node.return_address.store(0, Release);
+                return None;
+            }
+            node.parent.store(parent, Relaxed);
+            node.id.store(id | class.bits(), Relaxed);
+            node.rule.store(rule.bits(), Relaxed);
+            node.frame.store(frame.bits(), Relaxed);
+            node.return_address.store(return_address, Release);
+            if let Some(below) = below.filter(|_| level == 0) {
+                let at = (at * size_of::<Node>()) as u32;
+                let _ = below.child.compare_exchange(0, at, Release, Relaxed);
+            }
+            header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
+            return Some(node);
         }
         header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
         None
@@ -346,7 +345,8 @@ impl Origins {
         self.each_of(module, |address| address & !UNLOADED);
     }
 
-    /// Calls `each` for every slot of the levels in use, empty ones too, in order.
+    /// Calls `each` for every slot of the levels in use, empty ones too, in order. Levels that were never used are left alone: looking at
+    /// a page of a shared mapping makes the kernel allocate it.
     pub fn each(&self, mut each: impl FnMut(&'static Node)) {
         // SAFETY: the header is mapped as long as the region.
         let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
@@ -368,19 +368,11 @@ impl Origins {
     }
 
     fn each_of(&self, module: u32, change: impl Fn(u64) -> u64) {
-        // SAFETY: the header is mapped as long as the region.
-        let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
-        // Levels that were never used are left alone: looking at a page of a shared mapping makes the kernel allocate it.
-        for level in 0..used.min(ORIGIN_LEVELS) {
-            for at in 0..1usize << self.bits[level] {
-                // SAFETY: below the level's number of slots.
-                let node = unsafe { &*self.levels[level].add(at) };
-                let address = node.return_address.load(Acquire);
-                let is_its = address != 0 && address != CLAIMED && node.frame().module == module;
-                if is_its {
-                    node.return_address.store(change(address), Release);
-                }
+        self.each(|node| {
+            let address = node.return_address.load(Acquire);
+            if address != 0 && address != CLAIMED && node.frame().module == module {
+                node.return_address.store(change(address), Release);
             }
-        }
+        });
     }
 }
