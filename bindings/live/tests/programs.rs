@@ -33,17 +33,23 @@ fn times(usual: u32) -> String {
 
 #[test]
 fn one_thread_in_the_pad() {
-    check(&build("races.c", "gcc", &[]), &["1", &times(300)]);
+    let races = build("races.c", "gcc", &[]);
+    check(&races, &["1", &times(300)]);
+    check(&races, &["1", &times(300), "stop"]);
 }
 
 #[test]
 fn eight_threads_in_the_pad() {
-    check(&build("races.c", "gcc", &["-O1"]), &["8", &times(50)]);
+    let races = build("races.c", "gcc", &["-O1"]);
+    check(&races, &["8", &times(300)]);
+    check(&races, &["8", &times(50), "stop"]);
 }
 
 #[test]
 fn sixty_four_threads_in_the_pad() {
-    check(&build("races.c", "clang", &[]), &["64", &times(10)]);
+    let races = build("races.c", "clang", &[]);
+    check(&races, &["64", &times(100)]);
+    check(&races, &["64", &times(10), "stop"]);
 }
 
 #[test]
