@@ -167,6 +167,16 @@ fn calls_are_redirected_one_by_one() {
 }
 
 #[test]
+fn calls_are_led_away_when_they_first_come() {
+    for compiler in ["gcc", "clang"] {
+        check(
+            &build("callers.c", compiler, &["-fno-builtin"]),
+            &[&times(60)],
+        );
+    }
+}
+
+#[test]
 fn probes_change_nothing_stack_and_go() {
     for compiler in ["gcc", "clang"] {
         check(&build("probes.c", compiler, &["-lm"]), &[&times(10)]);

@@ -50,6 +50,17 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// Nothing changes.
+    pub(crate) const fn none(at: RunAddr) -> Self {
+        Self {
+            at,
+            len: 0,
+            reach: 0,
+            before: [0; PAD_LEN],
+            after: [0; PAD_LEN],
+        }
+    }
+
     /// Whether the two change the same bytes, or one of them bytes that the other has displaced.
     pub(crate) fn meets(&self, other: &Self) -> bool {
         let end = |change: &Self| change.at.0 + change.reach as u64;

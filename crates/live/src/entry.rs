@@ -181,9 +181,9 @@ fn make(
     let mut pushed = 0;
     let emitted = match purpose {
         // Those have slots of another kind, made in `probe.rs`.
-        Purpose::Probe(_) => return Err(Refusal::AlreadyHooked),
+        Purpose::Probe(_) | Purpose::Relay(_) => return Err(Refusal::AlreadyHooked),
         Purpose::Replace(replacement) => emitter.jump(replacement),
-        Purpose::Wrap(_) => {
+        Purpose::Wrap(_) | Purpose::Callers(_) => {
             let (stub, record) = (stubs::entry_stub(), core::ptr::from_ref(hook) as u64);
             let emitted = emitter.push_from(emitter.jump_len(stub));
             pushed = emitter.len() as u8;
@@ -203,6 +203,10 @@ fn make(
     let frames = Frames::of_slot(slot, RELAY, pushed, &plan, site.rules.as_ref());
     let name = unwinder::name_of(function).unwrap_or(b"function");
     hook.announcement.announce(&frames, slot, SLOT as u64, name);
+    let purpose = match purpose {
+        Purpose::Callers(callers) => Purpose::Callers(callers.with_table()?),
+        purpose => purpose,
+    };
     let change = Change {
         at: plan.pad_at(),
         len: PAD_LEN,

@@ -24,6 +24,7 @@ use pointee_model::addr::RunAddr;
 use pointee_patch::EntryPlan;
 
 use crate::announce::Announcement;
+use crate::callers::Callers;
 use crate::change::Change;
 use crate::island::{Islands, SLOT, SLOTS};
 use crate::probe::Stack;
@@ -83,6 +84,19 @@ pub(crate) enum Purpose {
     Wrap(Observers),
     /// At an instruction, these, one after the other.
     Probe(Stack),
+    /// For each place that calls the function, what is chosen for it.
+    Callers(Callers),
+    /// No hook by itself, but the way from such places.
+    Relay(Relay),
+}
+
+/// A jump, or a cell with an address, to which calls of a function are led.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Relay {
+    pub(crate) destination: RunAddr,
+    /// The hook for whose callers it is.
+    pub(crate) owner: u64,
+    pub(crate) is_cell: bool,
 }
 
 /// A hook in place. Dropping it leaves the hook where it is.
@@ -175,7 +189,7 @@ pub(crate) fn install(
             hook
         }
     };
-    if meets_another(islands, &hook.made().change, None) {
+    if meets_another(&hook.made().change, None) {
         return Err(Refusal::AlreadyHooked);
     }
     let made = *hook.made();
@@ -195,11 +209,16 @@ fn settle_if_many(held: &mut Exclusive) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn meets_another(islands: &Islands, change: &Change, except: Option<*const Hook>) -> bool {
-    islands.hooks().any(|hook| {
-        hook.state == State::Installed
-            && except != Some(core::ptr::from_ref(hook))
-            && hook.made().change.meets(change)
+/// Whether a hook in place, but `except`, has changed bytes that `change` would, or displaced them. Under the lock.
+pub(crate) fn meets_another(change: &Change, except: Option<*const Hook>) -> bool {
+    let mut others = in_place().filter(|hook| except != Some(core::ptr::from_ref(hook)));
+    others.any(|hook| {
+        let made = hook.made();
+        let at_callers = || match &made.purpose {
+            Purpose::Callers(callers) => callers.changes().any(|other| other.meets(change)),
+            _ => false,
+        };
+        made.change.meets(change) || at_callers()
     })
 }
 
@@ -224,7 +243,7 @@ pub(crate) fn exchange(
     hook.made.write(made);
     hook.state = State::Retired;
     let same = old.as_deref().map(core::ptr::from_ref);
-    if meets_another(islands, &made.change, same) {
+    if meets_another(&made.change, same) {
         return Err(Refusal::AlreadyHooked);
     }
     let change = &made.change;
@@ -269,8 +288,12 @@ impl Installed {
     /// What is called to have what was there before the hook.
     #[must_use]
     pub fn original(&self) -> RunAddr {
+        self.made().original
+    }
+
+    pub(crate) fn made(&self) -> &Made {
         // SAFETY: a hook's slot stays while its handle exists.
-        unsafe { &*self.hook }.made().original
+        unsafe { &*self.hook }.made()
     }
 
     /// Takes the hook out: the code is what it was, byte for byte.
@@ -341,14 +364,36 @@ impl Hook {
         }
     }
 
+    /// Makes this slot, in which `relay` is written at `at`, one that is in use. `function`: what the relay stands for.
+    pub(crate) fn put_relay(&mut self, relay: Relay, at: RunAddr, function: RunAddr) {
+        self.made.write(Made {
+            target: at,
+            purpose: Purpose::Relay(relay),
+            change: Change::none(at),
+            original: function,
+            plan: None,
+        });
+        self.state = State::Installed;
+    }
+
     pub(crate) fn uninstall(&mut self, held: &mut Exclusive) -> Result<Pause, Refusal> {
         let text = Text::open().map_err(Refusal::NoMemoryFile)?;
         let change = self.made().change;
         if !change.is_there(&text, &change.after) {
             return Err(Refusal::TextChanged);
         }
+        let mut pause = Pause::default();
+        if let Purpose::Callers(callers) = self.made().purpose {
+            pause = callers.restore(held, &text)?;
+            let own = core::ptr::from_ref(self) as u64;
+            for relay in in_place() {
+                if matches!(relay.made().purpose, Purpose::Relay(relay) if relay.owner == own) {
+                    relay.state = State::Retired;
+                }
+            }
+        }
         // No thread stands inside a jump.
-        let pause = change.write(held, &text, &change.after, &change.before, None)?;
+        pause += change.write(held, &text, &change.after, &change.before, None)?;
         self.state = State::Retired;
         Ok(pause)
     }

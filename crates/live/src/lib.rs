@@ -23,6 +23,7 @@
 #![no_std]
 
 mod announce;
+pub mod callers;
 mod change;
 pub mod entry;
 mod frames;
@@ -48,6 +49,7 @@ mod text;
 mod unwinder;
 pub mod wrap;
 
+pub use callers::redirect_callers;
 pub use entry::replace;
 pub use hook::Installed;
 pub use pointee_patch::arch::x86_64::context::{Action, Context, Registers};

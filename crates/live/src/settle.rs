@@ -2,6 +2,8 @@
 //! its slot, or of the hook that calls it, in its counter, a register or its stack. Counters are moved out of trampolines first;
 //! what somebody may still return to is left for the next time.
 
+#![allow(unsafe_code)] // Gives back what hooks had.
+
 use core::cell::RefCell;
 
 use pointee_model::addr::RunAddr;
@@ -33,8 +35,9 @@ impl Hook {
                 [slot, [hook.0, hook.0 + len], [0, 0]]
             }
             Purpose::Wrap(_) => [slot, stubs::range(), wrap::thunks()],
-            // Its handlers return to it.
-            Purpose::Probe(_) => [slot, [0, 0], [0, 0]],
+            Purpose::Callers(_) => [slot, stubs::range(), [0, 0]],
+            // Handlers return to a probe's.
+            Purpose::Probe(_) | Purpose::Relay(_) => [slot, [0, 0], [0, 0]],
         }
     }
 
@@ -91,6 +94,10 @@ pub(crate) fn settle_under(held: &mut Exclusive) -> Result<usize, Refusal> {
     let islands = hook::ledger(held);
     for hook in islands.hooks().filter(|hook| hook.state == State::Idle) {
         hook.announcement.withdraw();
+        if let Purpose::Callers(callers) = hook.made().purpose {
+            // SAFETY: no thread can come to the hook.
+            unsafe { callers.give_back() };
+        }
         hook.state = State::Free;
     }
     islands.give_back();
@@ -124,6 +131,9 @@ fn is_idle(
         }
         for [start, end] in *reach {
             let range = start..end;
+            if range.is_empty() {
+                continue;
+            }
             idle &= !thread.registers().iter().any(|word| range.contains(word));
             idle &= !stack_holds(&thread, maps, &range)?;
         }

@@ -146,6 +146,11 @@ pub(crate) fn exclusive() -> Exclusive {
     Exclusive(LOCK.take())
 }
 
+/// That right, if nobody has it.
+pub(crate) fn try_exclusive() -> Option<Exclusive> {
+    LOCK.try_take().map(Exclusive)
+}
+
 /// All other threads stand still until this is dropped.
 pub(crate) struct Stopped<'a> {
     began: u64,
@@ -161,6 +166,13 @@ pub struct Pause {
     pub threads: u32,
     /// From the first signal to the release, in nanoseconds.
     pub nanoseconds: u64,
+}
+
+impl core::ops::AddAssign for Pause {
+    fn add_assign(&mut self, other: Self) {
+        self.threads = self.threads.max(other.threads);
+        self.nanoseconds += other.nanoseconds;
+    }
 }
 
 impl Exclusive {
