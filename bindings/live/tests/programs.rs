@@ -5,6 +5,9 @@
 mod programs_built;
 
 use programs_built::build;
+
+/// Unwinders other than the compiler's.
+const PACKAGES: &[&str] = &["libunwind8", "libunwind-14"];
 use std::path::Path;
 use std::process::Command;
 
@@ -52,12 +55,34 @@ fn sixty_four_threads_in_the_pad() {
     check(&races, &["64", &times(10), "stop"]);
 }
 
+/// Ways to hook that `unwind` knows.
+const KINDS: [&str; 8] = [
+    "replace", "wrap", "site", "callers", "probe", "general", "count", "call",
+];
+
 #[test]
 fn unwinding_goes_through() {
     for compiler in ["g++", "clang++"] {
         let program = build("unwind.cc", compiler, &[]);
-        for kind in ["replace", "wrap", "probe", "call"] {
+        for kind in KINDS {
             check(&program, &[kind]);
+            check(&program, &[kind, "threads"]);
+        }
+    }
+}
+
+#[test]
+fn other_unwinders_go_through() {
+    // Each stands before libgcc's: the first with `backtrace()`, the second with exceptions.
+    let rows = [
+        ("libunwind.so.8", "-l:libunwind.so.8"),
+        ("", "/usr/lib/llvm-14/lib/libunwind.so.1"),
+    ];
+    for (name, library) in rows {
+        let program = build("unwind.cc", "g++", &["-Wl,--no-as-needed", library]);
+        for kind in KINDS {
+            let said = check(&program, &[kind, "uncancelled"]);
+            assert!(said.lines().next().is_some_and(|line| line.contains(name)));
         }
     }
 }
@@ -85,11 +110,12 @@ fn debug(arguments: &[&str], kind: &str) -> String {
 
 #[test]
 fn a_debugger_sees_the_callers() {
-    let rows: [(&str, &[&str]); 2] = [
-        (
-            "replace",
-            &["innermost", "hooked", "replacement", "outer", "main"],
-        ),
+    let replaced = ["innermost", "hooked", "replacement", "outer", "main"];
+    let rows: [(&str, &[&str]); 5] = [
+        ("replace", &replaced),
+        ("site", &replaced),
+        ("callers", &replaced),
+        ("count", &["innermost", "hooked", "outer", "main"]),
         (
             "wrap",
             &["innermost", "hooked", "returned@hook", "outer", "main"],
@@ -110,7 +136,7 @@ fn a_debugger_sees_the_callers() {
 #[test]
 fn a_debugger_sees_the_callers_from_every_instruction() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/steps.py");
-    for kind in ["replace", "wrap", "probe", "call"] {
+    for kind in KINDS {
         let said = debug(&["-x", &script.to_string_lossy()], kind);
         let last = said
             .lines()
@@ -169,10 +195,7 @@ fn calls_are_redirected_one_by_one() {
 #[test]
 fn calls_are_led_away_when_they_first_come() {
     for compiler in ["gcc", "clang"] {
-        check(
-            &build("callers.c", compiler, &["-fno-builtin"]),
-            &[&times(60)],
-        );
+        check(&build("callers.c", compiler, &[]), &[&times(60)]);
     }
 }
 

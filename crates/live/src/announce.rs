@@ -1,4 +1,4 @@
-//! *Who is told of generated code?* The process's unwinder, by `__register_frame`, and a debugger, by a file in memory that
+//! *Who is told of generated code?* The process's unwinders (`unwinder.rs`), and a debugger, by a file in memory that
 //! the interface for compilers at run time offers (`__jit_debug_descriptor`; gdb manual, "JIT Compilation Interface").
 //!
 //! ```text
@@ -12,7 +12,7 @@
 use pointee_model::addr::RunAddr;
 
 use crate::frames::Frames;
-use crate::unwinder;
+use crate::unwinder::Registration;
 
 /// Room for a file in memory.
 const ROOM: usize = 1408;
@@ -24,7 +24,7 @@ const NAME: usize = 96;
 pub(crate) struct Announcement {
     entry: Entry,
     told: bool,
-    unwinder_knows: bool,
+    unwinders: Registration,
     frames: Frames,
     file: [u8; ROOM],
 }
@@ -87,7 +87,7 @@ impl Announcement {
                 len: 0,
             },
             told: false,
-            unwinder_knows: false,
+            unwinders: Registration::none(),
             frames: Frames::empty(),
             file: [0; ROOM],
         }
@@ -97,8 +97,7 @@ impl Announcement {
     /// takes locks of its own.
     pub(crate) fn announce(&mut self, frames: &Frames, at: RunAddr, len: u64, name: &[u8]) {
         self.announce_to_debuggers(frames, at, len, name);
-        unwinder::register(self.frames.as_slice());
-        self.unwinder_knows = true;
+        self.unwinders.tell(self.frames.as_slice(), at, len);
     }
 
     /// The same without a word to the unwinder, and so at any moment. Under the engine's lock.
@@ -135,9 +134,7 @@ impl Announcement {
         if !core::mem::take(&mut self.told) {
             return;
         }
-        if core::mem::take(&mut self.unwinder_knows) {
-            unwinder::deregister(self.frames.as_slice());
-        }
+        self.unwinders.withdraw(self.frames.as_slice());
         if self.entry.len != 0 {
             // SAFETY: as above.
             unsafe {

@@ -88,7 +88,7 @@ impl Islands {
             Some(hook) => Some(hook),
             None => {
                 let code_len = len * SLOTS;
-                let code = map_near(near, code_len)?;
+                let code = map_near(near, code_len, map::READ | map::EXEC)?;
                 let island = self.add(code, code_len, SLOTS, false)?;
                 for (number, hook) in hooks_of(island).enumerate() {
                     hook.set_slot(code.plus((number * len) as u64), len);
@@ -152,7 +152,13 @@ impl Islands {
         slots: usize,
         fixed: bool,
     ) -> Option<*mut Island> {
-        let Ok(data) = sys::map_pages(None, data_len(slots), map::READ | map::WRITE) else {
+        // Near by: tables of unwind rules hold distances from the code.
+        let writable = map::READ | map::WRITE;
+        let data = match map_near(code, data_len(slots), writable) {
+            Some(data) => Ok(data.0),
+            None => sys::map_pages(None, data_len(slots), writable),
+        };
+        let Ok(data) = data else {
             // SAFETY: just mapped.
             unsafe { sys::unmap_pages(code.0, code_len) };
             return None;
@@ -217,8 +223,8 @@ fn map_at(at: u64, len: usize) -> Option<RunAddr> {
     Some(RunAddr(at))
 }
 
-/// Maps executable pages as near to `address` as can be.
-fn map_near(address: RunAddr, len: usize) -> Option<RunAddr> {
+/// Maps pages as near to `address` as can be.
+fn map_near(address: RunAddr, len: usize, protection: usize) -> Option<RunAddr> {
     let page = address.0 & !0xffff;
     // Below first: above an executable lies its heap. Steps grow, so that a few dozen tries span the reach.
     let mut distance = 1_u64 << 16;
@@ -227,7 +233,7 @@ fn map_near(address: RunAddr, len: usize) -> Option<RunAddr> {
             let Some(hint) = hint.filter(|hint| *hint >= 1 << 16) else {
                 continue;
             };
-            let Ok(at) = sys::map_pages(Some(hint), len, map::READ | map::EXEC) else {
+            let Ok(at) = sys::map_pages(Some(hint), len, protection) else {
                 continue;
             };
             if at.abs_diff(address.0) < REACH {
