@@ -1,4 +1,4 @@
-//! *Who is told of generated code?* The process's unwinder, by `__register_frame`, and a debugger, by a file in memory that
+//! *Who is told of generated code?* The process's unwinders (`unwinder.rs`), and a debugger, by a file in memory that
 //! the interface for compilers at run time offers (`__jit_debug_descriptor`; gdb manual, "JIT Compilation Interface").
 //!
 //! ```text
@@ -12,7 +12,7 @@
 use pointee_model::addr::RunAddr;
 
 use crate::frames::Frames;
-use crate::unwinder;
+use crate::unwinder::Registration;
 
 /// Room for a file in memory.
 const ROOM: usize = 1408;
@@ -24,6 +24,7 @@ const NAME: usize = 96;
 pub(crate) struct Announcement {
     entry: Entry,
     told: bool,
+    unwinders: Registration,
     frames: Frames,
     file: [u8; ROOM],
 }
@@ -86,6 +87,7 @@ impl Announcement {
                 len: 0,
             },
             told: false,
+            unwinders: Registration::none(),
             frames: Frames::empty(),
             file: [0; ROOM],
         }
@@ -94,9 +96,20 @@ impl Announcement {
     /// Tells of `len` bytes of code at `at`, called `name`. Under the engine's lock; no thread stands still, for the unwinder
     /// takes locks of its own.
     pub(crate) fn announce(&mut self, frames: &Frames, at: RunAddr, len: u64, name: &[u8]) {
+        self.announce_to_debuggers(frames, at, len, name);
+        self.unwinders.tell(self.frames.as_slice(), at, len);
+    }
+
+    /// The same without a word to the unwinder, and so at any moment. Under the engine's lock.
+    pub(crate) fn announce_to_debuggers(
+        &mut self,
+        frames: &Frames,
+        at: RunAddr,
+        len: u64,
+        name: &[u8],
+    ) {
         self.withdraw();
         self.frames = *frames;
-        unwinder::register(self.frames.as_slice());
         let file_len = write_file(&mut self.file, self.frames.as_slice(), at, len, name);
         self.entry.file = self.file.as_ptr();
         self.entry.len = file_len.unwrap_or(0) as u64;
@@ -121,7 +134,7 @@ impl Announcement {
         if !core::mem::take(&mut self.told) {
             return;
         }
-        unwinder::deregister(self.frames.as_slice());
+        self.unwinders.withdraw(self.frames.as_slice());
         if self.entry.len != 0 {
             // SAFETY: as above.
             unsafe {

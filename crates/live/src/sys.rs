@@ -261,11 +261,18 @@ pub(crate) fn now() -> u64 {
     time[0] * 1_000_000_000 + time[1]
 }
 
-/// Has every running thread of the process forget instructions that it fetched ahead (Linux 4.16). Where
-/// the kernel does not know it, threads that return from a signal handler do so anyway, by `iret`.
+const REGISTER_SYNC_CORE: usize = 64;
+const SYNC_CORE: usize = 32;
+
+/// Whether [`synchronize_cores`] does what it says (Linux 4.16).
+pub(crate) fn can_synchronize_cores() -> bool {
+    // SAFETY: touches no memory.
+    unsafe { call(MEMBARRIER, [REGISTER_SYNC_CORE, 0, 0, 0, 0, 0]) }.is_ok()
+}
+
+/// Has every running thread of the process forget instructions that it fetched ahead. Where the kernel cannot, threads
+/// that return from a signal handler do so anyway, by `iret`.
 pub(crate) fn synchronize_cores() {
-    const REGISTER_SYNC_CORE: usize = 64;
-    const SYNC_CORE: usize = 32;
     // SAFETY: touches no memory.
     unsafe {
         if call(MEMBARRIER, [SYNC_CORE, 0, 0, 0, 0, 0]).is_err() {
