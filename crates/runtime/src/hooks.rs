@@ -13,6 +13,7 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
 mod planted;
+mod pooled;
 mod processes;
 
 use crate::region::{Region, region};
@@ -25,7 +26,7 @@ pub(crate) use planted::{CLASS, ORIGINAL, Pad, Planted, ROOT, ROOT_KEY, planted_
 use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::table::Recorded;
-use pointee_model::entries::Role;
+use pointee_model::entries::{Declared, Role};
 pub(crate) use processes::is_filtered;
 use processes::{
     exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, prctl_stub, syscall_stub,
@@ -60,9 +61,9 @@ unsafe extern "C" fn enter_hook() {
     );
 }
 
-/// The hook in Rust of a role.
-fn hook(role: Role) -> Hook {
-    match role {
+/// The hook in Rust of a function that does what is said of it.
+fn hook(says: Declared) -> Hook {
+    match says.role {
         Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => on_malloc,
         Role::Calloc => on_calloc,
         Role::Realloc => on_realloc,
@@ -74,8 +75,9 @@ fn hook(role: Role) -> Hook {
         Role::Exec | Role::ExecFd => on_exec,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
-        Role::PoolAlloc => on_pool_alloc,
-        Role::PoolFree => on_pool_free,
+        Role::PoolAlloc => pooled::allocating(says),
+        Role::PoolRealloc => pooled::on_pool_realloc,
+        Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
         Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
     }
 }
@@ -339,7 +341,7 @@ unsafe fn reallocate(
     let (region, thread) = (region(), state.thread());
     region.writer.prefetch(args[0] as u64);
     let is_plain = planted::is_one_class()
-        && !region.writer.has_nested()
+        && !region.nested.any()
         && !region.counters.is_capture_due(thread);
     if is_plain && threads::is_single() {
         let block = inside(state, caller.slot, original);
@@ -419,54 +421,4 @@ unsafe extern "C" fn on_reallocarray(
             b.saturating_mul(c),
         )
     }
-}
-
-unsafe extern "C" fn on_pool_alloc(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    let original = || unsafe { planted.call(a, b, c) };
-    let Some(state) = enter(slot).filter(|state| pools::enter(state, slot)) else {
-        return original();
-    };
-    let block = original();
-    pools::leave(state);
-    if block != 0 {
-        begin_writing(state);
-        // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root(), slot, rbp) };
-        let size = pools::requested(planted, [a, b, c]);
-        pools::record(region(), state, origin, block as u64, size as u64);
-        end_writing(state);
-    }
-    block
-}
-
-unsafe extern "C" fn on_pool_free(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    let block = pools::given_back(planted, [a, b, c]);
-    if let Some(state) = enter(slot)
-        && block != 0
-    {
-        let region = region();
-        begin_writing(state);
-        keep_peak(region, state);
-        if let Some(block) = region.writer.erase_nested(block as u64) {
-            pools::forget(region, state.thread(), block);
-        }
-        end_writing(state);
-    }
-    // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
 }
