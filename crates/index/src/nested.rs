@@ -64,7 +64,12 @@ impl Nested {
         let words = |from: *const AtomicU32, count: u64| {
             (0..count as usize).fold(0, |all, at| all | unsafe { (*from.add(at)).load(Relaxed) })
         };
-        let seen = words(word, own) | if other.is_null() { 0 } else { words(other, others) };
+        let seen = words(word, own)
+            | if other.is_null() {
+                0
+            } else {
+                words(other, others)
+            };
         if words::is_start(seen) {
             return false;
         }

@@ -495,8 +495,7 @@ impl<M: Memory> Index<M> {
                 self.layout.table_owners + u64::from(number) * 4,
             );
             number += 1;
-            let index =
-                owner.and_then(|owner| u64::from(owner).checked_sub(1 + level * DIRECTORY));
+            let index = owner.and_then(|owner| u64::from(owner).checked_sub(1 + level * DIRECTORY));
             let Some(index) = index.filter(|index| *index < DIRECTORY) else {
                 continue;
             };

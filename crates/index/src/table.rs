@@ -15,7 +15,9 @@
 #![allow(unsafe_code)] // Writes the region through raw pointers, one instruction in assembly; offsets are bounded by the geometry.
 
 use crate::class::Class;
-use crate::layout::{CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS};
+use crate::layout::{
+    CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS,
+};
 use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
