@@ -136,6 +136,9 @@ struct pointee_result pointee_remove(void *hook);
  * -1 when the threads could not be stopped. */
 int pointee_settle(void);
 
+/* From now on /tmp/perf-PID.map names for perf what is hooked and what was: 0, or -1 if it cannot be written. Debuggers are told always. */
+int pointee_write_perf_map(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -358,3 +358,9 @@ pub extern "C" fn pointee_remove(hook: *mut c_void) -> Outcome {
 pub extern "C" fn pointee_settle() -> c_int {
     pointee_live::settle().map_or(-1, |left| left as c_int)
 }
+
+/// From now on `/tmp/perf-PID.map` is written. 0, or -1 if it cannot be.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_write_perf_map() -> c_int {
+    pointee_live::write_perf_map().map_or(-1, |()| 0)
+}

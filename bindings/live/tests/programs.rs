@@ -150,6 +150,11 @@ fn a_debugger_sees_the_callers_from_every_instruction() {
 }
 
 #[test]
+fn perf_has_names_when_it_wants_them() {
+    check(&build("perf_map.c", "gcc", &[]), &[]);
+}
+
+#[test]
 fn coming_and_going_leaks_nothing() {
     check(&build("loop.c", "gcc", &[]), &[&times(10)]);
 }

@@ -12,12 +12,15 @@
 use pointee_model::addr::RunAddr;
 
 use crate::frames::Frames;
+use crate::perf_map;
 use crate::unwinder::Registration;
 
 /// Room for a file in memory.
 const ROOM: usize = 1408;
-/// Room for the name of what is hooked.
-const NAME: usize = 96;
+/// Behind the name of what is hooked.
+const SUFFIX: &[u8] = b"@hook\0";
+/// Room for that name.
+pub(crate) const NAME: usize = 96;
 
 /// What was told of one piece of code. May not move while it is announced.
 #[repr(C)]
@@ -25,6 +28,10 @@ pub(crate) struct Announcement {
     entry: Entry,
     told: bool,
     unwinders: Registration,
+    at: RunAddr,
+    len: u64,
+    /// Where in the file the name is.
+    name: [usize; 2],
     frames: Frames,
     file: [u8; ROOM],
 }
@@ -88,6 +95,9 @@ impl Announcement {
             },
             told: false,
             unwinders: Registration::none(),
+            at: RunAddr(0),
+            len: 0,
+            name: [0; 2],
             frames: Frames::empty(),
             file: [0; ROOM],
         }
@@ -111,6 +121,14 @@ impl Announcement {
         self.withdraw();
         self.frames = *frames;
         let file_len = write_file(&mut self.file, self.frames.as_slice(), at, len, name);
+        (self.at, self.len) = (at, len);
+        // Between the names of sections and the last zero.
+        let end = file_len.map_or(0, |file_len| file_len - 1);
+        self.name = [
+            end - (name.len().min(NAME) + SUFFIX.len() - 1).min(end),
+            end,
+        ];
+        self.write_to_perf_map();
         self.entry.file = self.file.as_ptr();
         self.entry.len = file_len.unwrap_or(0) as u64;
         self.told = true;
@@ -129,11 +147,21 @@ impl Announcement {
         }
     }
 
+    /// Under the engine's lock.
+    pub(crate) fn write_to_perf_map(&self) {
+        if let Some(name) = self.file.get(self.name[0]..self.name[1])
+            && !name.is_empty()
+        {
+            perf_map::add(self.at, self.len, name);
+        }
+    }
+
     /// Takes back what was told.
     pub(crate) fn withdraw(&mut self) {
         if !core::mem::take(&mut self.told) {
             return;
         }
+        self.name = [0; 2];
         self.unwinders.withdraw(self.frames.as_slice());
         if self.entry.len != 0 {
             // SAFETY: as above.
@@ -172,7 +200,6 @@ fn write_file(file: &mut [u8], frames: &[u8], at: RunAddr, len: u64, name: &[u8]
     const SECTIONS: usize = 5;
     const SYMBOLS: usize = 48;
     const NAMES: &[u8] = b"\0.text\0.eh_frame\0.symtab\0.strtab\0";
-    const SUFFIX: &[u8] = b"@hook\0";
     let name = name.get(..name.len().min(NAME))?;
     let frames_at = HEADER + SECTION * SECTIONS;
     let symbols_at = (frames_at + frames.len()).next_multiple_of(8);

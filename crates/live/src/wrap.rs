@@ -364,7 +364,7 @@ struct Told(core::cell::UnsafeCell<Announcement>);
 unsafe impl Sync for Told {}
 
 /// What unwinder and debugger were told of the thunks. Under the engine's lock.
-fn announced() -> &'static mut Announcement {
+pub(crate) fn announced() -> &'static mut Announcement {
     static TOLD: Told = Told(core::cell::UnsafeCell::new(Announcement::new()));
     // SAFETY: under the lock, and not kept.
     unsafe { &mut *TOLD.0.get() }

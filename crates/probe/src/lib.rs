@@ -54,8 +54,10 @@ mod points;
 mod room;
 mod subjects;
 mod tactics;
+mod values;
 
 pub use functions::{Exclusion, Function};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};
+pub use values::{Form, Seen, Value, ValueKind};
