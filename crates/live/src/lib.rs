@@ -23,6 +23,8 @@
 #![no_std]
 
 mod announce;
+pub mod callers;
+mod change;
 pub mod entry;
 mod frames;
 pub mod hook;
@@ -31,10 +33,12 @@ mod lock;
 mod maps;
 mod objects;
 mod pages;
+mod perf_map;
 pub mod probe;
 mod processor;
 pub mod refusal;
 mod restart;
+mod settle;
 pub mod sites;
 pub mod slots;
 pub mod stop;
@@ -46,13 +50,16 @@ mod text;
 mod unwinder;
 pub mod wrap;
 
+pub use callers::redirect_callers;
 pub use entry::replace;
-pub use hook::{Installed, settle};
+pub use hook::Installed;
+pub use perf_map::write_perf_map;
 pub use pointee_patch::arch::x86_64::context::{Action, Context, Registers};
 pub use pointee_patch::arch::x86_64::liveness::Convention;
 pub use pointee_patch::arch::x86_64::stores::Stored;
 pub use probe::{Probe, probe};
 pub use refusal::Refusal;
+pub use settle::settle;
 pub use sites::redirect;
 pub use slots::{SlotHook, redirect_imports};
 pub use stop::{Pause, StopError};

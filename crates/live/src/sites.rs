@@ -17,8 +17,9 @@ use pointee_patch::arch::x86_64::decode::{Flow, Instruction, decode};
 use pointee_patch::arch::x86_64::emit::{Emitter, distance};
 use pointee_patch::arch::x86_64::{MAX_INSTRUCTION_LEN, PAD_LEN};
 
+use crate::change::Change;
 use crate::frames::Frames;
-use crate::hook::{self, Change, Hook, Installed, Made, Purpose};
+use crate::hook::{self, Hook, Installed, Made, Purpose, Slot};
 use crate::island::{RELAY, SLOT};
 use crate::maps::Maps;
 use crate::refusal::Refusal;
@@ -41,7 +42,14 @@ pub unsafe fn redirect(
     let mut held = stop::exclusive();
     let make = |hook: &mut Hook, text: &Text| make(hook, text, site, destination);
     let ready = |at: RunAddr| original.store(at.0, Release);
-    hook::install(&mut held, site, Purpose::Replace(destination), make, ready)
+    hook::install(
+        &mut held,
+        site,
+        Purpose::Replace(destination),
+        Slot::Near(site),
+        make,
+        ready,
+    )
 }
 
 fn make(

@@ -15,7 +15,8 @@
 //! - The **counters**, 64 bits each, lie in the pages right behind the island, so that distances to
 //!   them never change. For each, **counters** has the offset of its instruction, `ds inc` of
 //!   memory. The first byte of it, a prefix without effect (`3E`), becomes `lock` (`F0`) before the
-//!   program has a second thread or process: counts are exact in both, and cheap in the first.
+//!   program has a second thread or process: counts are exact in both, and cheap in the first. Words among
+//!   them that no such instruction counts have the offset [`NOBODY`].
 //! - **pads** are the bytes to write in the module, sorted by address; with the distance to the
 //!   island corrected by `delta` where `is_relative`.
 //! - A pad that is a **trap**, one `int3`, says where in the island the thread that meets it goes on.
@@ -36,6 +37,8 @@ pub const PAGE: usize = 4096;
 pub const UNLOCKED: u8 = 0x3e;
 /// `lock`.
 pub const LOCKED: u8 = 0xf0;
+/// Instead of an instruction's offset: the word is written in other ways.
+pub const NOBODY: u32 = u32::MAX;
 /// Bytes of one pad's record.
 pub const PAD_RECORD_LEN: usize = 48;
 /// The most bytes that a pad has.

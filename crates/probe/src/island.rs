@@ -4,6 +4,7 @@
 //!   for each displaced block, in order of address:
 //!     for each of its instructions:
 //!       the counters that belong before it   [save flags] ds inc [rip+counter] [restore flags]
+//!       values that are taken down there     save; mov rax, register; lea rcx, [rip+record]; call; restore
 //!       the instruction, relocated           branches to displaced blocks go to their copies
 //!     a jump to what comes next, unless its copy comes next here too
 //! ```
@@ -24,12 +25,13 @@ use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_patch::arch::x86_64::decode::decode;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
-use pointee_patch::placement::{Event, Header, PAD_MAX, PAGE, PadBytes, UNLOCKED};
+use pointee_patch::placement::{Event, Header, NOBODY, PAD_MAX, PAGE, PadBytes, UNLOCKED};
 
 use crate::blocks::Blocks;
 use crate::code::{Code, Kind, Place};
 use crate::flags::{Liveness, dead_register, is_plain};
 use crate::place::{Displaced, Pad, Placement, callers};
+use crate::values::{self, Operands};
 
 /// How far a counter is moved up.
 const HOIST: usize = 8;
@@ -50,6 +52,8 @@ pub(crate) struct Island {
     pub(crate) bytes: Vec<u8>,
     /// For each counter, the instruction that it counts.
     pub(crate) counted: Vec<u32>,
+    /// For each value that is taken down, in order of its point, the number of its first word among the counters.
+    pub(crate) recorded: Vec<u32>,
 }
 
 /// Copies that do not fit: more than a 32-bit offset can name.
@@ -61,6 +65,8 @@ pub(crate) struct TooLarge;
 pub(crate) struct Wishes<'w> {
     /// These are counted.
     pub(crate) points: &'w [bool],
+    /// These take down values that pass them.
+    pub(crate) operands: &'w Operands,
     /// These call their event's slot.
     pub(crate) watched: &'w BTreeMap<usize, Event>,
     /// These system calls are handed over.
@@ -85,6 +91,10 @@ struct Builder<'b, 'e> {
     /// Offset of each counter's instruction.
     counters: Vec<u32>,
     counted: Vec<u32>,
+    /// Where the routine is that takes values down.
+    routine: u32,
+    /// For each value, its point and where the distance to its record is.
+    records: Vec<(usize, u32)>,
     /// Distances to blocks: field, address. Known when all copies are written.
     links: Vec<(u32, u64)>,
     /// All direct branches and calls, if any of their targets is reached by them alone.
@@ -121,9 +131,15 @@ pub(crate) fn build(
         absolute: Vec::new(),
         counters: Vec::new(),
         counted: Vec::new(),
+        routine: 0,
+        records: Vec::new(),
         links: Vec::new(),
         callers: Vec::new(),
     };
+    if !wishes.operands.is_empty() {
+        builder.routine = builder.island.len() as u32;
+        builder.island.extend(values::ROUTINE);
+    }
     if placement
         .displaced
         .iter()
@@ -176,6 +192,16 @@ impl Builder<'_, '_> {
                 self.call_slot(*event);
             }
             self.count(index, last, &due, liveness);
+            if let Some(operands) = self
+                .wishes
+                .operands
+                .get(&index)
+                .filter(|_| self.wishes.points[index])
+            {
+                let fields = values::emit(&mut self.island, operands, self.routine);
+                self.records
+                    .extend(fields.into_iter().map(|field| (index, field)));
+            }
             let is_last = index + 1 == last;
             if index == first && behind_mark {
                 continue; // The `endbr64` runs at home.
@@ -534,11 +560,12 @@ impl Builder<'_, '_> {
     fn finish(mut self) -> Island {
         self.island
             .resize(self.island.len().next_multiple_of(PAGE), FILL);
-        let counters = std::mem::take(&mut self.counters);
+        let mut counters = std::mem::take(&mut self.counters);
         for (number, at) in counters.iter().enumerate() {
             let counter = self.island.len() as u64 + 8 * number as u64;
             self.fill(at + 4, counter.wrapping_sub(u64::from(*at) + 8) as u32);
         }
+        let recorded = self.place_records(&mut counters);
         let pads = self.pads();
         let header = Header {
             base: self.base,
@@ -560,6 +587,23 @@ impl Builder<'_, '_> {
         Island {
             bytes,
             counted: self.counted,
+            recorded,
         }
+    }
+
+    /// Puts the records behind the counters, as words that no single instruction counts. The answer: the first word of each.
+    fn place_records(&mut self, counters: &mut Vec<u32>) -> Vec<u32> {
+        let mut records = std::mem::take(&mut self.records);
+        // A block's values are written when the block is; what asks for them goes by the points.
+        records.sort_by_key(|(point, _)| *point);
+        let mut first_words = Vec::new();
+        for (_, field) in records {
+            let first = counters.len();
+            let record = self.island.len() as u64 + 8 * first as u64;
+            self.fill(field, record.wrapping_sub(u64::from(field) + 4) as u32);
+            first_words.push(first as u32);
+            counters.resize(first + values::WORDS, NOBODY);
+        }
+        first_words
     }
 }

@@ -59,8 +59,10 @@ mod room;
 mod signals;
 mod subjects;
 mod tactics;
+mod values;
 
 pub use functions::{Exclusion, Function};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};
+pub use values::{Form, Seen, Value, ValueKind};

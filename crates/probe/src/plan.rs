@@ -15,6 +15,7 @@ use crate::points::{At, is_padding, mark_points};
 use crate::signals;
 use crate::subjects::{self, Subjects};
 use crate::tactics::{Refusal, Tactic};
+use crate::values::{self, Operand, Operands, Source, Value, ValueKind};
 
 /// What is wanted of a file.
 #[derive(Clone, Copy)]
@@ -93,6 +94,8 @@ pub struct Plan {
     pub subjects: Vec<String>,
     /// In order of address.
     pub points: Vec<Point>,
+    /// By the number of a point's counter, the values that pass it as far as they are known.
+    pub values: BTreeMap<u32, Vec<Value>>,
     /// How many of what is asked for are no points, by rule.
     pub excluded: BTreeMap<Exclusion, u64>,
     /// See [`pointee_patch::placement`].
@@ -110,11 +113,7 @@ impl Plan {
         }
         let code = Code::read(elf);
         let blocks = Blocks::of(&code);
-        let about = match wanted.at {
-            At::Inlined => subjects::inlined(&code, &subjects::facts(&code), wanted.subjects),
-            At::Write => subjects::writes(&code, &subjects::facts(&code), wanted.subjects),
-            _ => Subjects::new(),
-        };
+        let (about, operands) = subjects_and_values(&code, wanted);
         let marked = mark_points(&code, wanted.at, &about, wanted.functions);
         let dense = wanted.at == At::Instruction;
         let watched = watched(&code);
@@ -139,6 +138,7 @@ impl Plan {
         let liveness = Liveness::of(&code, &blocks);
         let wishes = island::Wishes {
             points: &marked,
+            operands: &operands,
             watched: &watched,
             signal_calls: &signal_calls,
             traps: wanted.traps,
@@ -149,6 +149,20 @@ impl Plan {
         for (number, place) in island.counted.iter().enumerate() {
             counters[*place as usize] = Some(number as u32);
         }
+        let mut records = island.recorded.into_iter();
+        let values_of = |(place, operands): (&usize, &Vec<Operand>)| {
+            let counter = counters.get(*place).copied().flatten()?;
+            let known = operands.iter().map(|operand| Value {
+                name: operand.name.clone(),
+                form: operand.form,
+                kind: match operand.source {
+                    Source::Constant(value) => ValueKind::Constant(value),
+                    _ => ValueKind::Recorded(records.next().unwrap_or(u32::MAX)),
+                },
+            });
+            Some((counter, known.collect()))
+        };
+        let values = operands.iter().filter_map(values_of).collect();
         let names: BTreeSet<&String> = about.values().collect();
         let names: Vec<String> = names.into_iter().cloned().collect();
         let mut points = Vec::new();
@@ -181,6 +195,7 @@ impl Plan {
             functions: code.functions,
             subjects: names,
             points,
+            values,
             placement: island.bytes,
         })
     }
@@ -223,6 +238,23 @@ fn excluded(code: &Code<'_>, wanted: &Wanted<'_>) -> BTreeMap<Exclusion, u64> {
         }
     }
     counts
+}
+
+/// What the instructions that are asked for are about, and the values that pass them.
+fn subjects_and_values(code: &Code<'_>, wanted: &Wanted<'_>) -> (Subjects, Operands) {
+    let facts = match wanted.at {
+        At::Inlined | At::Write => subjects::facts(code),
+        _ => return Default::default(),
+    };
+    if wanted.at == At::Inlined {
+        let about = subjects::inlined(code, &facts, wanted.subjects);
+        let operands = values::parameters(code, &facts, &about);
+        (about, operands)
+    } else {
+        let about = subjects::writes(code, &facts, wanted.subjects);
+        let operands = values::stores(code, &facts, &about);
+        (about, operands)
+    }
 }
 
 /// The entries of [`WATCHED`] functions, if this is the C library or the dynamic linker.

@@ -33,6 +33,7 @@
 mod api;
 mod callee;
 mod cfi;
+mod declared;
 mod environ_end;
 mod environment;
 mod exec;
