@@ -401,7 +401,10 @@ fn word(role: Role) -> &'static str {
         Role::Syscall => "syscall",
         Role::Brk => "brk",
         Role::PoolAlloc => "pool",
+        Role::PoolRealloc => "pool's realloc",
         Role::PoolFree => "pool's free",
+        Role::PoolReset => "pool's end",
+        Role::PoolTrim => "pool's rewind",
     }
 }
 
@@ -420,7 +423,10 @@ fn purpose(role: Role) -> &'static str {
         }
         Role::Free | Role::Delete => "frees: blocks are taken out",
         Role::PoolAlloc => "cuts blocks out of others: they are recorded too",
-        Role::PoolFree => "takes a pool's blocks back: they are taken out",
+        Role::PoolRealloc => "takes a pool's block back and cuts out another",
+        Role::PoolFree => "takes a pool's block back: it is taken out",
+        Role::PoolReset => "takes all of a pool's blocks back",
+        Role::PoolTrim => "takes back what a pool cut out since",
         Role::Fork => "makes a child, which gets an index of its own",
         Role::Exec | Role::ExecFd | Role::ExecAt => {
             "starts another program, which the runtime is to be loaded into"

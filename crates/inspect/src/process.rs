@@ -14,7 +14,7 @@ use pointee_index::records::{Role, module_flags};
 use pointee_index::{Index, Memory, read::OriginNode};
 use pointee_model::addr::{LinkAddr, LoadBias, RunAddr};
 use pointee_model::entries::is_language_library;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -211,8 +211,10 @@ pub struct ProcessData {
     pub hooks: Vec<HookInfo>,
     /// Distinct paths.
     pub paths: Vec<Path>,
-    /// Sum of all paths.
+    /// Sum of all paths but those of pools.
     pub total: Tally,
+    /// Sum of the paths of pools, whose blocks were cut out of others.
+    pub pooled: Tally,
     /// Frees that may have been made by the wrong function.
     pub mismatches: Vec<Mismatch>,
     /// Highest number of live bytes.
@@ -237,6 +239,7 @@ impl ProcessData {
             hooks: Vec::new(),
             paths: Vec::new(),
             total: Tally::default(),
+            pooled: Tally::default(),
             mismatches: Vec::new(),
             peak_bytes: 0,
             footprint: Footprint::default(),
@@ -260,10 +263,17 @@ impl ProcessData {
         let mut paths: Vec<Path> = Vec::new();
         let mut path_of = HashMap::new();
         let mut known: HashMap<(u32, Vec<Frame>), usize> = HashMap::new();
-        let mut total = Tally::default();
+        let cutting = hooks.iter().filter(|hook: &&HookInfo| hook.role.cuts_out());
+        let pools: HashSet<u32> = cutting.map(|hook| hook.root).collect();
+        let (mut total, mut pooled) = (Tally::default(), Tally::default());
         for (origin, tally) in tallies {
-            total = total.plus(tally);
             let (root, frames) = path_to(origin, &nodes, &modules);
+            let sum = if pools.contains(&root) {
+                &mut pooled
+            } else {
+                &mut total
+            };
+            *sum = sum.plus(tally);
             let at = *known
                 .entry((root, frames))
                 .or_insert_with_key(|(root, frames)| {
@@ -285,6 +295,7 @@ impl ProcessData {
                 path.tally.peak = path.tally.live();
             }
             total.peak = total.live();
+            pooled.peak = pooled.live();
         }
         Self {
             program: string(index, index.header_u32(offset_of!(Header, program))),
@@ -296,6 +307,7 @@ impl ProcessData {
             hooks,
             paths,
             total,
+            pooled,
             mismatches,
             peak_bytes,
             footprint,

@@ -11,6 +11,7 @@ fn pad(at: u64, is_relative: bool) -> PadBytes {
         at: LinkAddr(at),
         len: 5,
         is_relative,
+        trap: None,
         bytes,
         original: [0x90; 16],
     }

@@ -55,6 +55,8 @@ pub(crate) enum Kind {
     Return,
     Trap,
     Syscall,
+    /// An `int3` of the program's own: its handler may ask where it was.
+    Breakpoint,
     /// `xbegin`, and bytes that are no instruction: stay where they are.
     Fixed,
 }
@@ -65,8 +67,11 @@ impl Kind {
         let flow = instruction.flow;
         let short_branch = flow.relative().is_some() && instruction.prefixes.short_operand();
         let low_operand = instruction.rip_relative.is_some() && instruction.prefixes.address_size;
-        if short_branch || low_operand || instruction.is(Map::Primary, 0xcc) {
+        if short_branch || low_operand {
             return Self::Fixed;
+        }
+        if instruction.is(Map::Primary, 0xcc) {
+            return Self::Breakpoint;
         }
         match flow {
             Flow::Next => Self::Next,
@@ -89,7 +94,7 @@ impl Kind {
     /// Whether the copy of its block goes back for it, so that whoever looks at a thread that is
     /// inside — an unwinder, a debugger, a signal handler — sees the original code.
     pub(crate) fn stays(self) -> bool {
-        self.is_call() || self == Self::Syscall
+        self.is_call() || matches!(self, Self::Syscall | Self::Breakpoint)
     }
 
     /// Whether control never goes on to the next instruction.

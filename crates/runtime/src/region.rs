@@ -19,6 +19,7 @@ use pointee_index::direct::Reader;
 use pointee_index::handoff::{HELLO_MAGIC, Hello, key};
 use pointee_index::layout::{Layout, MAGIC, VERSION, unseen};
 use pointee_index::mismatches::Mismatches;
+use pointee_index::nested::Nested;
 use pointee_index::origins::{Origins, ROOTS};
 use pointee_index::{Geometry, Header, Writer};
 
@@ -28,10 +29,12 @@ pub(crate) struct Region {
     pub(crate) layout: Layout,
     pub(crate) geometry: Geometry,
     pub(crate) writer: Writer,
+    pub(crate) nested: Nested,
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
     pub(crate) mismatches: Mismatches,
     pub(crate) reader: Reader,
+    pub(crate) nested_reader: Reader,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
     /// How much of it is in the file that others hold, if any: all, or all but the tables.
@@ -194,10 +197,12 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             layout,
             geometry,
             writer: Writer::new(base, &layout),
+            nested: Nested::new(base, &layout),
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
             mismatches: Mismatches::new(base, &layout),
             reader: Reader::new(base, &layout),
+            nested_reader: Reader::of_pools(base, &layout),
             shared,
             shared_len: if are_private {
                 layout.tables

@@ -9,7 +9,7 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, hooks, locate, operators, probes, process, threads};
+use crate::{api, declared, hooks, locate, operators, probes, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::unseen;
@@ -126,6 +126,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         probes::start();
         return;
     }
+    declared::set_up();
     modules::each(api::arrived);
     threads::find_single();
     let Some(planter) = Planter::new() else {

@@ -17,7 +17,7 @@ use std::process::Command;
 const HEAD: &str = "
 # Probes: how they are placed, and what they cost
 
-Made by `cargo xtask bench probe`; `pointee probe --help` says how to ask. No traps are used: what is not placed has no
+Made by `cargo xtask bench probe`; `pointee probe --help` says how to ask. What is not placed has no
 counter, and is listed by name and reason in the report.
 
 | word | how control comes to the counter |
@@ -29,9 +29,11 @@ counter, and is listed by name and reason in the report.
 | relay | a two-byte jump to a five-byte one in dead bytes near by |
 | callers | nothing is changed at a function's start; all that call it call the copy |
 | copied | through a copy that it follows, or that branches to it |
+| trap | an `int3`, where nothing else fits; `--no-traps` refuses it |
 
 Not counted as functions, by rule: linkage stubs (`.plt`, `.plt.got`, `.plt.sec`, `.iplt`), cold parts of functions (a symbol
-that says `.cold`, or an FDE that begins with a frame already set up), signal-return stubs.
+that says `.cold`, or an FDE that begins with a frame already set up), signal-return stubs. Not counted as instructions: those
+of signal-return stubs, and what no known way leads to (it may be data).
 ";
 
 /// Files whose placement is shown, where they are installed.
@@ -80,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn place(pointee: &Path) -> Result<()> {
-    const TACTICS: [&str; 7] = [
+    const TACTICS: [&str; 8] = [
         "jump",
         "neighbours",
         "padding",
@@ -88,9 +90,10 @@ fn place(pointee: &Path) -> Result<()> {
         "relay",
         "callers",
         "copied",
+        "trap",
     ];
     for at in ["entry", "instruction"] {
-        println!("## Placement, `--at {at}`, without traps\n");
+        println!("## Placement, `--at {at}`\n");
         let head = ["file", "points", "placed", "%"].into_iter().chain(TACTICS);
         let mut table = Table::new(head);
         for file in FILES.iter().filter(|file| Path::new(file).exists()) {

@@ -5,7 +5,7 @@ use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::text::{Style, short};
 use pointee_meta::cache;
-use pointee_meta::config::{Config, Kind, Rule};
+use pointee_meta::config::{Config, Kind, Rule, built_in};
 use pointee_meta::elf::Elf;
 use pointee_meta::facts::{Facts, Function};
 use pointee_meta::sites::{Sites, Size, Wrapper};
@@ -113,7 +113,10 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
             by,
             why,
         };
-        if let Some(rule) = config.rules_for(name, file).first() {
+        let built_in = || built_in().rules_for(name, file);
+        let own = config.rules_for(name, file).into_iter().chain(built_in());
+        let is_said = |rule: &&Rule| rule.kind != Kind::Pair;
+        if let Some(rule) = own.filter(is_said).next() {
             if rule.kind != Kind::Ignore {
                 let why = match rule.hooked_as() {
                     Some(_) => "declared; its calls are recorded",

@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     /// Where the report goes: a file, or `-` for standard output [default: standard error].
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out what only a trap (int3) could serve: so it is always, no traps are used.
+    /// Leave out what only a trap (int3) can serve.
     #[arg(long)]
     no_traps: bool,
     /// Show how the points of FILE would be placed; nothing is run.
@@ -114,6 +114,8 @@ struct ModuleRow {
     placed: u64,
     tactics: BTreeMap<&'static str, u64>,
     refused: Vec<RefusedRow>,
+    /// How many of what was asked for are no points, by rule.
+    excluded: BTreeMap<&'static str, u64>,
     hits: Vec<HitRow>,
 }
 
@@ -274,6 +276,11 @@ impl ModuleRow {
                 .map(|(tactic, count)| (tactic.name(), count))
                 .collect(),
             refused,
+            excluded: plan
+                .excluded
+                .iter()
+                .map(|(rule, count)| (rule.name(), *count))
+                .collect(),
             hits,
         }
     }
@@ -290,6 +297,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         subjects: subjects.to_vec(),
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),
+        traps: !arguments.no_traps,
     };
     match &arguments.dry_run {
         Some(file) => {
@@ -386,6 +394,9 @@ fn text(report: &Report) -> String {
             grouped(module.points),
             tactics.join(", ")
         );
+        for (rule, count) in &module.excluded {
+            let _ = writeln!(text, "    left out {}: {rule}", grouped(*count));
+        }
         for refused in module.refused.iter().take(ROWS) {
             let _ = writeln!(
                 text,

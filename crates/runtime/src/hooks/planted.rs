@@ -103,7 +103,7 @@ impl Planted {
             to.write(Self {
                 original,
                 entry,
-                hook: super::hook(role),
+                hook: super::hook(declared),
                 root_key: u64::from(root) << PARENT_SHIFT,
                 root,
                 class: class.bits(),
