@@ -15,7 +15,7 @@ fn compile(name: &str) -> (TempDir, PathBuf) {
     let folder = TempDir::new().expect("a folder");
     let program = folder.path().join("program");
     let status = Command::new("gcc")
-        .args(["-g", "-O1", "-pthread", "-w", "-o"])
+        .args(["-g", "-O1", "-pthread", "-rdynamic", "-w", "-o"])
         .arg(&program)
         .arg(source)
         .status()
@@ -83,6 +83,11 @@ fn flags_and_masks_of_handlers_hold() {
 #[test]
 fn a_blocked_signal_waits_and_traps_do_not() {
     check("blocked", "");
+}
+
+#[test]
+fn threads_that_wait_are_unwound_and_cancelled() {
+    check("cancelled", "");
 }
 
 #[test]

@@ -19,7 +19,7 @@ numbers! {
     MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, FTRUNCATE = 77, READLINK = 89,
     GETPPID = 110, PRCTL = 157, GETTID = 186, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     TGKILL = 234, OPENAT = 257,
-    FACCESSAT = 269, RT_TGSIGQUEUEINFO = 297, PRLIMIT64 = 302, PROCESS_VM_READV = 310, MEMFD_CREATE = 319, MEMBARRIER = 324,
+    FACCESSAT = 269, RT_TGSIGQUEUEINFO = 297, PRLIMIT64 = 302, PROCESS_VM_READV = 310, KCMP = 312, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
 
 /// # Safety
@@ -172,6 +172,13 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
         )
     };
     before
+}
+
+/// Whether this process runs in the memory of `other`; `false` where the kernel does not tell.
+pub(crate) fn shares_memory_with(other: u32) -> bool {
+    const KCMP_VM: usize = 1;
+    // SAFETY: touches no memory.
+    unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) == 0 }
 }
 
 /// Whether a debugger has this process.

@@ -255,12 +255,15 @@ pub(crate) fn borrower() -> Option<u32> {
         return None;
     }
     let process = sys::getpid() as u32;
-    if own
-        .process
-        .compare_exchange(0, process, Relaxed, Relaxed)
-        .is_ok()
-    {
-        return None; // A forked child, whose memory is a copy.
+    if own.process.load(Relaxed) == 0 {
+        // The memory is a forked child's copy; that child is this process, or else its parent.
+        let parent = sys::getppid() as u32;
+        let owner = if sys::shares_memory_with(parent) {
+            parent
+        } else {
+            process
+        };
+        own.process.store(owner, Relaxed);
     }
     (own.process.load(Relaxed) != process).then_some(process)
 }

@@ -36,7 +36,10 @@ their size.
 The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
 threads too, and include what the program's forked children do until they execute another program,
 which is not counted. Functions are named by symbols; in stripped files by their addresses. Not
-counted as functions: linkage stubs, cold parts of functions, signal-return stubs.")]
+counted as functions: linkage stubs, cold parts of functions, signal-return stubs.
+
+Where no jump fits, a trap (int3) is placed. The program's own SIGTRAP stays what it made it; a debugger has to hand the
+signal on (gdb: handle SIGTRAP nostop noprint pass).")]
 pub(crate) struct Arguments {
     /// Which instructions are counted.
     #[arg(long, value_enum, default_value_t = Which::Entry, value_name = "WHICH")]
@@ -59,7 +62,7 @@ pub(crate) struct Arguments {
     /// Where the report goes: a file, or `-` for standard output [default: standard error].
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out what only a trap (int3) can serve.
+    /// Place no traps: leave out what nothing else fits at.
     #[arg(long)]
     no_traps: bool,
     /// Show how the points of FILE would be placed; nothing is run.
