@@ -25,6 +25,7 @@
 mod announce;
 pub mod callers;
 mod change;
+mod crowd;
 pub mod entry;
 mod frames;
 pub mod hook;
