@@ -11,7 +11,7 @@
 //! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`Installed::remove`] returned does not | one byte, and all made to see it; or five, written while all threads stand still |
 //! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
 //! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
-//! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`hook`] |
+//! | after removal the text is what it was, byte for byte, and [`settle()`] gives all memory back | [`hook`] |
 //! | around a [`probe`](mod@probe)'s handler all is kept that somebody may still read | `xsavec`, or the function's own code tells what |
 //! | what cannot be done so is a [`Refusal`], and nothing has changed | |
 //!
