@@ -338,6 +338,8 @@ pub mod site_flags {
     /// The call of a function that jumps to an allocation function: it has the type of that site, of whose function no
     /// frame remains, and counts where it is the innermost frame outside of wrappers and libraries of the language.
     pub const STAND_IN: u16 = 16;
+    /// No call: the instruction carves the block out of the stack, or of a pool by moving its cursor.
+    pub const NO_CALL: u16 = 32;
 }
 
 impl SiteRecord {
