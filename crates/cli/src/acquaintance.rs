@@ -13,8 +13,8 @@
 //! ```
 
 use crate::configuration;
-use pointee_meta::cache::{self, Options};
 use pointee_index::handoff::DECLARED;
+use pointee_meta::cache::{self, Options};
 use pointee_meta::config::{self, Rule};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;

@@ -15,7 +15,9 @@
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
 use crate::class::Class;
-use crate::layout::{CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS};
+use crate::layout::{
+    CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS,
+};
 use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -210,6 +212,14 @@ impl Writer {
             size,
             origin: words::classed_origin(first),
         }
+    }
+
+    /// Whether a block is recorded at that very address.
+    #[must_use]
+    pub fn is_start(&self, address: u64) -> bool {
+        let word = self.word(address);
+        // SAFETY: a granule word of a mapped table.
+        !word.is_null() && words::is_start(unsafe { (*word).load(Relaxed) })
     }
 
     /// Marks the block at `address` as one that others were cut out of.

@@ -116,7 +116,12 @@ impl Names {
 
     /// Calls `found` if the name that `text` begins with, up to a NUL, is one of those.
     #[inline]
-    pub(crate) fn take(&mut self, text: &[u8], place: (u64, u64), found: &mut impl FnMut(Function)) {
+    pub(crate) fn take(
+        &mut self,
+        text: &[u8],
+        place: (u64, u64),
+        found: &mut impl FnMut(Function),
+    ) {
         if self.beginnings & beginning(text) == 0 {
             return;
         }

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
+mod mapped;
 mod planted;
 mod pooled;
 mod processes;
@@ -78,7 +79,16 @@ fn hook(says: Declared) -> Hook {
         Role::PoolAlloc => pooled::allocating(says),
         Role::PoolRealloc => pooled::on_pool_realloc,
         Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
-        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
+        Role::LinkMap
+        | Role::Other
+        | Role::Prctl
+        | Role::Syscall
+        | Role::ExecAt
+        | Role::Mmap
+        | Role::Munmap
+        | Role::Mprotect
+        | Role::Mremap
+        | Role::Shmat => on_link_map,
     }
 }
 
@@ -92,6 +102,9 @@ pub(crate) fn destination(role: Role) -> u64 {
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
         Role::ExecAt => exec_stub,
+        Role::Mmap | Role::Munmap | Role::Mprotect | Role::Mremap | Role::Shmat => {
+            mapped::mapping_stub
+        }
         _ => enter_hook,
     };
     code as *const () as u64
@@ -340,9 +353,8 @@ unsafe fn reallocate(
     };
     let (region, thread) = (region(), state.thread());
     region.writer.prefetch(args[0] as u64);
-    let is_plain = planted::is_one_class()
-        && !region.nested.any()
-        && !region.counters.is_capture_due(thread);
+    let is_plain =
+        planted::is_one_class() && !region.nested.any() && !region.counters.is_capture_due(thread);
     if is_plain && threads::is_single() {
         let block = inside(state, caller.slot, original);
         begin_writing(state);
@@ -387,6 +399,10 @@ unsafe fn reallocate(
         // SAFETY: `slot` is the stack pointer at the hooked entry.
         let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
         record(region, thread, origin, block, size);
+        if block == args[0] && old.is_some_and(|old| Class::of(old.origin).is_container()) {
+            // It grew, or shrank, where it is: what was cut out of it is still there.
+            region.writer.mark_container(block as u64);
+        }
     }
     end_writing(state);
     block

@@ -41,6 +41,7 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mappings;
 mod mismatch;
 mod modules;
 mod operators;

@@ -26,7 +26,9 @@ pub enum SignatureError {
     #[error("expected a signature like `xcalloc(zZ)p`, found `{0}`")]
     Form(String),
     /// A letter that stands for nothing.
-    #[error("expected `z` (size), `p` (pointer), `i` (integer) or `h` (pool) for an argument, found `{0}`")]
+    #[error(
+        "expected `z` (size), `p` (pointer), `i` (integer) or `h` (pool) for an argument, found `{0}`"
+    )]
     Argument(char),
     /// A result that is none.
     #[error("expected `p` or nothing as the result, found `{0}`")]

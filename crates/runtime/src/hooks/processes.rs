@@ -2,9 +2,9 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
-use super::Planted;
+use super::{Planted, mapped};
 use crate::exec::{self, Named};
-use crate::{heap, process};
+use crate::{heap, mappings, process};
 use core::arch::naked_asm;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
@@ -42,12 +42,32 @@ pub(super) unsafe extern "C" fn syscall_stub() {
         "je 3f",
         "cmp rdi, {execveat}",
         "je 3f",
+        "cmp rdi, {mmap}",
+        "je 4f",
+        "cmp rdi, {mprotect}",
+        "je 4f",
+        "cmp rdi, {munmap}",
+        "je 4f",
+        "cmp rdi, {mremap}",
+        "je 4f",
+        "cmp rdi, {shmat}",
+        "je 4f",
+        "cmp rdi, {pkey_mprotect}",
+        "je 4f",
         "jmp [r11]", // the original
         "3: jmp {exec}",
+        "4: jmp {mapping}",
         filtered = sym FILTERED,
         execve = const SYS_EXECVE,
         execveat = const SYS_EXECVEAT,
         exec = sym exec_stub,
+        mmap = const mapped::IS_MAPPING[0],
+        mprotect = const mapped::IS_MAPPING[1],
+        munmap = const mapped::IS_MAPPING[2],
+        mremap = const mapped::IS_MAPPING[3],
+        shmat = const mapped::IS_MAPPING[4],
+        pkey_mprotect = const mapped::IS_MAPPING[5],
+        mapping = sym mapped::mapping_stub,
     );
 }
 
@@ -159,6 +179,7 @@ pub(super) unsafe extern "C" fn on_brk(
     // SAFETY: the program's own call.
     let error = unsafe { planted.call(a, b, c) };
     if error as i32 == 0 {
+        mappings::heap_ends_at(a as u64);
         heap::grown(a as u64);
     }
     error
