@@ -9,13 +9,16 @@
 //! ```text
 //!   CACHE/programs/<hash of the path>      one object's path a line, as of the last run
 //!   SESSION/images/<build ID>.img          links to images that are up to date
+//!   SESSION/images/declared                functions that the configuration names, for objects without an image
 //! ```
 
 use crate::configuration;
+use pointee_index::handoff::DECLARED;
 use pointee_meta::cache::{self, Options};
-use pointee_meta::config::Rule;
+use pointee_meta::config::{self, Rule};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
+use pointee_model::entries::Declared;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -48,6 +51,8 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     if std::fs::create_dir(&folder).is_err() {
         return folder;
     }
+    // Where it cannot be written, pools stay unseen at the first run.
+    let _ = std::fs::write(folder.join(DECLARED), declared());
     let options = configuration::options();
     let note = note.unwrap_or_default();
     let program = program.to_str().into_iter();
@@ -60,6 +65,16 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
         paths.par_iter().for_each(introduce);
     }
     folder
+}
+
+/// The functions that are declared by their whole names, a line each, as the runtime reads them.
+fn declared() -> String {
+    let mut config = config::built_in().clone();
+    config.add(configuration::config().clone());
+    let line = |(declared, module, name): (Declared, &str, &str)| {
+        format!("{:x} {module} {name}\n", declared.to_word())
+    };
+    config.hooked_by_name().into_iter().map(line).collect()
 }
 
 /// Links the image of one object, if it is up to date, into the session's `folder`.

@@ -99,6 +99,7 @@ pub struct Claim {
     sequence: u32,
 }
 
+#[inline(always)]
 fn is_shared(thread: &Thread) -> bool {
     thread.slot.load(Relaxed) == SHARED
 }
@@ -276,6 +277,22 @@ impl Counters {
         bump(&counts.frees, 1, true);
         bump(&counts.freed_bytes, bytes, true);
         self.header().live_bytes.fetch_sub(bytes as i64, Relaxed);
+    }
+
+    /// Counts a block that was cut out of another: the process is not higher for it.
+    #[inline(always)]
+    pub fn cut_out(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let (counts, shared) = (self.counts_of(thread, origin), is_shared(thread));
+        bump(&counts.allocations, 1, shared);
+        bump(&counts.bytes, bytes, shared);
+    }
+
+    /// Counts that such a block was given back.
+    #[inline(always)]
+    pub fn put_back(&self, thread: &Thread, origin: u32, bytes: u64) {
+        let (counts, shared) = (self.counts_of(thread, origin), is_shared(thread));
+        bump(&counts.frees, 1, shared);
+        bump(&counts.freed_bytes, bytes, shared);
     }
 
     /// Takes back a [`Self::freed`]: the block lives on.

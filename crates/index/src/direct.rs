@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // Reads the region through raw pointers; offsets are bounded by the geometry.
 
 use crate::Writer;
-use crate::layout::{CHUNK_SHIFT, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
+use crate::layout::{CHUNK_SHIFT, CHUNKS, DIRECTORY, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
 use crate::layout::{SPILL_BYTES, TABLE_WORDS};
 use crate::read::Block;
 use crate::table::{directory_index, granule};
@@ -15,11 +15,13 @@ use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-/// Reads the tables of one region.
+/// Reads the tables of one level of blocks.
 #[derive(Clone, Copy)]
 pub struct Reader {
     directory: *const AtomicU64,
     chunk_covers: *const AtomicU64,
+    /// 0: blocks of allocators, 1: of pools.
+    level: u64,
 }
 // SAFETY: everything behind the pointers is atomic.
 unsafe impl Sync for Reader {}
@@ -27,16 +29,34 @@ unsafe impl Sync for Reader {}
 unsafe impl Send for Reader {}
 
 impl Reader {
-    /// Reads the region at `base`.
+    /// Reads the blocks of allocators in the region at `base`.
     ///
     /// # Safety
     /// `base` points to a region of this layout, written by nobody but its [`Writer`]s and mapped as long
     /// as `self` is used.
     #[must_use]
     pub const unsafe fn new(base: *const u8, layout: &Layout) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_level(base, layout, 0) }
+    }
+
+    /// Reads the blocks that pools cut out of others.
+    ///
+    /// # Safety
+    /// As for [`Self::new`].
+    #[must_use]
+    pub const unsafe fn of_pools(base: *const u8, layout: &Layout) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_level(base, layout, 1) }
+    }
+
+    const unsafe fn of_level(base: *const u8, layout: &Layout, level: u64) -> Self {
+        let directory = layout.directory + level * DIRECTORY * 8;
+        let chunk_covers = layout.chunk_covers + level * CHUNKS * 8;
         Self {
-            directory: base.wrapping_add(layout.directory as usize).cast(),
-            chunk_covers: base.wrapping_add(layout.chunk_covers as usize).cast(),
+            directory: base.wrapping_add(directory as usize).cast(),
+            chunk_covers: base.wrapping_add(chunk_covers as usize).cast(),
+            level,
         }
     }
 
@@ -71,7 +91,11 @@ impl Reader {
     ) {
         const WORDS: u64 = PAGE / 4;
         for number in 0..writer.tables() {
-            let Some(owner) = writer.owner(number) else {
+            let first = self.level * DIRECTORY;
+            let owner = writer
+                .owner(number)
+                .and_then(|owner| owner.checked_sub(first));
+            let Some(owner) = owner.filter(|owner| *owner < DIRECTORY) else {
                 continue;
             };
             let start = owner >> 1 << CHUNK_SHIFT | (owner & 1) << 3;

@@ -22,6 +22,9 @@ pub const VARIABLE: &str = "POINTEE_HANDOFF";
 /// Separates fields.
 pub const SEPARATOR: u8 = 0x1f;
 
+/// File in the folder of images: what is declared of functions by their names.
+pub const DECLARED: &str = "declared";
+
 /// Keys of the fields; all are optional.
 pub mod key {
     /// Path of the session's datagram socket. Without it the index is private to the process.

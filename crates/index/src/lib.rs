@@ -12,9 +12,9 @@
 //!   ├ hooks         patched entries, bytes before and after     records
 //!   ├ strings       names and paths                             records
 //!   ├ mismatches    (origin, freeing origin) → frees             mismatches
-//!   ├ nested        the same for blocks cut out of blocks       nested
-//!   ├ directory     (64 MiB chunk, plane) → table               table
-//!   ├ covers        chunk → object that covers its first byte   table
+//!   ├ directory     (level, 64 MiB chunk, plane) → table        table
+//!   ├ covers        level, chunk → block over its first byte    table
+//!   ├ pages         page → who mapped it, and how               pages
 //!   ├ origins       (parent, return address) → origin           origins
 //!   ├ peak          origin → live at the highest moment         counters
 //!   ├ threads       per thread: running totals                counters
@@ -39,6 +39,7 @@ pub mod layout;
 pub mod mismatches;
 pub mod nested;
 pub mod origins;
+pub mod pages;
 pub mod peak;
 pub mod read;
 pub mod records;

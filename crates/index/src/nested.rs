@@ -1,171 +1,183 @@
-//! *Which block of a pool does this address lie in?* — blocks that were cut out of recorded ones.
+//! *Which blocks were cut out of others?* — the second level.
 //!
-//! They may start where the block around them starts, or where its size is written, so their words have tables of their own, of the
-//! same form. Few chunks have any: a table is found through a hash of (chunk, plane), in which nothing is moved.
-//! There are no covers: a nested block is found from its first 64 KiB.
-//!
-//! ```text
-//!   slot   (directory index + 1) << 40 | offset of the table in the region; 0: empty
-//! ```
+//! A pool's block may start where the block around it starts, or where that one's size is written, so the blocks of pools have tables, a
+//! directory and covers of their own, of the same form. Few chunks have any.
 //!
 //! The block around carries a mark in its word ([`crate::class::Class::CONTAINER`]); when it is freed, what was cut out of it is
-//! taken out too. Blocks whose pool got its memory elsewhere live until they are freed themselves, or handed out again.
+//! taken out too. A pool that takes blocks back all at once, unseen, hands the same bytes out again later, cut in another way: what is
+//! recorded inside a new block is taken out then ([`Nested::insert`]), so that never two overlap but the last old one in front.
 
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
-use crate::Writer;
-use crate::layout::{CHUNK_SHIFT, CHUNKS, NESTED, TABLE_BYTES};
-use crate::table::{Recorded, directory_index, granule};
-use crate::words::{self, GRANULE_SHIFT};
+use crate::layout::{Header, LARGE, Layout, TABLE_WORDS};
+use crate::table::{Recorded, Writer, granule};
+use crate::words::{self, GRANULE};
 use core::sync::atomic::AtomicU32;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
-const OFFSET_BITS: u32 = 40;
-/// Slots looked at for one key.
-const WINDOW: u64 = 32;
+/// Words looked at together where there may be no block.
+const AT_ONCE: u64 = 8;
 
-/// The slots that may hold the table of `address`, and the key they hold then.
-pub(crate) fn slots(address: u64) -> (u64, impl Iterator<Item = u64>) {
-    let key = directory_index(address) as u64 + 1;
-    let first = key.wrapping_mul(crate::origins::HASH) >> (64 - NESTED.ilog2());
-    (key, (0..WINDOW).map(move |step| (first + step) % NESTED))
+/// Writes the tables of blocks that were cut out of others.
+#[derive(Clone, Copy)]
+pub struct Nested {
+    writer: Writer,
 }
 
-/// The table's offset in the region, if `slot` holds that of `key`.
-pub(crate) const fn table_in(slot: u64, key: u64) -> Option<u64> {
-    if slot >> OFFSET_BITS == key {
-        Some(slot & ((1 << OFFSET_BITS) - 1))
-    } else {
-        None
+impl Nested {
+    /// Writes the region at `base`.
+    ///
+    /// # Safety
+    /// As for [`Writer::new`].
+    #[must_use]
+    pub const unsafe fn new(base: *mut u8, layout: &Layout) -> Self {
+        // SAFETY: the caller's promise.
+        let writer = unsafe { Writer::of_level(base, layout, 1) };
+        Self { writer }
     }
-}
 
-/// Whether a table may lie at `offset`, in a region `len` bytes long with tables from `first` on.
-pub(crate) const fn is_table(offset: u64, first: u64, len: u64) -> bool {
-    offset >= first && offset <= len - TABLE_BYTES
-}
-
-impl Writer {
     /// Whether there ever was a nested block.
     #[inline(always)]
     #[must_use]
-    pub fn has_nested(&self) -> bool {
+    pub fn any(&self) -> bool {
         self.header().nested.load(Relaxed) != 0
     }
 
-    /// Records a nested block. Gives back what was recorded at that very address, if anything. `false` in the second place: there is
-    /// no room, or the address is not a multiple of 8.
-    pub fn insert_nested(&self, address: u64, size: u64, origin: u32) -> (Option<Recorded>, bool) {
-        if address & 7 != 0 || address >> 47 != 0 {
-            return (None, false);
-        }
-        let mut word = self.nested_word(address);
-        if word.is_null() {
-            word = self.make_nested_table(address);
-        }
-        if word.is_null() {
-            return (None, false);
-        }
-        let words = words::encode(size, origin);
-        // SAFETY: the table is mapped, with room for two words behind its last granule.
-        unsafe {
-            let stale = (*word).load(Relaxed);
-            let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
-            words::publish(|at| &*word.add(at), words);
-            (replaced, true)
-        }
+    fn header(&self) -> &Header {
+        self.writer.header()
     }
 
-    /// What is recorded as nested at that very address.
+    /// Records a block of less than [`LARGE`] bytes on whose bytes nothing is recorded yet, where there are tables: the usual case. `false`, and
+    /// nothing is done, otherwise.
+    #[inline(always)]
+    pub fn insert_new(&self, address: u64, size: u64, origin: u32) -> bool {
+        let word = self.writer.word(address);
+        let other = self.writer.word(address + 8);
+        let here = granule(address) as usize;
+        // In the other plane the first granule begins 8 bytes further on.
+        let (own, others) = (size.div_ceil(GRANULE), (size + 8) / GRANULE);
+        let is_usual = !word.is_null()
+            && address & 7 == 0
+            && size.wrapping_sub(1) < LARGE - 1
+            && here + (own as usize) < TABLE_WORDS as usize;
+        if !is_usual {
+            return false;
+        }
+        let words = |from: *const AtomicU32, count: u64| {
+            // SAFETY: granules of a table that is mapped; one more in the other plane at most, which its spill has room for.
+            let word = |at: usize| unsafe { (*from.add(at)).load(Relaxed) };
+            (0..count as usize).fold(0, |all, at| all | word(at))
+        };
+        let seen = words(word, own)
+            | if other.is_null() {
+                0
+            } else {
+                words(other, others)
+            };
+        if words::is_start(seen) {
+            return false;
+        }
+        // SAFETY: the table is mapped, with room for two words behind its last granule.
+        unsafe { words::publish(|at| &*word.add(at), words::encode(size, origin)) };
+        true
+    }
+
+    /// Records a block; `each` is called with what was recorded in its bytes and is taken out. `false`: there is no room, or the
+    /// address is not a multiple of 8.
+    pub fn insert(
+        &self,
+        address: u64,
+        size: u64,
+        origin: u32,
+        mut each: impl FnMut(Recorded),
+    ) -> bool {
+        let mut word = self.writer.word(address);
+        if word.is_null() || address & 7 != 0 {
+            word = self.writer.make_room(address);
+            if word.is_null() {
+                return false;
+            }
+        }
+        // What starts on this very granule, further on in this plane, and anywhere in the other.
+        let end = address.saturating_add(size.max(1));
+        self.clear(address, end, &mut each);
+        self.clear(address + 8, end, &mut each);
+        if size >= LARGE {
+            return self.writer.insert(address, size, origin).1;
+        }
+        // SAFETY: the table is mapped, with room for two words behind its last granule.
+        unsafe { words::publish(|at| &*word.add(at), words::encode(size, origin)) };
+        true
+    }
+
+    /// What is recorded at that very address.
     #[must_use]
-    pub fn nested_at(&self, address: u64) -> Option<Recorded> {
-        let word = self.nested_word(address);
+    pub fn at(&self, address: u64) -> Option<Recorded> {
+        let word = self.writer.word(address);
         if word.is_null() || address & 7 != 0 {
             return None;
         }
-        // SAFETY: as in `insert_nested`.
+        // SAFETY: a granule word of a mapped table.
         unsafe {
             let first = (*word).load(Relaxed);
-            words::is_start(first).then(|| self.recorded(word, first))
+            words::is_start(first).then(|| self.writer.recorded(word, first))
         }
     }
 
-    /// Takes a nested block out.
-    pub fn erase_nested(&self, address: u64) -> Option<Recorded> {
-        let recorded = self.nested_at(address)?;
-        // SAFETY: found there just now, by the thread that frees it.
-        unsafe { words::retract(&*self.nested_word(address)) };
-        Some(recorded)
+    /// Takes the block at `address` out.
+    #[inline(always)]
+    pub fn erase(&self, address: u64) -> Option<Recorded> {
+        self.writer.erase(address)
     }
 
-    /// Takes all nested blocks out that start in `len` bytes from `base` on.
+    /// Takes all blocks out that start in `len` bytes from `base` on.
     #[cold]
-    pub fn erase_nested_in(&self, base: u64, len: u64, mut each: impl FnMut(Recorded)) {
-        for plane in [0, 8] {
-            let mut at = base & !15 | plane;
-            let end = base.saturating_add(len);
-            while at < end {
-                let chunk_end = ((at >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT;
-                let granules = (end.min(chunk_end) - at).div_ceil(1 << GRANULE_SHIFT);
-                let first = self.nested_word(at);
-                for number in 0..granules as usize {
-                    if first.is_null() {
-                        break;
-                    }
-                    // SAFETY: granules of one table.
-                    unsafe {
-                        let word = first.add(number);
-                        let start = (*word).load(Relaxed);
-                        if words::is_start(start) {
-                            each(self.recorded(word, start));
-                            words::retract(&*word);
-                        }
+    pub fn erase_in(&self, base: u64, len: u64, mut each: impl FnMut(Recorded)) {
+        let end = base.saturating_add(len);
+        let first = base.next_multiple_of(8);
+        self.clear(first, end, &mut each);
+        self.clear(first + 8, end, &mut each);
+    }
+
+    /// Takes the blocks out that start from `from` up to `end`, in the plane of `from`.
+    fn clear(&self, mut from: u64, end: u64, each: &mut impl FnMut(Recorded)) {
+        while from < end {
+            let words = self.writer.word(from);
+            // Up to the end of the chunk.
+            let granules_left = TABLE_WORDS - granule(from);
+            let granules = (end - from).div_ceil(GRANULE).min(granules_left);
+            if !words.is_null() {
+                for first in (0..granules).step_by(AT_ONCE as usize) {
+                    let group = first..granules.min(first + AT_ONCE);
+                    // SAFETY: granules of the table.
+                    let word = |number: u64| unsafe { &*words.add(number as usize) };
+                    let seen = group
+                        .clone()
+                        .fold(0, |all, at| all | word(at).load(Relaxed));
+                    if words::is_start(seen) {
+                        group.for_each(|at| self.take_out(word(at), from + at * GRANULE, each));
                     }
                 }
-                at = chunk_end | plane;
             }
+            from += granules * GRANULE;
         }
     }
 
-    /// The first word of a nested block at `address`; null while there is no table for it.
-    fn nested_word(&self, address: u64) -> *const AtomicU32 {
-        let (key, slots) = slots(address);
-        for slot in slots {
-            // SAFETY: below the number of slots.
-            let slot = unsafe { &*self.nested.add(slot as usize) }.load(Acquire);
-            if let Some(table) = table_in(slot, key) {
-                let table = self.at(table).cast::<AtomicU32>();
-                return table.wrapping_add(granule(address) as usize);
-            }
-            if slot == 0 {
-                break;
-            }
+    /// Takes out the block that starts at `address`, where `word` is, if there is one.
+    #[inline(always)]
+    fn take_out(&self, word: &AtomicU32, address: u64, each: &mut impl FnMut(Recorded)) {
+        let start = word.load(Relaxed);
+        if !words::is_start(start) {
+            return;
         }
-        core::ptr::null()
-    }
-
-    #[cold]
-    fn make_nested_table(&self, address: u64) -> *const AtomicU32 {
-        let (key, slots) = slots(address);
-        // Beyond the directory's entries: no table of plain blocks.
-        let owner = (CHUNKS * 2 + key) as u32;
-        let Some(table) = self.new_table(owner) else {
-            return core::ptr::null();
-        };
-        let entry = key << OFFSET_BITS | self.offset(table);
-        for slot in slots {
-            // SAFETY: below the number of slots.
-            let slot = unsafe { &*self.nested.add(slot as usize) };
-            match slot.compare_exchange(0, entry, Release, Acquire) {
-                Ok(_) => {
-                    self.header().nested.fetch_add(1, Relaxed);
-                    break;
-                }
-                // Another thread was first; this table stays unused and costs address space only.
-                Err(found) if found >> OFFSET_BITS == key => break,
-                Err(_) => {}
-            }
+        // SAFETY: a granule word of a mapped table.
+        let block = unsafe { self.writer.recorded(word, start) };
+        if block.size >= LARGE {
+            // It has covers.
+            self.writer.erase(address);
+        } else {
+            words::retract(word);
         }
-        self.nested_word(address)
+        each(block);
     }
 }

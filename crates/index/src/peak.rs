@@ -5,7 +5,7 @@
 //! the places that they have in the region:
 //!
 //! ```text
-//!   copy 0   mark, …, nested tables, owners of tables, directory, covers, …, peak, …, tables
+//!   copy 0   mark, …, owners of tables, directory, covers, …, peak, …, tables
 //!   copy 1   the same, of another moment
 //! ```
 //!
@@ -33,7 +33,7 @@ pub struct Mark {
 #[must_use]
 pub const fn copied(layout: &Layout) -> [Range<u64>; 3] {
     [
-        layout.nested..layout.origins[0],
+        layout.table_owners..layout.page_chunks,
         layout.peak..layout.threads,
         layout.tables..layout.len,
     ]

@@ -8,12 +8,12 @@ use crate::class::Class;
 use crate::counters::{Counts, Live, Thread};
 use crate::layout::ORIGIN_LEVELS;
 use crate::layout::{
-    CHUNK_SHIFT, CHUNKS, Geometry, Header, LARGE, Layout, MAGIC, PAGE, SPAN_SHIFT,
+    CHUNK_SHIFT, CHUNKS, DIRECTORY, Geometry, Header, LARGE, Layout, MAGIC, PAGE, SPAN_SHIFT,
 };
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
 use crate::mismatches::{self, Mismatch};
-use crate::nested;
-use crate::origins::{Node, UNDECIDED, UNLOADED};
+use crate::origins::{Frame, Node, UNLOADED};
+use crate::pages::{Chunk, PAGE_TABLE_BYTES, PAGES_OF_CHUNK, PageWord};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
 use crate::words;
@@ -333,13 +333,14 @@ impl<M: Memory> Index<M> {
                         {
                             continue;
                         }
+                        let frame = Frame::from_bits(u32_at(offset_of!(Node, frame)));
                         each(OriginNode {
                             id: words::origin(id),
                             parent: words::origin(u32_at(offset_of!(Node, parent))),
                             return_address: return_address & !UNLOADED,
-                            module: u32_at(offset_of!(Node, module)),
+                            module: frame.module,
                             class: Class::of(id),
-                            is_undecided: u32_at(offset_of!(Node, depth)) & UNDECIDED != 0,
+                            is_undecided: frame.is_undecided,
                         });
                     }
                 }
@@ -460,7 +461,18 @@ impl<M: Memory> Index<M> {
     }
 
     /// Calls `each` for every live block, by table, in order of address within each plane.
-    pub fn each_block(&self, mut each: impl FnMut(Block)) {
+    pub fn each_block(&self, each: impl FnMut(Block)) {
+        self.each_block_of(0, each);
+    }
+
+    /// The same, for blocks of pools.
+    pub fn each_nested_block(&self, each: impl FnMut(Block)) {
+        if self.header_u32(offset_of!(Header, nested)) != 0 {
+            self.each_block_of(1, each);
+        }
+    }
+
+    fn each_block_of(&self, level: u64, mut each: impl FnMut(Block)) {
         let tables = self
             .header_u32(offset_of!(Header, tables))
             .min(self.geometry.tables);
@@ -484,9 +496,8 @@ impl<M: Memory> Index<M> {
                 self.layout.table_owners + u64::from(number) * 4,
             );
             number += 1;
-            let index = owner.and_then(|owner| u64::from(owner).checked_sub(1));
-            // Beyond the directory: of nested blocks.
-            let Some(index) = index.filter(|index| *index < CHUNKS * 2) else {
+            let index = owner.and_then(|owner| u64::from(owner).checked_sub(1 + level * DIRECTORY));
+            let Some(index) = index.filter(|index| *index < DIRECTORY) else {
                 continue;
             };
             let base = index >> 1 << CHUNK_SHIFT | (index & 1) << 3;
@@ -529,8 +540,9 @@ impl<M: Memory> Index<M> {
         self.header_u32(offset_of!(Header, private_tables)) != 0
     }
 
-    fn table_of(&self, address: u64) -> Option<u64> {
-        let entry = self.layout.directory + directory_index(address) as u64 * 8;
+    fn table_of(&self, level: u64, address: u64) -> Option<u64> {
+        let index = level * DIRECTORY + directory_index(address) as u64;
+        let entry = self.layout.directory + index * 8;
         let table = read_u64(&self.memory, entry)?.checked_sub(self.base)?;
         (table >= self.layout.tables && table <= self.layout.len - TABLE_BYTES).then_some(table)
     }
@@ -538,47 +550,31 @@ impl<M: Memory> Index<M> {
     /// The block of a pool that `address` lies in, cut out of another block perhaps.
     #[must_use]
     pub fn nested_block_at(&self, address: u64) -> Option<Block> {
-        if address >> 47 != 0 || self.header_u32(offset_of!(Header, nested)) == 0 {
-            return None;
-        }
-        let nearest = |plane| self.nearest_start(address, plane, |at| self.nested_table_of(at));
-        let near = [0, 8].into_iter().filter_map(nearest);
-        near.max_by_key(|block| block.base)
-            .filter(|block| block.holds(address))
-    }
-
-    fn nested_table_of(&self, address: u64) -> Option<u64> {
-        let (key, slots) = nested::slots(address);
-        for slot in slots {
-            let slot = read_u64(&self.memory, self.layout.nested + slot * 8)?;
-            if let Some(table) = nested::table_in(slot, key) {
-                let (first, len) = (self.layout.tables, self.layout.len);
-                return nested::is_table(table, first, len).then_some(table);
-            }
-            if slot == 0 {
-                break;
-            }
-        }
-        None
+        let has_any = self.header_u32(offset_of!(Header, nested)) != 0;
+        has_any.then(|| self.block_of(1, address)).flatten()
     }
 
     /// The live block that `address` lies in, at its base or anywhere inside. Not one of a pool.
     #[must_use]
     pub fn block_at(&self, address: u64) -> Option<Block> {
+        self.block_of(0, address)
+    }
+
+    fn block_of(&self, level: u64, address: u64) -> Option<Block> {
         if address >> 47 != 0 {
             return None;
         }
         let near = [0, 8]
             .into_iter()
-            .filter_map(|plane| self.nearest_start(address, plane, |at| self.table_of(at)))
+            .filter_map(|plane| self.nearest_start(level, address, plane))
             .max_by_key(|block| block.base);
         if let Some(block) = near
             && block.holds(address)
         {
             return Some(block);
         }
-        let base = self.covering(address)?;
-        let table = self.table_of(base)?;
+        let base = self.covering(level, address)?;
+        let table = self.table_of(level, base)?;
         let first = read_u32(&self.memory, table + granule(base) * 4)?;
         let size = if words::is_start(first) {
             self.size_at(table, granule(base), first)?
@@ -593,13 +589,43 @@ impl<M: Memory> Index<M> {
         block.holds(address).then_some(block)
     }
 
+    /// Calls `each` with the first page's address and what was seen of it and of those that follow, for all pages from `start` up to `end`, chunk by
+    /// chunk: one word that holds for so many pages, or a word each.
+    pub fn each_page_seen(&self, start: u64, end: u64, mut each: impl FnMut(u64, u64, PageWord)) {
+        let mut words = [0; PAGE as usize];
+        let mut at = start & !(PAGE - 1);
+        let end = end.min(1 << 47);
+        while at < end {
+            let chunk = at >> CHUNK_SHIFT;
+            let to = end.min((chunk + 1) << CHUNK_SHIFT);
+            let entry = read_u64(&self.memory, self.layout.page_chunks + chunk * 8).unwrap_or(0);
+            match Chunk::of(entry) {
+                Chunk::Table(table) if table < self.layout.page_room => {
+                    let table = self.layout.page_tables + table * PAGE_TABLE_BYTES;
+                    let first = at / PAGE % PAGES_OF_CHUNK;
+                    // As many words as lie on one page of the table.
+                    let from = (table + first * 4) & !(PAGE - 1);
+                    if !self.memory.read(from, &mut words) {
+                        words.fill(0);
+                    }
+                    let mut place = (table + first * 4 - from) as usize;
+                    while place < words.len() && at < to {
+                        each(at, 1, PageWord(u32_in(&words, place)));
+                        place += 4;
+                        at += PAGE;
+                    }
+                }
+                Chunk::Table(_) => at = to,
+                Chunk::Alike(word) => {
+                    each(at, (to - at).div_ceil(PAGE), word);
+                    at = to;
+                }
+            }
+        }
+    }
+
     /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.
-    fn nearest_start(
-        &self,
-        address: u64,
-        plane: u64,
-        table_of: impl Fn(u64) -> Option<u64>,
-    ) -> Option<Block> {
+    fn nearest_start(&self, level: u64, address: u64, plane: u64) -> Option<Block> {
         let mut at = if address & 15 >= plane {
             address & !15 | plane
         } else {
@@ -609,7 +635,7 @@ impl<M: Memory> Index<M> {
         let mut bytes = [0; BATCH];
         loop {
             let first_granule = granule(at) & !(BATCH as u64 / 4 - 1);
-            let table = table_of(at);
+            let table = self.table_of(level, at);
             let place = table.map(|table| table + first_granule * 4);
             if let (Some(table), Some(place)) = (table, place)
                 && self.memory.is_touched(place)
@@ -636,17 +662,18 @@ impl<M: Memory> Index<M> {
         }
     }
 
-    fn covering(&self, address: u64) -> Option<u64> {
+    fn covering(&self, level: u64, address: u64) -> Option<u64> {
         let chunk = (address >> CHUNK_SHIFT).min(CHUNKS - 1);
         let chunk_start = chunk << CHUNK_SHIFT;
-        if let Some(table) = self.table_of(chunk_start) {
+        if let Some(table) = self.table_of(level, chunk_start) {
             let span = address >> SPAN_SHIFT & (SPANS - 1);
             let at = table + TABLE_WORDS * 4 + SPILL_BYTES + span * 8;
             if let Some(base) = read_u64(&self.memory, at).filter(|base| *base != 0) {
                 return Some(base);
             }
         }
-        read_u64(&self.memory, self.layout.chunk_covers + chunk * 8).filter(|base| *base != 0)
+        let covers = self.layout.chunk_covers + level * CHUNKS * 8;
+        read_u64(&self.memory, covers + chunk * 8).filter(|base| *base != 0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! *Where does the word of this address lie, and how is it written?*
 //!
-//! The directory has one entry for each plane of each 64 MiB chunk: 0, or the table's address in the process. A table is its granule words, a page for the words of a block that starts in the
-//! last granule, and the covers:
+//! For each level of blocks ([`crate::nested`]) the directory has one entry for each plane of each 64 MiB chunk: 0, or the table's
+//! address in the process. A table is its granule words, a page for the words of a block that starts in the last granule, and the covers:
 //!
 //! ```text
 //!   covers[s]        base of the large block (≥ 64 KiB) that holds the first byte of
@@ -12,10 +12,12 @@
 //! So whoever looks for the base of an interior pointer scans at most two spans of words back and
 //! then has one cover to look at. Covers lie in the even plane's table.
 
-#![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
+#![allow(unsafe_code)] // Writes the region through raw pointers, one instruction in assembly; offsets are bounded by the geometry.
 
 use crate::class::Class;
-use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, LARGE, Layout, SPAN_SHIFT, SPANS};
+use crate::layout::{
+    CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS,
+};
 use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -47,7 +49,7 @@ pub struct Recorded {
     pub origin: u32,
 }
 
-/// Writes the tables of one region.
+/// Writes the tables of one level of blocks.
 #[derive(Clone, Copy)]
 pub struct Writer {
     base: *mut u8,
@@ -55,24 +57,48 @@ pub struct Writer {
     chunk_covers: *const AtomicU64,
     table_owners: *const AtomicU32,
     tables: u64,
-    pub(crate) nested: *const AtomicU64,
+    /// 0: blocks of allocators, 1: of pools.
+    level: u64,
+}
+
+/// Writes a word, though with what is there: a fresh page that is read before it is written faults twice, first for the page of
+/// zeros that all share.
+///
+/// # Safety
+/// `word` is mapped and writable, and nobody else writes it.
+#[inline(always)]
+unsafe fn open(word: *const AtomicU32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("or dword ptr [{}], 0", in(reg) word, options(nostack));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = word;
 }
 
 impl Writer {
-    /// Writes the region at `base`.
+    /// Writes the blocks of allocators into the region at `base`.
     ///
     /// # Safety
     /// `base` points to a region of this layout, mapped and writable as long as `self` is used.
     #[must_use]
     pub const unsafe fn new(base: *mut u8, layout: &Layout) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::of_level(base, layout, 0) }
+    }
+
+    /// # Safety
+    /// As for [`Self::new`].
+    pub(crate) const unsafe fn of_level(base: *mut u8, layout: &Layout, level: u64) -> Self {
         Self {
             base,
             directory: base
-                .wrapping_add(layout.directory as usize)
+                .wrapping_add((layout.directory + level * DIRECTORY * 8) as usize)
                 .cast::<AtomicU64>()
                 .cast_const(),
             chunk_covers: base
-                .wrapping_add(layout.chunk_covers as usize)
+                .wrapping_add((layout.chunk_covers + level * CHUNKS * 8) as usize)
                 .cast::<AtomicU64>()
                 .cast_const(),
             table_owners: base
@@ -80,21 +106,8 @@ impl Writer {
                 .cast::<AtomicU32>()
                 .cast_const(),
             tables: layout.tables,
-            nested: base
-                .wrapping_add(layout.nested as usize)
-                .cast::<AtomicU64>()
-                .cast_const(),
+            level,
         }
-    }
-
-    /// Where in the process an offset of the region lies.
-    pub(crate) fn at(&self, offset: u64) -> *const u8 {
-        self.base.wrapping_add(offset as usize).cast_const()
-    }
-
-    /// The offset in the region of an address in the process.
-    pub(crate) fn offset(&self, address: u64) -> u64 {
-        address - self.base as u64
     }
 
     pub(crate) fn header(&self) -> &Header {
@@ -104,7 +117,7 @@ impl Writer {
 
     /// The first word of a block at `address`; null while its chunk has no table.
     #[inline(always)]
-    fn word(&self, address: u64) -> *const AtomicU32 {
+    pub(crate) fn word(&self, address: u64) -> *const AtomicU32 {
         // SAFETY: `directory_index` is below the number of entries.
         let entry = unsafe { &*self.directory.add(directory_index(address)) }.load(Relaxed);
         if entry == 0 {
@@ -129,6 +142,7 @@ impl Writer {
         let words = words::encode(size, origin);
         // SAFETY: the table is mapped, with room for two words behind its last granule.
         unsafe {
+            open(word);
             let stale = (*word).load(Relaxed);
             let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
             // Covers first: one that leads to a block not yet published leads to none.
@@ -157,14 +171,14 @@ impl Writer {
         u64::from(header.tables.load(Acquire).min(header.geometry.tables))
     }
 
-    /// Entry of the directory that table `number` belongs to; none of those of nested blocks.
+    /// Entry of the directory that table `number` belongs to, of whichever level.
     #[must_use]
     pub fn owner(&self, number: u64) -> Option<u64> {
         let tables = u64::from(self.header().geometry.tables);
         // SAFETY: below the number of owners.
         let owner = (number < tables).then(|| unsafe { &*self.table_owners.add(number as usize) });
         let owner = u64::from(owner?.load(Acquire)).checked_sub(1)?;
-        (owner < CHUNKS * 2).then_some(owner)
+        (owner < LEVELS * DIRECTORY).then_some(owner)
     }
 
     /// Has the words of a block at `address` brought into the cache, for whoever will erase it.
@@ -217,6 +231,14 @@ impl Writer {
         }
     }
 
+    /// Whether a block is recorded at that very address.
+    #[must_use]
+    pub fn is_start(&self, address: u64) -> bool {
+        let word = self.word(address);
+        // SAFETY: a granule word of a mapped table.
+        !word.is_null() && words::is_start(unsafe { (*word).load(Relaxed) })
+    }
+
     /// Marks the block at `address` as one that others were cut out of.
     pub fn mark_container(&self, address: u64) {
         let word = self.word(address);
@@ -231,7 +253,7 @@ impl Writer {
     }
 
     /// The address in the process of a table that nobody has, noted as `owner`'s.
-    pub(crate) fn new_table(&self, owner: u32) -> Option<u64> {
+    fn new_table(&self, owner: u32) -> Option<u64> {
         let header = self.header();
         let number = header.tables.fetch_add(1, Relaxed);
         if number >= header.geometry.tables {
@@ -289,18 +311,21 @@ impl Writer {
 
     /// Gives the chunk of `address` a table; null if that cannot be.
     #[cold]
-    fn make_room(&self, address: u64) -> *const AtomicU32 {
+    pub(crate) fn make_room(&self, address: u64) -> *const AtomicU32 {
         let header = self.header();
         if address & 7 != 0 || address >> 47 != 0 {
             header.unseen.fetch_or(unseen::UNALIGNED_BLOCK, Relaxed);
             return core::ptr::null();
         }
         let index = directory_index(address);
-        let Some(table) = self.new_table(index as u32 + 1) else {
+        let Some(table) = self.new_table((self.level * DIRECTORY) as u32 + index as u32 + 1) else {
             return core::ptr::null();
         };
         // SAFETY: `index` is an entry of the directory. Whoever comes second leaves its table unused: it costs address space only.
         let _ = unsafe { &*self.directory.add(index) }.compare_exchange(0, table, Release, Acquire);
+        if self.level != 0 {
+            header.nested.fetch_add(1, Relaxed);
+        }
         self.word(address)
     }
 }

@@ -1,10 +1,13 @@
 //! The index against a plain ordered map: whatever is inserted and erased, every address in and
-//! around every block has the same answer in both.
+//! around every block has the same answer in both. And the tree of origins: a path has one, however it is come to.
 
 #![allow(unsafe_code)] // Makes a region out of zeroed memory and writers for it.
 
+use pointee_index::class::Class;
 use pointee_index::direct::Reader;
 use pointee_index::layout::{Layout, MAGIC, VERSION};
+use pointee_index::nested::Nested;
+use pointee_index::origins::{Frame, Node, Origins, ROOTS, Rule};
 use pointee_index::words::ORIGIN_LIMIT;
 use pointee_index::{Geometry, Header, Index, Memory, Writer};
 use proptest::prelude::*;
@@ -44,6 +47,15 @@ impl Region {
     fn reader(&self) -> Reader {
         // SAFETY: the region outlives the reader in every test.
         unsafe { Reader::new(self.base, &self.layout) }
+    }
+
+    fn origins(&self) -> Origins {
+        let header = self.base.cast::<Header>();
+        // SAFETY: the region starts with a header, and outlives the tree in every test.
+        unsafe {
+            (*header).origins.store(ROOTS, Relaxed);
+            Origins::new(self.base, &self.layout)
+        }
     }
 
     fn writer(&self) -> Writer {
@@ -269,4 +281,128 @@ fn what_is_no_multiple_of_eight_is_left_out_and_said() {
     let index = Index::open(&region).unwrap();
     let unseen = index.header_u32(std::mem::offset_of!(Header, unseen));
     assert_ne!(unseen & pointee_index::layout::unseen::UNALIGNED_BLOCK, 0);
+}
+
+/// Calls that return to the code of two modules, from under each other in any way, recursion included.
+fn paths() -> impl Strategy<Value = Vec<(u32, Vec<u64>)>> {
+    let call = (0..2_u64, 1..6_u64).prop_map(|(module, call)| module << 32 | call << 4);
+    prop::collection::vec((1..3_u32, prop::collection::vec(call, 1..8)), 1..200)
+}
+
+/// The origin of a path, innermost first: looked up frame by frame, and added where it is not known.
+fn origin(origins: &Origins, root: u32, path: &[u64]) -> u32 {
+    let mut below: Option<&Node> = None;
+    for (depth, address) in path.iter().enumerate() {
+        let parent = below.map_or(root, |node| node.id.load(Relaxed));
+        let found = match below {
+            Some(below) => origins.find_above(below, *address),
+            None => origins.find(parent, *address),
+        };
+        let frame = Frame {
+            module: (address >> 32) as u32,
+            depth: depth as u32,
+            is_undecided: false,
+        };
+        let class = Class::of(0);
+        let node = found.or_else(|| origins.add(parent, below, *address, Rule::LEAF, frame, class));
+        below = node;
+        assert_eq!(below.map(Node::frame), Some(frame));
+    }
+    below.map_or(root, |node| node.id.load(Relaxed))
+}
+
+proptest! {
+    #[test]
+    fn a_path_has_one_origin(paths in paths()) {
+        let region = Region::new();
+        let origins = region.origins();
+        let mut known = BTreeMap::new();
+        for (root, path) in &paths {
+            let id = origin(&origins, *root, path);
+            prop_assert_eq!(*known.entry((*root, path.clone())).or_insert(id), id);
+        }
+        let different: std::collections::BTreeSet<_> = known.values().collect();
+        prop_assert_eq!(different.len(), known.len());
+
+        // Other code at the same addresses has origins of its own.
+        let through = |path: &[u64]| path.iter().any(|address| address >> 32 == 1);
+        origins.unload(1);
+        // SAFETY: the region starts with a header.
+        let first_new = unsafe { (*region.base.cast::<Header>()).origins.load(Relaxed) };
+        for ((root, path), id) in &known {
+            let again = origin(&origins, *root, path);
+            prop_assert_eq!(again >= first_new, through(path));
+            prop_assert!(through(path) || again == *id);
+        }
+    }
+}
+
+/// What a pool does to its bytes: cuts a block out anywhere, whatever was there, or takes some bytes back.
+#[derive(Clone, Debug)]
+enum Cut {
+    Out { at: u64, size: u64, origin: u32 },
+    Back { at: u64, len: u64 },
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    let at = || (0u64..40_000).prop_map(|at| at * 8);
+    let size = prop_oneof![1u64..=16, 17u64..=200, 60_000u64..=70_000];
+    prop_oneof![
+        5 => (at(), size, 1u32..ORIGIN_LIMIT).prop_map(|(at, size, origin)| Cut::Out { at, size, origin }),
+        1 => (at(), 1u64..5_000).prop_map(|(at, len)| Cut::Back { at, len }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn blocks_of_pools_never_start_in_a_later_one(cuts in proptest::collection::vec(cut(), 1..200)) {
+        let region = Region::new();
+        // SAFETY: the region outlives what reads and writes it.
+        let (nested, reader) = unsafe {
+            (Nested::new(region.base, &region.layout), Reader::of_pools(region.base, &region.layout))
+        };
+        // Across the border of two chunks.
+        let base = (5u64 << 26) - 160_000;
+        let mut truth: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+        for cut in cuts {
+            let (range, new) = match cut {
+                Cut::Out { at, size, origin } => (base + at..base + at + size, Some((size, origin))),
+                Cut::Back { at, len } => (base + at..base + at + len, None),
+            };
+            let mut gone = Vec::new();
+            if let Some((size, origin)) = new {
+                if !nested.insert_new(range.start, size, origin) {
+                    prop_assert!(nested.insert(range.start, size, origin, |old| gone.push((old.size, old.origin))));
+                }
+            } else {
+                nested.erase_in(range.start, range.end - range.start, |old| gone.push((old.size, old.origin)));
+            }
+            let mut expect: Vec<_> = truth.range(range.clone()).map(|(_, block)| *block).collect();
+            truth.retain(|start, _| !range.contains(start));
+            if let Some(new) = new {
+                truth.insert(range.start, new);
+            }
+            gone.sort_unstable();
+            expect.sort_unstable();
+            prop_assert_eq!(gone, expect);
+        }
+        let index = Index::open(&region).expect("sound");
+        let mut found = BTreeMap::new();
+        index.each_nested_block(|block| { found.insert(block.base, (block.size, block.origin)); });
+        prop_assert_eq!(&found, &truth);
+        for (start, (size, origin)) in &truth {
+            let last = truth.range(start + 1..).next().map_or(start + size - 1, |(next, _)| (start + size - 1).min(next - 1));
+            for address in [*start, last] {
+                for block in [reader.block_at(address), index.nested_block_at(address)] {
+                    prop_assert_eq!(block.map(|it| (it.base, it.size, it.origin)), Some((*start, *size, *origin)));
+                }
+            }
+        }
+        // None of them is a block of an allocator.
+        let mut outer = 0;
+        index.each_block(|_| outer += 1);
+        prop_assert_eq!(outer, 0);
+    }
 }

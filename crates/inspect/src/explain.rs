@@ -400,8 +400,16 @@ fn word(role: Role) -> &'static str {
         Role::Prctl => "prctl",
         Role::Syscall => "syscall",
         Role::Brk => "brk",
+        Role::Mmap => "mmap",
+        Role::Munmap => "munmap",
+        Role::Mprotect => "mprotect",
+        Role::Mremap => "mremap",
+        Role::Shmat => "shmat",
         Role::PoolAlloc => "pool",
+        Role::PoolRealloc => "pool's realloc",
         Role::PoolFree => "pool's free",
+        Role::PoolReset => "pool's end",
+        Role::PoolTrim => "pool's rewind",
     }
 }
 
@@ -420,13 +428,18 @@ fn purpose(role: Role) -> &'static str {
         }
         Role::Free | Role::Delete => "frees: blocks are taken out",
         Role::PoolAlloc => "cuts blocks out of others: they are recorded too",
-        Role::PoolFree => "takes a pool's blocks back: they are taken out",
+        Role::PoolRealloc => "takes a pool's block back and cuts out another",
+        Role::PoolFree => "takes a pool's block back: it is taken out",
+        Role::PoolReset => "takes all of a pool's blocks back",
+        Role::PoolTrim => "takes back what a pool cut out since",
         Role::Fork => "makes a child, which gets an index of its own",
         Role::Exec | Role::ExecFd | Role::ExecAt => {
             "starts another program, which the runtime is to be loaded into"
         }
         Role::Exit => "ends the process: the status is noted",
         Role::LinkMap => "is called when libraries are loaded or unloaded",
+        Role::Mmap | Role::Mremap | Role::Shmat => "maps memory: who asked for it is noted",
+        Role::Munmap | Role::Mprotect => "changes what is mapped: that is noted",
         Role::Brk => "the heap grows: the index is made present for it",
         Role::Prctl => "may set a system call filter, after which we make no calls",
         Role::Syscall => {

@@ -14,7 +14,7 @@ use pointee_index::records::{Role, module_flags};
 use pointee_index::{Index, Memory, read::OriginNode};
 use pointee_model::addr::{LinkAddr, LoadBias, RunAddr};
 use pointee_model::entries::is_language_library;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -211,8 +211,10 @@ pub struct ProcessData {
     pub hooks: Vec<HookInfo>,
     /// Distinct paths.
     pub paths: Vec<Path>,
-    /// Sum of all paths.
+    /// Sum of all paths but those of pools.
     pub total: Tally,
+    /// Sum of the paths of pools, whose blocks were cut out of others.
+    pub pooled: Tally,
     /// Frees that may have been made by the wrong function.
     pub mismatches: Vec<Mismatch>,
     /// Highest number of live bytes.
@@ -221,6 +223,8 @@ pub struct ProcessData {
     pub footprint: Footprint,
     /// Number of the path of each origin that counted something.
     path_of: HashMap<u32, usize>,
+    /// All origins.
+    nodes: HashMap<u32, OriginNode>,
 }
 
 impl ProcessData {
@@ -237,10 +241,12 @@ impl ProcessData {
             hooks: Vec::new(),
             paths: Vec::new(),
             total: Tally::default(),
+            pooled: Tally::default(),
             mismatches: Vec::new(),
             peak_bytes: 0,
             footprint: Footprint::default(),
             path_of: HashMap::new(),
+            nodes: HashMap::new(),
         }
     }
 
@@ -260,10 +266,17 @@ impl ProcessData {
         let mut paths: Vec<Path> = Vec::new();
         let mut path_of = HashMap::new();
         let mut known: HashMap<(u32, Vec<Frame>), usize> = HashMap::new();
-        let mut total = Tally::default();
+        let cutting = hooks.iter().filter(|hook: &&HookInfo| hook.role.cuts_out());
+        let pools: HashSet<u32> = cutting.map(|hook| hook.root).collect();
+        let (mut total, mut pooled) = (Tally::default(), Tally::default());
         for (origin, tally) in tallies {
-            total = total.plus(tally);
             let (root, frames) = path_to(origin, &nodes, &modules);
+            let sum = if pools.contains(&root) {
+                &mut pooled
+            } else {
+                &mut total
+            };
+            *sum = sum.plus(tally);
             let at = *known
                 .entry((root, frames))
                 .or_insert_with_key(|(root, frames)| {
@@ -285,6 +298,7 @@ impl ProcessData {
                 path.tally.peak = path.tally.live();
             }
             total.peak = total.live();
+            pooled.peak = pooled.live();
         }
         Self {
             program: string(index, index.header_u32(offset_of!(Header, program))),
@@ -296,11 +310,24 @@ impl ProcessData {
             hooks,
             paths,
             total,
+            pooled,
             mismatches,
             peak_bytes,
             footprint,
             path_of,
+            nodes,
         }
+    }
+
+    /// The path that `origin` stands for, whether anything was counted under it or not; without counts. `None` if it is none.
+    #[must_use]
+    pub fn path_along(&self, origin: u32) -> Option<Path> {
+        let (root, frames) = path_to(origin, &self.nodes, &self.modules);
+        (root != 0).then(|| Path {
+            root,
+            frames,
+            tally: Tally::default(),
+        })
     }
 
     /// The path of a block's origin, by number in `paths`.
@@ -524,7 +551,7 @@ fn ending(word: u32) -> Ending {
 }
 
 fn unseen_in_words(bits: u32) -> Vec<String> {
-    const WORDS: [(u32, &str); 10] = [
+    const WORDS: [(u32, &str); 11] = [
         (
             unseen::NO_LIBC,
             "no allocation function was found: the heap is not seen",
@@ -564,6 +591,10 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
         (
             unseen::MISMATCHES_FULL,
             "more than a thousand pairs of places where the wrong function may have freed: later ones are missing",
+        ),
+        (
+            unseen::PAGES_FULL,
+            "who mapped some of the memory was not noted: the table of pages is full",
         ),
     ];
     let mut words: Vec<String> = WORDS

@@ -74,6 +74,8 @@ pub struct Totals {
     pub counts: Counts,
     /// Highest number of live bytes; may be late by 64 KiB a thread in processes of several threads.
     pub peak_bytes: u64,
+    /// What pools cut out of these blocks, and out of mappings: counted here only, but listed with all types and sites.
+    pub pools: Counts,
 }
 
 /// What came of a type or site. Events of the process itself; `live` includes what it inherited.
@@ -166,8 +168,8 @@ pub struct SiteRow {
     pub counts: Counts,
 }
 
-/// What the reader of an index does not know about its process.
-#[derive(Debug, Clone)]
+/// What the index of a process does not say about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circumstances {
     /// Process id as the reader sees it.
     pub pid: u32,
@@ -207,6 +209,7 @@ impl ProcessReport {
             totals: Totals {
                 counts: process.total.into(),
                 peak_bytes: process.peak_bytes,
+                pools: process.pooled.into(),
             },
             recording: Some(process.footprint),
             wrong_frees: wrong_frees(resolver),

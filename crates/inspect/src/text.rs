@@ -218,6 +218,18 @@ fn heading(out: &mut String, report: &ProcessReport, style: Style) {
             grouped(counts.inherited),
         );
     }
+    let pools = &totals.pools;
+    if pools.allocations != 0 || pools.live != 0 {
+        let _ = writeln!(
+            out,
+            "  pools cut {} blocks out, {} in all, and took {} back; {} in {} of them alive",
+            grouped(pools.allocations),
+            bytes(pools.bytes_allocated),
+            grouped(pools.frees),
+            bytes(pools.live_bytes),
+            grouped(pools.live),
+        );
+    }
     wrong_frees(out, &report.wrong_frees, style);
 }
 

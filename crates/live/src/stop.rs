@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!    the stopper                                   each other thread
-//!    list /proc/self/task ── signal ────────────►  handler: push a node (on its stack), count it
+//!    list /proc/self/task, and who blocks what
+//!    to each of the list ─── signal ────────────►  handler: push a node (on its stack), count it
 //!    wait until all have arrived                   sleep on the futex HELD
 //!    fstat: as many threads as arrived, and me?
 //!      no: one was born meanwhile; list again
@@ -50,30 +51,19 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use pointee_model::addr::RunAddr;
 
+use crate::crowd::Crowd;
 use crate::lock::{Held, Lock};
-use crate::pages::Pages;
 use crate::restart;
 use crate::sys::{self, Disposition, Errno, SignalInfo};
-use crate::tasks::{self, Hindrance, Seen, Tasks};
+use crate::tasks::Hindrance;
 
 /// `SIGURG`, which does nothing where it has no handler: for threads that do not block it.
-const USUAL: u32 = 23;
+pub(crate) const USUAL: u32 = 23;
 /// glibc's `SIGSETXID`, musl's `SIGCANCEL`: no program has a use of its own for it. For threads that block the other.
-const UNBLOCKED: u32 = 33;
+pub(crate) const UNBLOCKED: u32 = 33;
 const SIGNALS: [u32; 2] = [USUAL, UNBLOCKED];
 /// `SI_QUEUE`: sent with a value, by a program.
-const QUEUED: i32 = -1;
-/// How long a thread is waited for that runs or could, in nanoseconds. On a machine with nothing else to do that takes
-/// microseconds; but a thread comes only when the scheduler lets it.
-const PATIENCE: u64 = 10_000_000_000;
-/// How long a thread is waited for that sleeps where the signal does not reach it. The threads that have arrived stand
-/// still meanwhile.
-const PATIENCE_WITH_SLEEPERS: u64 = 300_000_000;
-/// After this long it is looked whether somebody died, in nanoseconds; then after twice as long, and so on. Looking takes the time of
-/// those that are waited for: with 64 busy threads on two shared processors, always after 2 ms, stops took a second.
-const LOOK_AGAIN: u64 = 2_000_000;
-const LOOK_AGAIN_MOST: u64 = 128_000_000;
-
+pub(crate) const QUEUED: i32 = -1;
 /// Why the threads could not be stopped. None of them stands still any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopError {
@@ -92,14 +82,14 @@ pub enum StopError {
 /// One stop at a time; also guards everything that is changed during one.
 static LOCK: Lock = Lock::new();
 /// The number of the stop that is under way, 0 for none. Threads sleep on it.
-static HELD: AtomicU32 = AtomicU32::new(0);
+pub(crate) static HELD: AtomicU32 = AtomicU32::new(0);
 /// The arrived threads: the address of the last one's node, and the stop's number in the upper 16 bits.
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
 /// Rises with each arrival: the stopper sleeps on it. How many have arrived, the list says, not this: a thread that comes
 /// late to a stop that was given up rings here during the next one.
-static BELL: AtomicU32 = AtomicU32::new(0);
+pub(crate) static BELL: AtomicU32 = AtomicU32::new(0);
 /// At which number of arrivals the stopper is woken.
-static WANTED: AtomicU32 = AtomicU32::new(u32::MAX);
+pub(crate) static WANTED: AtomicU32 = AtomicU32::new(u32::MAX);
 /// The number of the last stop.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// The handlers that were there before ours, and whether ours is in place.
@@ -145,6 +135,11 @@ pub(crate) fn exclusive() -> Exclusive {
     Exclusive(LOCK.take())
 }
 
+/// That right, if nobody has it.
+pub(crate) fn try_exclusive() -> Option<Exclusive> {
+    LOCK.try_take().map(Exclusive)
+}
+
 /// All other threads stand still until this is dropped.
 pub(crate) struct Stopped<'a> {
     began: u64,
@@ -162,11 +157,19 @@ pub struct Pause {
     pub nanoseconds: u64,
 }
 
+impl core::ops::AddAssign for Pause {
+    fn add_assign(&mut self, other: Self) {
+        self.threads = self.threads.max(other.threads);
+        self.nanoseconds += other.nanoseconds;
+    }
+}
+
 impl Exclusive {
     /// Stops all other threads.
     pub(crate) fn stop(&mut self) -> Result<Stopped<'_>, StopError> {
         let _ = &self.0;
-        let tasks = Tasks::open().map_err(StopError::NoTaskList)?;
+        // Listing takes longer than signalling: nobody stands still for it.
+        let mut crowd = Crowd::list()?;
         let number = begin();
         // From here on, dropping releases whoever has arrived.
         let mut stopped = Stopped {
@@ -175,9 +178,9 @@ impl Exclusive {
             restore: false,
             _exclusive: PhantomData,
         };
-        if tasks.count().map_err(StopError::NoTaskList)? > 1 {
+        if crowd.has_others()? {
             set_handler()?;
-            gather(&tasks, number, stopped.began)?;
+            crowd.gather(number, stopped.began)?;
         }
         stopped.restore = true;
         Ok(stopped)
@@ -195,145 +198,12 @@ fn begin() -> u32 {
     number
 }
 
-/// Signals every other thread and waits until all have arrived.
-fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
-    let deadline = began + PATIENCE;
-    let (pid, own) = (sys::process_id(), sys::thread_id());
-    let threads = tasks.count().map_err(StopError::NoTaskList)?;
-    // Room for twice as many: the listing comes first, who was signalled behind it.
-    let mut listing = Pages::new(4096 + threads * 32).map_err(StopError::NoMemory)?;
-    let room = 2 * threads + 64;
-    let mut signalled = Pages::new(room * 4).map_err(StopError::NoMemory)?;
-    let signalled: &mut [u32] = signalled.words();
-    let mut sent = 0;
-    loop {
-        let before = sent;
-        let mut failure = None;
-        let listed = tasks.visit(listing.bytes(), |tid| {
-            let known = signalled.get(..before).unwrap_or_default();
-            if tid == own || known.contains(&tid) {
-                return Ok(());
-            }
-            let signal = if tasks::blocks_signal(tid, USUAL) {
-                UNBLOCKED
-            } else {
-                USUAL
-            };
-            match send(pid, tid, signal, number, deadline) {
-                Ok(true) => match signalled.get_mut(sent) {
-                    Some(slot) => {
-                        *slot = tid;
-                        sent += 1;
-                    }
-                    None => failure = Some(StopError::Multiplying),
-                },
-                Ok(false) => {}
-                Err(error) => failure = Some(error),
-            }
-            Ok(())
-        });
-        listed.map_err(StopError::NoTaskList)?;
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        let signalled = signalled.get(..sent).unwrap_or_default();
-        let ended = wait_for(pid, number, signalled, began)?;
-        let alive = tasks.count().map_err(StopError::NoTaskList)?;
-        // One that has ended may no longer be counted, and a new one be in its place: then only a listing without news will do.
-        let all_known = ended == 0 || sent == before;
-        if all_known && arrived() + 1 + ended >= alive {
-            return Ok(());
-        }
-        if sys::now() > deadline {
-            return Err(StopError::Multiplying);
-        }
-    }
-}
-
-/// Sends the signal; `false` if the thread is gone.
-fn send(pid: u32, tid: u32, signal: u32, number: u32, deadline: u64) -> Result<bool, StopError> {
-    let info = SignalInfo {
-        signal,
-        error: number,
-        code: QUEUED,
-        _unused: 0,
-        pid,
-        uid: 0,
-        value: HELD.as_ptr() as u64,
-        _rest: [0; 12],
-    };
-    loop {
-        match sys::queue_signal(pid, tid, &info) {
-            Ok(()) => return Ok(true),
-            Err(Errno::NO_PROCESS) => return Ok(false),
-            // As many signals are queued as the user may have: some will be taken.
-            Err(Errno::AGAIN) if sys::now() < deadline => {
-                sys::wait_on(&HELD, number, 100_000);
-            }
-            Err(error) => return Err(StopError::SignalRefused(error)),
-        }
-    }
-}
-
-/// Waits until all who were signalled have arrived or ended. The answer: how many have ended and are still counted.
-fn wait_for(pid: u32, number: u32, signalled: &[u32], began: u64) -> Result<usize, StopError> {
-    let mut gone = 0;
-    let mut ended = 0;
-    let mut patience = LOOK_AGAIN;
-    loop {
-        let wanted = (signalled.len() - gone) as u32;
-        WANTED.store(wanted, Release);
-        let bell = BELL.load(Acquire);
-        if arrived() >= wanted as usize {
-            return Ok(ended);
-        }
-        let asleep = sys::now();
-        sys::wait_on(&BELL, bell, patience);
-        let now = sys::now();
-        if now - asleep < patience {
-            continue;
-        }
-        patience = (patience * 2).min(LOOK_AGAIN_MOST);
-        // Somebody takes long. Who is neither here nor alive is not waited for.
-        gone = 0;
-        ended = 0;
-        for &tid in signalled {
-            if is_here(tid) {
-                continue;
-            }
-            if !sys::has_thread(pid, tid) {
-                gone += 1;
-                continue;
-            }
-            match tasks::look_at(tid, UNBLOCKED) {
-                Seen::Ended => {
-                    gone += 1;
-                    ended += usize::from(sys::has_thread(pid, tid));
-                }
-                // It came while we looked.
-                Seen::Alive(_) if is_here(tid) => {}
-                Seen::Alive(hindrance) => {
-                    let patience = match hindrance {
-                        Hindrance::Slow => PATIENCE,
-                        _ => PATIENCE_WITH_SLEEPERS,
-                    };
-                    if now - began > patience {
-                        return Err(StopError::Unresponsive(tid, hindrance));
-                    }
-                    // Behind a signal of the program's own, ours was lost. A second one to who comes after all does nothing.
-                    send(pid, tid, USUAL, number, now)?;
-                }
-            }
-        }
-    }
-}
-
 /// How many threads stand still.
-fn arrived() -> usize {
+pub(crate) fn arrived() -> usize {
     Nodes(ARRIVED.load(Acquire) & POINTER).count()
 }
 
-fn is_here(tid: u32) -> bool {
+pub(crate) fn is_here(tid: u32) -> bool {
     Nodes(ARRIVED.load(Acquire) & POINTER).any(|node| node.tid == tid)
 }
 

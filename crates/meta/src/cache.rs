@@ -278,8 +278,15 @@ pub fn cached(elf: &Elf, options: &Options) -> Option<PathBuf> {
 pub fn analyse(elf: &Elf, options: &Options) -> (Facts, Sites) {
     let debug = DebugFiles::find(elf, &options.search);
     let facts = read_facts(elf, &debug);
-    let sites = find_sites(elf, &facts, &options.config.selected_for(elf), options);
+    let sites = find_sites(elf, &facts, &config_for(elf, options), options);
     (facts, sites)
+}
+
+/// What is said of a file: what ships inside, and what the user says.
+fn config_for(elf: &Elf, options: &Options) -> Config {
+    let mut config = config::built_in().selected_for(elf);
+    config.add(options.config.selected_for(elf));
+    config
 }
 
 fn find_sites(elf: &Elf, facts: &Facts, config: &Config, options: &Options) -> Sites {
@@ -306,7 +313,7 @@ fn make(
     progress(Stage::DebugInfo);
     let facts = read_facts(elf, debug);
     progress(Stage::Sites);
-    let config = options.config.selected_for(elf);
+    let config = config_for(elf, options);
     let sites = find_sites(elf, &facts, &config, options);
     progress(Stage::Writing);
     let bytes = writer::write(&facts, &sites, &config, provenance);
@@ -320,6 +327,8 @@ fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance
     hash.update(&FORMAT.to_le_bytes());
     hash.update(&debug.identity().to_le_bytes());
     hash.update(format!("{:?}", options.sites).as_bytes());
+    // All of what ships inside: to select from it would take longer than all else that is asked before a program starts.
+    hash.update(config::built_in_meaning().as_bytes());
     let config = options.config.selected_for(elf);
     if !config.is_empty() {
         hash.update(config.meaning().as_bytes());

@@ -34,13 +34,30 @@ pub enum Role {
     PoolAlloc = 22,
     /// Takes such a block back.
     PoolFree = 23,
+    /// Takes such a block back and cuts out another.
+    PoolRealloc = 24,
+    /// Takes back all that one pool cut out.
+    PoolReset = 25,
+    /// Takes back what was cut out of a chunk from an address on.
+    PoolTrim = 26,
+    Mmap = 27,
+    Munmap = 28,
+    Mprotect = 29,
+    Mremap = 30,
+    Shmat = 31,
 }
 
 impl Role {
+    /// Whether it cuts blocks out of recorded ones.
+    #[must_use]
+    pub const fn cuts_out(self) -> bool {
+        matches!(self, Self::PoolAlloc | Self::PoolRealloc)
+    }
+
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 24] = [
+        const ALL: [Role; 32] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -65,6 +82,14 @@ impl Role {
             Role::ExecAt,
             Role::PoolAlloc,
             Role::PoolFree,
+            Role::PoolRealloc,
+            Role::PoolReset,
+            Role::PoolTrim,
+            Role::Mmap,
+            Role::Munmap,
+            Role::Mprotect,
+            Role::Mremap,
+            Role::Shmat,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -74,26 +99,49 @@ impl Role {
     }
 }
 
-/// What a declared function does, and which of its arguments count: a role as metadata images hold it.
+/// What a declared function does, and which of its arguments count: a role as metadata images hold it. Arguments are numbered from 0;
+/// [`Declared::SEEN`] of them are seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Declared {
     /// What it does.
     pub role: Role,
-    /// Of pools: the argument (0–2) that is the size, or the block that is taken back.
+    /// Of pools: the argument that is the size; of those that hand out nothing: what is taken back.
     pub argument: u8,
     /// Of pools: the argument that the size is to be multiplied with.
     pub count: Option<u8>,
+    /// Of pools that hand out a block for another: the argument that is the other.
+    pub old: Option<u8>,
+    /// Of pools: the argument that says which pool.
+    pub pool: Option<u8>,
 }
 
 impl Declared {
-    /// As one word.
+    /// Arguments that a hook sees.
+    pub const SEEN: u8 = 3;
+
+    /// A function that does what its role says, in the usual way.
+    #[must_use]
+    pub const fn of(role: Role) -> Self {
+        Self {
+            role,
+            argument: 0,
+            count: None,
+            old: None,
+            pool: None,
+        }
+    }
+
+    /// As one word: the role, then four bits an argument.
     #[must_use]
     pub const fn to_word(self) -> u32 {
-        let count = match self.count {
-            Some(count) => count as u32 + 1,
-            None => 0,
-        };
-        self.role as u32 | (self.argument as u32) << 8 | count << 16
+        const fn place(argument: Option<u8>) -> u32 {
+            match argument {
+                Some(argument) => (argument as u32 & 7) + 1,
+                None => 0,
+            }
+        }
+        let [count, old, pool] = [place(self.count), place(self.old), place(self.pool)];
+        self.role as u32 | (self.argument as u32 & 7) << 8 | count << 12 | old << 16 | pool << 20
     }
 
     /// From the stored word.
@@ -101,10 +149,36 @@ impl Declared {
     pub const fn from_word(word: u32) -> Self {
         Self {
             role: Role::from_byte(word as u8),
-            argument: (word >> 8) as u8,
-            count: ((word >> 16) as u8).checked_sub(1),
+            argument: (word >> 8) as u8 & 7,
+            count: ((word >> 12) as u8 & 0xf).checked_sub(1),
+            old: ((word >> 16) as u8 & 0xf).checked_sub(1),
+            pool: ((word >> 20) as u8 & 0xf).checked_sub(1),
         }
     }
+}
+
+/// Whether `text` is what `pattern` says; `*` stands for any characters, also none.
+#[must_use]
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
 }
 
 /// A name and what goes by it.
@@ -168,8 +242,8 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins, or where the heap grows. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 9] = [
+/// Functions of libc where one process's recording ends and another's begins, or where what is mapped changes. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 15] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
@@ -179,6 +253,12 @@ pub const PROCESS: [Named; 9] = [
     ("prctl", Role::Prctl),
     ("syscall", Role::Syscall),
     ("brk", Role::Brk),
+    ("mmap", Role::Mmap),
+    ("munmap", Role::Munmap),
+    ("mprotect", Role::Mprotect),
+    ("pkey_mprotect", Role::Mprotect),
+    ("mremap", Role::Mremap),
+    ("shmat", Role::Shmat),
 ];
 
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.
@@ -196,10 +276,6 @@ pub fn is_language_library(file_name: &[u8]) -> bool {
         .iter()
         .any(|name| file_name.starts_with(name.as_bytes()))
 }
-
-/// Frames that are looked at beyond the innermost one of code without debug info whose call is not known to allocate. One
-/// may be a wrapper that was not recognised; what lies further out says nothing about the block.
-pub const FRAMES_BEYOND_UNKNOWN: u32 = 1;
 
 /// The role of a name, among the families.
 #[must_use]

@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)] // Reads symbol tables of loaded objects and of their files.
 
+use crate::declared;
 use crate::modules::{self, Module};
 use crate::sys::{self, map};
 use core::ffi::CStr;
@@ -29,11 +30,7 @@ pub(crate) struct Function {
 impl Function {
     /// What it does, and with which arguments.
     pub(crate) fn says(&self) -> Declared {
-        self.declared.unwrap_or(Declared {
-            role: self.role,
-            argument: 0,
-            count: None,
-        })
+        self.declared.unwrap_or(Declared::of(self.role))
     }
 }
 
@@ -100,6 +97,13 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
             });
         }
     });
+    let mut names = declared::Names::of(module);
+    names.take_each(|name| exported(name), &mut found);
+    if names.are_left()
+        && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
+    {
+        table.each_function(module, |text, place| names.take(text, place, &mut found));
+    }
     if has_malloc {
         operators(module, |function| found(*function));
     }
@@ -475,6 +479,18 @@ impl FileSymbols {
         self.symbols = unsafe { core::slice::from_raw_parts(symbols.as_ptr().cast(), count) };
         self.strings = strings;
         Some(())
+    }
+
+    /// Calls `each` with the name, up to the end of the table, and address and length of every function.
+    fn each_function(&self, module: &Module, mut each: impl FnMut(&[u8], (u64, u64))) {
+        for symbol in self.symbols.iter().filter(|symbol| symbol.is_function()) {
+            let address = symbol.value.wrapping_add(module.bias);
+            if let Some(text) = self.strings.get(symbol.name as usize..)
+                && (module.text.0..module.text.1).contains(&address)
+            {
+                each(text, (address, symbol.len));
+            }
+        }
     }
 
     /// Address and length of each of `names` that is defined.

@@ -1,12 +1,13 @@
-//! *Which blocks did a pool cut out of others?* — the hooks of functions that the configuration declares as a pool's.
+//! *Which blocks did a pool cut out of others?* — what the hooks of functions that are declared as a pool's do.
 //!
 //! What a pool asks for itself, its chunks, is recorded as ever: the thread stays outside while the pool's function runs. What the function
-//! then returns is recorded as a nested block, under the path of its own caller. The recorded block that it lies in is marked, so that the
-//! hooks of `free` come here when it goes, and all that was cut out of it goes too.
+//! then returns is recorded as a nested block, under the path of its own caller. The recorded block that it lies in, its *container*,
+//! is marked, so that the hooks of `free` come here when it goes, and all that was cut out of it goes too. Where the functions are given
+//! their pool as an argument, its containers are noted ([`containers`]), so that what is taken back by one call is known as well.
 //!
 //! Where one of a pool's functions calls another, the outermost one records.
 
-#![allow(unsafe_code)] // Calls originals.
+mod containers;
 
 use crate::hooks::Planted;
 use crate::region::Region;
@@ -17,37 +18,111 @@ use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::table::Recorded;
 
-/// Pages of which it is known whether a recorded block with nested ones holds them: [`PAGES`] of them, by page number.
+/// Of the pages that blocks were cut out of last: the part, in granules, whose container is marked and noted already.
+///
+/// ```text
+///   page number << 18 | first granule << 9 | one past the last
+/// ```
 static KNOWN: [AtomicU64; PAGES as usize] = [const { AtomicU64::new(0) }; PAGES as usize];
 const PAGES: u64 = 4096;
 const PAGE_SHIFT: u32 = 12;
+const GRANULES: u64 = 256;
 
 fn known(page: u64) -> &'static AtomicU64 {
     &KNOWN[(page % PAGES) as usize]
 }
 
-/// Records what a pool's function returned. To be called while the thread writes the index.
-pub(crate) fn record(region: &Region, state: &State, origin: u32, block: u64, size: u64) {
-    let (replaced, is_recorded) = region.writer.insert_nested(block, size, origin);
-    if let Some(replaced) = replaced {
-        // Its pool took it back by means that are not hooked.
-        forget(region, state.thread(), replaced);
-    }
-    if !is_recorded {
+#[inline(always)]
+fn is_known(block: u64) -> bool {
+    let page = block >> PAGE_SHIFT;
+    let known = known(page).load(Relaxed);
+    let granule = block >> 4 & (GRANULES - 1);
+    known >> 18 == page && (known >> 9 & 0x1ff) <= granule && granule < known & 0x1ff
+}
+
+/// Records what a pool's function returned, from the pool `handle` (0: not known). To be called while the thread writes the index.
+pub(crate) fn record(
+    region: &Region,
+    thread: &Thread,
+    origin: u32,
+    block: u64,
+    size: u64,
+    handle: u64,
+) {
+    let holds = |at: u64| region.reader.block_at(at).is_some();
+    if size == 0 && !holds(block) && holds(block.wrapping_sub(1)) {
+        // A header and nothing behind it: it lies in no container, and would outlive its own.
         return;
     }
-    region.counters.allocated(state.thread(), origin, size);
-    let page = block >> PAGE_SHIFT;
-    if known(page).load(Relaxed) != page {
-        if let Some(around) = region.reader.block_at(block) {
-            region.writer.mark_container(around.base);
-        }
-        known(page).store(page, Relaxed);
+    // What it replaces its pool took back by means that are not hooked.
+    let replaced = |block| forget(region, thread, block);
+    if !region.nested.insert(block, size, origin, replaced) {
+        return;
     }
+    region.counters.cut_out(thread, origin, size);
+    if !is_known(block) {
+        meet(region, block, handle);
+    }
+}
+
+/// The same for a block on whose bytes nothing is recorded, in a container that is known, by a thread with counters of its own. `false`, and
+/// nothing is done, otherwise.
+#[inline(always)]
+pub(crate) fn record_new(
+    region: &Region,
+    thread: &Thread,
+    origin: u32,
+    block: u64,
+    size: u64,
+) -> bool {
+    let is_recorded = is_known(block) && region.nested.insert_new(block, size, origin);
+    if is_recorded {
+        region.counters.cut_out(thread, origin, size);
+    }
+    is_recorded
+}
+
+/// Finds the container of a block, marks and notes it.
+#[cold]
+fn meet(region: &Region, block: u64, handle: u64) {
+    let page = block >> PAGE_SHIFT;
+    let in_page = |address: u64| {
+        let granules = (address >> 4).saturating_sub(page << (PAGE_SHIFT - 4));
+        granules.min(GRANULES)
+    };
+    let (mut first, mut last) = (0, GRANULES);
+    if let Some(around) = region.reader.block_at(block) {
+        region.writer.mark_container(around.base);
+        containers::note(handle, around.base);
+        first = in_page(around.base);
+        last = in_page(around.base.saturating_add(around.size));
+    } else if has_blocks(region, page) {
+        return;
+    }
+    known(page).store(page << 18 | first << 9 | last, Relaxed);
+}
+
+/// Whether a recorded block starts on a page.
+fn has_blocks(region: &Region, page: u64) -> bool {
+    let start = page << PAGE_SHIFT;
+    let found = region.reader.block_at(start + GRANULES * 16 - 1);
+    let starts = (start..start + GRANULES * 16).step_by(8);
+    found.is_some() || starts.into_iter().any(|at| region.writer.is_start(at))
+}
+
+/// Opens a call of a pool's function, in the usual case that none was left by a `longjmp`. `false` inside another.
+#[inline(always)]
+pub(crate) fn enter_first(state: &State, slot: *const u64) -> bool {
+    let is_first = state.pool.load(Relaxed) == 0;
+    if is_first {
+        state.pool.store((slot as u64 >> 3) as u32, Relaxed);
+    }
+    is_first
 }
 
 /// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another. One that was left by a `longjmp` lies no
 /// further out on the stack.
+#[inline(always)]
 pub(crate) fn enter(state: &State, slot: *const u64) -> bool {
     // Stacks are far shorter than the 16 GiB that can be told so.
     let place = (slot as u64 >> 3) as u32;
@@ -60,6 +135,7 @@ pub(crate) fn enter(state: &State, slot: *const u64) -> bool {
 }
 
 /// Closes it.
+#[inline(always)]
 pub(crate) fn leave(state: &State) {
     state.pool.store(0, Relaxed);
 }
@@ -67,18 +143,50 @@ pub(crate) fn leave(state: &State) {
 /// Takes out what was cut out of a block that is freed.
 #[cold]
 pub(crate) fn container_freed(region: &Region, thread: &Thread, base: u64, block: Recorded) {
+    empty(region, thread, base, block.size);
+    containers::gone(base);
+}
+
+/// Takes out what was cut out of some bytes.
+#[cold]
+pub(crate) fn empty(region: &Region, thread: &Thread, base: u64, len: u64) {
     region
-        .writer
-        .erase_nested_in(base, block.size, |nested| forget(region, thread, nested));
-    let last = base.saturating_add(block.size) >> PAGE_SHIFT;
+        .nested
+        .erase_in(base, len, |nested| forget(region, thread, nested));
+    let last = base.saturating_add(len) >> PAGE_SHIFT;
     for page in (base >> PAGE_SHIFT..=last).take(PAGES as usize) {
         known(page).store(0, Relaxed);
     }
 }
 
-/// Counts a nested block as freed.
+/// Takes out all that the pool `handle` cut out of its containers.
+#[cold]
+pub(crate) fn take_back_all(region: &Region, thread: &Thread, handle: u64) {
+    containers::take(handle, |base| {
+        let container = region.reader.block_at(base);
+        if let Some(container) = container.filter(|container| container.base == base) {
+            empty(region, thread, base, container.size);
+        }
+    });
+}
+
+/// Takes out what was cut out of `mark`'s container from there on.
+#[cold]
+pub(crate) fn take_back_from(region: &Region, thread: &Thread, mark: u64) {
+    if let Some(container) = region.reader.block_at(mark) {
+        let end = container.base.saturating_add(container.size);
+        region
+            .nested
+            .erase_in(mark, end.saturating_sub(mark), |nested| {
+                forget(region, thread, nested);
+            });
+    }
+}
+
+/// Counts a nested block as given back.
+#[inline(always)]
 pub(crate) fn forget(region: &Region, thread: &Thread, block: Recorded) {
-    region.counters.freed(thread, block.origin, block.size);
+    region.counters.put_back(thread, block.origin, block.size);
 }
 
 /// The block of a pool at `address`, if that is what is being freed by a function of another class.
@@ -88,25 +196,9 @@ pub(crate) fn freed_otherwise(
     address: u64,
     planted: &Planted,
 ) -> Option<Recorded> {
-    if !region.writer.has_nested() {
+    if !region.nested.any() {
         return None;
     }
-    let block = region.writer.nested_at(address)?;
+    let block = region.nested.at(address)?;
     (Class::of(block.origin) != planted.class()).then_some(block)
-}
-
-/// How many bytes a call asks for, by the declared arguments.
-pub(crate) fn requested(planted: &Planted, arguments: [usize; 3]) -> usize {
-    let declared = planted.declared();
-    let argument = |at: u8| arguments.get(usize::from(at)).copied().unwrap_or(0);
-    let size = argument(declared.argument);
-    declared
-        .count
-        .map_or(size, |count| size.saturating_mul(argument(count)))
-}
-
-/// The block that a call gives back.
-pub(crate) fn given_back(planted: &Planted, arguments: [usize; 3]) -> usize {
-    let at = usize::from(planted.declared().argument);
-    arguments.get(at).copied().unwrap_or(0)
 }

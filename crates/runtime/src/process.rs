@@ -27,8 +27,9 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use pointee_index::counters::{Counts, Live, Thread};
 use pointee_index::handoff::key;
-use pointee_index::layout::{CHUNKS, PAGE, TABLE_BYTES, exit_kind, unseen};
+use pointee_index::layout::{CHUNKS, LEVELS, PAGE, TABLE_BYTES, exit_kind, unseen};
 use pointee_index::origins::Node;
+use pointee_index::pages::PAGE_TABLE_BYTES;
 use pointee_index::records::{Hook, Module};
 
 /// Lets threads be made to notice a closed gate.
@@ -203,8 +204,13 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
         u64::from(header.hooks.load(Relaxed)) * size_of::<Hook>() as u64,
     );
     part(layout.strings, u64::from(header.strings.load(Relaxed)));
+    part(layout.page_chunks, CHUNKS * 8);
+    part(
+        layout.page_tables,
+        u64::from(header.page_tables.load(Relaxed)) * PAGE_TABLE_BYTES,
+    );
     if header.mismatches.load(Relaxed) != 0 {
-        part(layout.mismatches, layout.nested - layout.mismatches);
+        part(layout.mismatches, layout.table_owners - layout.mismatches);
     }
     let levels = header.origin_levels.load(Relaxed) as usize;
     for (level, start) in layout.origins.iter().enumerate().take(levels) {
@@ -232,12 +238,9 @@ pub(crate) fn each_used_of_blocks(region: &Region, mut each: impl FnMut(u64, u64
     let tables = u64::from(header.tables.load(Relaxed).min(geometry.tables));
     let mut part =
         |start: u64, len: u64| each(start & !(PAGE - 1), (start + len).next_multiple_of(PAGE));
-    if header.nested.load(Relaxed) != 0 {
-        part(layout.nested, layout.table_owners - layout.nested);
-    }
     part(layout.table_owners, tables * 4);
     if header.spanning.load(Relaxed) != 0 {
-        part(layout.chunk_covers, CHUNKS * 8);
+        part(layout.chunk_covers, LEVELS * CHUNKS * 8);
     }
     part(layout.peak, origins * size_of::<Live>() as u64);
     for table in 0..tables {

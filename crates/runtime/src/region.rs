@@ -19,7 +19,9 @@ use pointee_index::direct::Reader;
 use pointee_index::handoff::{HELLO_MAGIC, Hello, key};
 use pointee_index::layout::{Layout, MAGIC, VERSION, unseen};
 use pointee_index::mismatches::Mismatches;
+use pointee_index::nested::Nested;
 use pointee_index::origins::{Origins, ROOTS};
+use pointee_index::pages::Pages;
 use pointee_index::{Geometry, Header, Writer};
 
 /// The writers of this process's region and what belongs to it.
@@ -28,6 +30,8 @@ pub(crate) struct Region {
     pub(crate) layout: Layout,
     pub(crate) geometry: Geometry,
     pub(crate) writer: Writer,
+    pub(crate) nested: Nested,
+    pub(crate) pages: Pages,
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
     pub(crate) mismatches: Mismatches,
@@ -194,6 +198,8 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             layout,
             geometry,
             writer: Writer::new(base, &layout),
+            nested: Nested::new(base, &layout),
+            pages: Pages::new(base, &layout),
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
             mismatches: Mismatches::new(base, &layout),

@@ -181,6 +181,16 @@ pub(crate) fn forget() {
     }
 }
 
+/// This thread's state, in the usual case: it is outside, has counters of its own, and is known by its control block. All else is
+/// for [`current`] to find.
+#[inline(always)]
+pub(crate) fn outside() -> Option<&'static State> {
+    let known = control_block::<PLACE>() as *const State;
+    // SAFETY: null, or put there by `remember`; states are never unmapped.
+    let state = unsafe { known.as_ref() }?;
+    (state.gate.load(Relaxed) == control_block::<0>()).then_some(state)
+}
+
 /// This thread's state; `None` while nothing is to be recorded.
 pub(crate) fn current() -> Option<&'static State> {
     if is_disabled() {

@@ -5,7 +5,7 @@ use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result};
 use pointee_inspect::text::{Style, short};
 use pointee_meta::cache;
-use pointee_meta::config::{Config, Kind, Rule};
+use pointee_meta::config::{Config, Kind, Rule, built_in};
 use pointee_meta::elf::Elf;
 use pointee_meta::facts::{Facts, Function};
 use pointee_meta::sites::{Sites, Size, Wrapper};
@@ -113,7 +113,10 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
             by,
             why,
         };
-        if let Some(rule) = config.rules_for(name, file).first() {
+        // Whoever says what frees what says nothing of what it is.
+        let rules = config.rules_for(name, file).into_iter();
+        let mut rules = rules.chain(built_in().rules_for(name, file));
+        if let Some(rule) = rules.find(|rule| rule.kind != Kind::Pair) {
             if rule.kind != Kind::Ignore {
                 let why = match rule.hooked_as() {
                     Some(_) => "declared; its calls are recorded",

@@ -23,7 +23,7 @@ pub(crate) use apply::apply;
 
 use crate::elf::Elf;
 use crate::sites::Size;
-use pointee_model::entries::{self, FAMILIES, Role};
+use pointee_model::entries::{self, FAMILIES, Role, matches};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -142,11 +142,7 @@ impl Rule {
         match self.kind {
             Kind::Allocator | Kind::Free => {
                 let role = self.role.or_else(|| signature.and_then(Signature::role))?;
-                Some(entries::Declared {
-                    role,
-                    argument: 0,
-                    count: None,
-                })
+                Some(entries::Declared::of(role))
             }
             Kind::Pool => signature.and_then(Signature::of_pool),
             Kind::Wrapper | Kind::Ignore | Kind::Pair => None,
@@ -276,6 +272,31 @@ impl Config {
         self.rules.iter().filter(allocates).map(declared).collect()
     }
 
+    /// What it declares to be hooked under a whole name: what the function does, the pattern of its module, its name. Each rule that
+    /// holds for such a name in its own module; a name that is ignored above is left out.
+    #[must_use]
+    pub fn hooked_by_name(&self) -> Vec<(entries::Declared, &str, &str)> {
+        let mut hooked = Vec::new();
+        for (at, rule) in self.rules.iter().enumerate() {
+            let Some(declared) = rule.hooked_as() else {
+                continue;
+            };
+            let pattern = rule.module.as_deref().unwrap_or("*");
+            let above = self.rules.get(at + 1..).unwrap_or_default();
+            let is_outdone = above.iter().any(|other| {
+                let says = other.kind == Kind::Ignore || other.hooked_as().is_some();
+                let is_there = other.module.is_none() || other.module == rule.module;
+                says && is_there && other.names(&rule.name)
+            });
+            // Patterns would have to be tried on every symbol: an image tells of those.
+            let is_whole = !rule.name.contains(['*', ' ', '\n']) && !pattern.contains([' ', '/']);
+            if is_whole && !is_outdone {
+                hooked.push((declared, pattern, rule.name.as_str()));
+            }
+        }
+        hooked
+    }
+
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -303,6 +324,13 @@ pub fn built_in() -> &'static Config {
     BUILT_IN.get_or_init(|| parse(BUILT_IN_TEXT, Path::new("built-in")).unwrap_or_default())
 }
 
+/// What [`built_in`] says, as [`Config::meaning`].
+#[must_use]
+pub fn built_in_meaning() -> &'static str {
+    static MEANING: OnceLock<String> = OnceLock::new();
+    MEANING.get_or_init(|| built_in().meaning())
+}
+
 const BUILT_IN_TEXT: &str = include_str!("builtin.toml");
 
 /// The name by which the family of an allocation function frees.
@@ -312,29 +340,6 @@ fn family_free(name: &str) -> Option<&'static str> {
         .find(|family| family.iter().any(|(known, _)| *known == name))?;
     let (free, _) = family.iter().find(|(_, role)| *role == Role::Free)?;
     Some(free)
-}
-
-/// Whether `text` is what `pattern` says; `*` stands for any characters, also none.
-fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or("");
-    let Some(mut rest) = text.strip_prefix(first) else {
-        return false;
-    };
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
 }
 
 #[cfg(test)]

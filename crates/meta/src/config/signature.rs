@@ -1,7 +1,11 @@
 //! *Which argument is what?* — liballocs' compact form: `xcalloc(zZ)p`.
 //!
 //! ```text
-//!   name ( z size, p pointer, i integer; a capital letter: the one that counts ) p
+//!   name ( z size, p pointer, i integer, h the pool; a capital letter: the one that counts ) p
+//!
+//!   arena_alloc(hZ)p      cuts a block out of a pool           arena_free(hP)    takes one back
+//!   arena_realloc(hPZ)p   takes one back and cuts out another  arena_end(H)      takes all of a pool back
+//!   arena_rewind(hM)      takes back what the chunk of M holds from there on
 //! ```
 
 use crate::sites::Size;
@@ -22,7 +26,9 @@ pub enum SignatureError {
     #[error("expected a signature like `xcalloc(zZ)p`, found `{0}`")]
     Form(String),
     /// A letter that stands for nothing.
-    #[error("expected `z` (size), `p` (pointer) or `i` (integer) for an argument, found `{0}`")]
+    #[error(
+        "expected `z` (size), `p` (pointer), `i` (integer) or `h` (pool) for an argument, found `{0}`"
+    )]
     Argument(char),
     /// A result that is none.
     #[error("expected `p` or nothing as the result, found `{0}`")]
@@ -38,7 +44,7 @@ impl Signature {
         let form = || SignatureError::Form(text.to_owned());
         let (name, rest) = text.trim().split_once('(').ok_or_else(form)?;
         let (arguments, result) = rest.split_once(')').ok_or_else(form)?;
-        let wrong = |letter: &char| !"zZpPiI".contains(*letter);
+        let wrong = |letter: &char| !"zZpPiIhHM".contains(*letter);
         if let Some(letter) = arguments.chars().find(wrong) {
             return Err(SignatureError::Argument(letter));
         }
@@ -115,22 +121,26 @@ impl Signature {
     /// only the first three arguments are seen.
     #[must_use]
     pub fn of_pool(&self) -> Option<Declared> {
-        const SEEN: u8 = 3;
-        let declared = if self.returns {
-            Declared {
-                role: Role::PoolAlloc,
-                argument: self.size()?,
-                count: self.count(),
-            }
-        } else {
-            Declared {
-                role: Role::PoolFree,
-                argument: self.freed()?,
-                count: None,
-            }
+        let at = |letter: u8| self.arguments.iter().position(|found| *found == letter);
+        let number = |letter: u8| u8::try_from(at(letter)?).ok();
+        let (whole, mark) = (number(b'H'), number(b'M'));
+        let (role, argument) = match (self.returns, whole, mark) {
+            (true, ..) if at(b'P').is_some() => (Role::PoolRealloc, self.size()?),
+            (true, ..) => (Role::PoolAlloc, self.size()?),
+            (false, Some(whole), _) => (Role::PoolReset, whole),
+            (false, None, Some(mark)) => (Role::PoolTrim, mark),
+            (false, None, None) => (Role::PoolFree, self.freed()?),
         };
-        (declared.argument < SEEN && declared.count.is_none_or(|count| count < SEEN))
-            .then_some(declared)
+        let declared = Declared {
+            role,
+            argument,
+            count: self.count().filter(|_| self.returns),
+            old: number(b'P').filter(|_| self.returns),
+            pool: number(b'h'),
+        };
+        let counts = [Some(argument), declared.count, declared.old, declared.pool];
+        let all_seen = counts.into_iter().flatten().all(|it| it < Declared::SEEN);
+        all_seen.then_some(declared)
     }
 
     /// The standard function that it looks like; `None` if it looks like none whose calls can be recorded.
@@ -171,6 +181,25 @@ mod tests {
         }
         let (name, free) = Signature::parse("xfree(P)->xmalloc").expect("a free");
         assert_eq!((name.as_str(), free.role()), ("xfree", Some(Role::Free)));
+        let rows = [
+            ("a(hZ)p", Some((Role::PoolAlloc, 1, None, Some(0)))),
+            ("a(Z)p", Some((Role::PoolAlloc, 0, None, None))),
+            ("a(PZ)p", Some((Role::PoolRealloc, 1, Some(0), None))),
+            ("a(hPZ)p", Some((Role::PoolRealloc, 2, Some(1), Some(0)))),
+            ("a(zP)", Some((Role::PoolFree, 1, None, None))),
+            ("a(H)", Some((Role::PoolReset, 0, None, None))),
+            ("a(hM)", Some((Role::PoolTrim, 1, None, Some(0)))),
+            ("a(pppZ)p", None),
+            ("a(i)", None),
+        ];
+        for (text, expect) in rows {
+            let (_, signature) = Signature::parse(text).expect(text);
+            let declared = signature.of_pool();
+            let found = declared.map(|it| (it.role, it.argument, it.old, it.pool));
+            assert_eq!(found, expect, "{text}");
+            let again = declared.map(|it| Declared::from_word(it.to_word()));
+            assert_eq!(again, declared, "{text}");
+        }
         for text in ["xmalloc", "xmalloc(Z", "xmalloc(q)p", "xmalloc(Z)q"] {
             assert!(Signature::parse(text).is_err(), "{text}");
         }
