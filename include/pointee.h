@@ -228,7 +228,7 @@ POINTEE_INLINE int pointee_what(const void *address, struct pointee_answer *answ
     return 0;
 }
 
-/* What holds what holds it: with `skip` 1 the block that a registered pool's object lies in, and so on outwards. */
+/* What holds what holds it: with `skip` 1 the block that a pool's block lies in, and so on outwards. */
 POINTEE_INLINE int pointee_what_around(const void *address, unsigned skip, struct pointee_answer *answer)
 {
     const struct pointee_calls *calls = pointee_get_calls();

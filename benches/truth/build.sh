@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -26,6 +26,7 @@ fetch() {
 for program in ${*:-$all}; do
     echo "== $program"
     case $program in
+    perl) fetch perl; (cd perl-5.36.0 && ./Configure -des -Doptimize="-g -O2" -Dusedevel && make perl) ;;
     bzip2) fetch bzip2; (cd bzip2-1.0.8 && make CFLAGS="$flags -D_FILE_OFFSET_BITS=64" bzip2) ;;
     lua5.4) fetch lua5.4; (cd lua-5.4.4/src && make CC="gcc -std=gnu99" MYCFLAGS="-g" linux) ;;
     sqlite3) fetch sqlite3; (cd sqlite3-3.40.1 && ./configure CFLAGS="$flags" && make sqlite3) ;;
@@ -44,6 +45,13 @@ for program in ${*:-$all}; do
     aria2) fetch aria2; (cd aria2-1.36.0 && ./configure --disable-bittorrent CXXFLAGS="-g -O2" CFLAGS="-g -O2" && make) ;;
     fd) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root fd fd-find --version 10.5.0 ;;
     mini-redis) CARGO_PROFILE_RELEASE_DEBUG=2 cargo install --locked --root mini mini-redis --version 0.4.1 ;;
+    haproxy) fetch haproxy; (cd haproxy-2.6.12 && make TARGET=linux-glibc CFLAGS="$flags") ;;
+    zsh) fetch zsh; (cd zsh-5.9 && ./configure CFLAGS="$flags" --disable-dynamic --with-tcsetpgrp && make EXELDFLAGS= LIBLDFLAGS=) ;;
+    less) fetch less; (cd less-590 && ./configure CFLAGS="$flags" && make) ;;
+    memcached) fetch memcached; (cd memcached-1.6.18 && ./configure CFLAGS="$flags" && make memcached) ;;
+    groff) fetch groff; (cd groff-1.22.4 && ./configure CFLAGS="-g -O2" CXXFLAGS="-g -O2" --without-x && make troff) ;;
+    hyperfine) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root hyperfine hyperfine --version 1.18.0 ;;
+    bore) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root bore bore-cli --version 0.5.0 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 12;
+pub const VERSION: u32 = 13;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -28,6 +28,8 @@ pub const SPILL_BYTES: u64 = PAGE;
 pub const TABLE_BYTES: u64 = TABLE_WORDS * 4 + SPILL_BYTES + SPANS * 8;
 /// Levels of blocks: those of allocators, and those that pools cut out of them (see [`nested`](crate::nested)).
 pub const LEVELS: u64 = 2;
+/// Tables of pages at most: address space is used in few places.
+const PAGE_TABLES: u32 = 1024;
 /// Entries of the directory for one level: a chunk's two planes each.
 pub const DIRECTORY: u64 = CHUNKS * 2;
 /// The page size everything is aligned to.
@@ -129,6 +131,10 @@ pub struct Layout {
     pub table_owners: u64,
     pub directory: u64,
     pub chunk_covers: u64,
+    pub page_chunks: u64,
+    pub page_tables: u64,
+    /// Tables of pages that there is room for.
+    pub page_room: u64,
     pub origins: [u64; ORIGIN_LEVELS],
     pub peak: u64,
     pub threads: u64,
@@ -144,7 +150,7 @@ impl Layout {
     /// The layout that follows from a sane geometry.
     #[must_use]
     pub const fn of(geometry: &Geometry) -> Self {
-        use crate::{counters, mismatches, origins, records};
+        use crate::{counters, mismatches, origins, pages, records};
         let modules = page(size_of::<Header>() as u64);
         let hooks = page(modules + geometry.modules as u64 * size_of::<records::Module>() as u64);
         let strings = page(hooks + geometry.hooks as u64 * size_of::<records::Hook>() as u64);
@@ -153,7 +159,14 @@ impl Layout {
             page(mismatches + mismatches::ROOM as u64 * size_of::<mismatches::Mismatch>() as u64);
         let directory = page(table_owners + geometry.tables as u64 * 4);
         let chunk_covers = directory + LEVELS * DIRECTORY * 8;
-        let mut at = chunk_covers + LEVELS * CHUNKS * 8;
+        let page_chunks = chunk_covers + LEVELS * CHUNKS * 8;
+        let page_tables = page_chunks + CHUNKS * 8;
+        let page_room = if geometry.tables < PAGE_TABLES {
+            geometry.tables as u64
+        } else {
+            PAGE_TABLES as u64
+        };
+        let mut at = page_tables + page_room * pages::PAGE_TABLE_BYTES;
         let mut levels = [0; ORIGIN_LEVELS];
         let mut level = 0;
         while level < ORIGIN_LEVELS {
@@ -178,6 +191,9 @@ impl Layout {
             table_owners,
             directory,
             chunk_covers,
+            page_chunks,
+            page_tables,
+            page_room,
             origins: levels,
             peak,
             threads,
@@ -251,8 +267,8 @@ pub struct Header {
     pub replaced: AtomicU64,
     /// Tables of nested blocks.
     pub nested: AtomicU32,
-    /// Zero.
-    pub padding: AtomicU32,
+    /// Used tables of pages.
+    pub page_tables: AtomicU32,
     /// Nanoseconds (CLOCK_MONOTONIC) at which recording began.
     pub started: AtomicU64,
 }
@@ -270,6 +286,7 @@ pub mod unseen {
     pub const PRIVATE_INDEX: u32 = 128;
     pub const FORK_UNRECORDED: u32 = 256;
     pub const MISMATCHES_FULL: u32 = 512;
+    pub const PAGES_FULL: u32 = 1024;
 }
 
 /// Values of the upper half of [`Header::exit`].

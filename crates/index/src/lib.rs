@@ -14,6 +14,7 @@
 //!   ├ mismatches    (origin, freeing origin) → frees             mismatches
 //!   ├ directory     (level, 64 MiB chunk, plane) → table        table
 //!   ├ covers        level, chunk → block over its first byte    table
+//!   ├ pages         page → who mapped it, and how               pages
 //!   ├ origins       (parent, return address) → origin           origins
 //!   ├ peak          origin → live at the highest moment         counters
 //!   ├ threads       per thread: running totals                counters
@@ -38,6 +39,7 @@ pub mod layout;
 pub mod mismatches;
 pub mod nested;
 pub mod origins;
+pub mod pages;
 pub mod peak;
 pub mod read;
 pub mod records;

@@ -15,6 +15,9 @@ use crate::words::{self, GRANULE};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
+/// Words looked at together where there may be no block.
+const AT_ONCE: u64 = 8;
+
 /// Writes the tables of blocks that were cut out of others.
 #[derive(Clone, Copy)]
 pub struct Nested {
@@ -56,13 +59,14 @@ impl Nested {
         let is_usual = !word.is_null()
             && address & 7 == 0
             && size.wrapping_sub(1) < LARGE - 1
-            && here + own as usize <= TABLE_WORDS as usize - 1;
+            && here + (own as usize) < TABLE_WORDS as usize;
         if !is_usual {
             return false;
         }
-        // SAFETY: granules of tables that are mapped; one more in the other plane at most, which its spill has room for.
         let words = |from: *const AtomicU32, count: u64| {
-            (0..count as usize).fold(0, |all, at| all | unsafe { (*from.add(at)).load(Relaxed) })
+            // SAFETY: granules of a table that is mapped; one more in the other plane at most, which its spill has room for.
+            let word = |at: usize| unsafe { (*from.add(at)).load(Relaxed) };
+            (0..count as usize).fold(0, |all, at| all | word(at))
         };
         let seen = words(word, own)
             | if other.is_null() {
@@ -138,32 +142,42 @@ impl Nested {
     /// Takes the blocks out that start from `from` up to `end`, in the plane of `from`.
     fn clear(&self, mut from: u64, end: u64, each: &mut impl FnMut(Recorded)) {
         while from < end {
-            let word = self.writer.word(from);
+            let words = self.writer.word(from);
             // Up to the end of the chunk.
             let granules_left = TABLE_WORDS - granule(from);
             let granules = (end - from).div_ceil(GRANULE).min(granules_left);
-            if !word.is_null() {
-                for number in 0..granules {
-                    // SAFETY: a granule of the table.
-                    let (start, block) = unsafe {
-                        let word = word.add(number as usize);
-                        let start = (*word).load(Relaxed);
-                        if !words::is_start(start) {
-                            continue;
-                        }
-                        (word, self.writer.recorded(word, start))
-                    };
-                    if block.size >= LARGE {
-                        // It has covers.
-                        self.writer.erase(from + number * GRANULE);
-                    } else {
-                        // SAFETY: as above.
-                        words::retract(unsafe { &*start });
+            if !words.is_null() {
+                for first in (0..granules).step_by(AT_ONCE as usize) {
+                    let group = first..granules.min(first + AT_ONCE);
+                    // SAFETY: granules of the table.
+                    let word = |number: u64| unsafe { &*words.add(number as usize) };
+                    let seen = group
+                        .clone()
+                        .fold(0, |all, at| all | word(at).load(Relaxed));
+                    if words::is_start(seen) {
+                        group.for_each(|at| self.take_out(word(at), from + at * GRANULE, each));
                     }
-                    each(block);
                 }
             }
             from += granules * GRANULE;
         }
+    }
+
+    /// Takes out the block that starts at `address`, where `word` is, if there is one.
+    #[inline(always)]
+    fn take_out(&self, word: &AtomicU32, address: u64, each: &mut impl FnMut(Recorded)) {
+        let start = word.load(Relaxed);
+        if !words::is_start(start) {
+            return;
+        }
+        // SAFETY: a granule word of a mapped table.
+        let block = unsafe { self.writer.recorded(word, start) };
+        if block.size >= LARGE {
+            // It has covers.
+            self.writer.erase(address);
+        } else {
+            words::retract(word);
+        }
+        each(block);
     }
 }

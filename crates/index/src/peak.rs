@@ -33,7 +33,7 @@ pub struct Mark {
 #[must_use]
 pub const fn copied(layout: &Layout) -> [Range<u64>; 3] {
     [
-        layout.table_owners..layout.origins[0],
+        layout.table_owners..layout.page_chunks,
         layout.peak..layout.threads,
         layout.tables..layout.len,
     ]

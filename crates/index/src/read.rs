@@ -13,6 +13,7 @@ use crate::layout::{
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
 use crate::mismatches::{self, Mismatch};
 use crate::origins::{Frame, Node, UNLOADED};
+use crate::pages::{Chunk, PAGE_TABLE_BYTES, PAGES_OF_CHUNK, PageWord};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
 use crate::words;
@@ -586,6 +587,41 @@ impl<M: Memory> Index<M> {
             origin: words::origin(first),
         };
         block.holds(address).then_some(block)
+    }
+
+    /// Calls `each` with the first page's address and what was seen of it and of those that follow, for all pages from `start` up to `end`, chunk by
+    /// chunk: one word that holds for so many pages, or a word each.
+    pub fn each_page_seen(&self, start: u64, end: u64, mut each: impl FnMut(u64, u64, PageWord)) {
+        let mut words = [0; PAGE as usize];
+        let mut at = start & !(PAGE - 1);
+        let end = end.min(1 << 47);
+        while at < end {
+            let chunk = at >> CHUNK_SHIFT;
+            let to = end.min((chunk + 1) << CHUNK_SHIFT);
+            let entry = read_u64(&self.memory, self.layout.page_chunks + chunk * 8).unwrap_or(0);
+            match Chunk::of(entry) {
+                Chunk::Table(table) if table < self.layout.page_room => {
+                    let table = self.layout.page_tables + table * PAGE_TABLE_BYTES;
+                    let first = at / PAGE % PAGES_OF_CHUNK;
+                    // As many words as lie on one page of the table.
+                    let from = (table + first * 4) & !(PAGE - 1);
+                    if !self.memory.read(from, &mut words) {
+                        words.fill(0);
+                    }
+                    let mut place = (table + first * 4 - from) as usize;
+                    while place < words.len() && at < to {
+                        each(at, 1, PageWord(u32_in(&words, place)));
+                        place += 4;
+                        at += PAGE;
+                    }
+                }
+                Chunk::Table(_) => at = to,
+                Chunk::Alike(word) => {
+                    each(at, (to - at).div_ceil(PAGE), word);
+                    at = to;
+                }
+            }
+        }
     }
 
     /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.

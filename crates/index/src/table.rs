@@ -231,6 +231,14 @@ impl Writer {
         }
     }
 
+    /// Whether a block is recorded at that very address.
+    #[must_use]
+    pub fn is_start(&self, address: u64) -> bool {
+        let word = self.word(address);
+        // SAFETY: a granule word of a mapped table.
+        !word.is_null() && words::is_start(unsafe { (*word).load(Relaxed) })
+    }
+
     /// Marks the block at `address` as one that others were cut out of.
     pub fn mark_container(&self, address: u64) {
         let word = self.word(address);

@@ -6,6 +6,7 @@
 use pointee_index::class::Class;
 use pointee_index::direct::Reader;
 use pointee_index::layout::{Layout, MAGIC, VERSION};
+use pointee_index::nested::Nested;
 use pointee_index::origins::{Frame, Node, Origins, ROOTS, Rule};
 use pointee_index::words::ORIGIN_LIMIT;
 use pointee_index::{Geometry, Header, Index, Memory, Writer};
@@ -333,5 +334,75 @@ proptest! {
             prop_assert_eq!(again >= first_new, through(path));
             prop_assert!(through(path) || again == *id);
         }
+    }
+}
+
+/// What a pool does to its bytes: cuts a block out anywhere, whatever was there, or takes some bytes back.
+#[derive(Clone, Debug)]
+enum Cut {
+    Out { at: u64, size: u64, origin: u32 },
+    Back { at: u64, len: u64 },
+}
+
+fn cut() -> impl Strategy<Value = Cut> {
+    let at = || (0u64..40_000).prop_map(|at| at * 8);
+    let size = prop_oneof![1u64..=16, 17u64..=200, 60_000u64..=70_000];
+    prop_oneof![
+        5 => (at(), size, 1u32..ORIGIN_LIMIT).prop_map(|(at, size, origin)| Cut::Out { at, size, origin }),
+        1 => (at(), 1u64..5_000).prop_map(|(at, len)| Cut::Back { at, len }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn blocks_of_pools_never_start_in_a_later_one(cuts in proptest::collection::vec(cut(), 1..200)) {
+        let region = Region::new();
+        // SAFETY: the region outlives what reads and writes it.
+        let (nested, reader) = unsafe {
+            (Nested::new(region.base, &region.layout), Reader::of_pools(region.base, &region.layout))
+        };
+        // Across the border of two chunks.
+        let base = (5u64 << 26) - 160_000;
+        let mut truth: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+        for cut in cuts {
+            let (range, new) = match cut {
+                Cut::Out { at, size, origin } => (base + at..base + at + size, Some((size, origin))),
+                Cut::Back { at, len } => (base + at..base + at + len, None),
+            };
+            let mut gone = Vec::new();
+            if let Some((size, origin)) = new {
+                if !nested.insert_new(range.start, size, origin) {
+                    prop_assert!(nested.insert(range.start, size, origin, |old| gone.push((old.size, old.origin))));
+                }
+            } else {
+                nested.erase_in(range.start, range.end - range.start, |old| gone.push((old.size, old.origin)));
+            }
+            let mut expect: Vec<_> = truth.range(range.clone()).map(|(_, block)| *block).collect();
+            truth.retain(|start, _| !range.contains(start));
+            if let Some(new) = new {
+                truth.insert(range.start, new);
+            }
+            gone.sort_unstable();
+            expect.sort_unstable();
+            prop_assert_eq!(gone, expect);
+        }
+        let index = Index::open(&region).expect("sound");
+        let mut found = BTreeMap::new();
+        index.each_nested_block(|block| { found.insert(block.base, (block.size, block.origin)); });
+        prop_assert_eq!(&found, &truth);
+        for (start, (size, origin)) in &truth {
+            let last = truth.range(start + 1..).next().map_or(start + size - 1, |(next, _)| (start + size - 1).min(next - 1));
+            for address in [*start, last] {
+                for block in [reader.block_at(address), index.nested_block_at(address)] {
+                    prop_assert_eq!(block.map(|it| (it.base, it.size, it.origin)), Some((*start, *size, *origin)));
+                }
+            }
+        }
+        // None of them is a block of an allocator.
+        let mut outer = 0;
+        index.each_block(|_| outer += 1);
+        prop_assert_eq!(outer, 0);
     }
 }

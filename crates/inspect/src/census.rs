@@ -1,8 +1,8 @@
 //! *What is all of this address space?* — every mapped byte under one leaf, summed by kind.
 
-use crate::space::{Kind, Space, What};
+use crate::space::{Kind, Mapper, PagesSeen, Space, What};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Sums over an address space.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -16,6 +16,10 @@ pub struct Census {
     pub kinds: Vec<KindRow>,
     /// How well it is known.
     pub shares: Shares,
+    /// Memory of which nothing else is known, by who mapped it; most bytes first.
+    pub mapped_by: Vec<MapperRow>,
+    /// Of the recorded process: pages that are as calls left them that were seen.
+    pub pages: PagesSeen,
     pub mappings: Vec<MappingRow>,
     /// Threads whose frames are not all known, and why.
     pub cut_stacks: Vec<String>,
@@ -28,6 +32,16 @@ pub struct Census {
 #[allow(missing_docs)]
 pub struct KindRow {
     pub kind: &'static str,
+    pub leaves: u64,
+    pub bytes: u64,
+}
+
+/// Who mapped memory of which nothing else is known.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct MapperRow {
+    /// `null`: that was not seen.
+    pub mapper: Option<Mapper>,
     pub leaves: u64,
     pub bytes: u64,
 }
@@ -53,6 +67,10 @@ pub struct MappingRow {
     pub bytes: u64,
     pub permissions: String,
     pub path: String,
+    /// Who asked for its first page, if that was seen.
+    pub mapped_by: Option<Mapper>,
+    /// `null` for what no call maps.
+    pub pages: Option<PagesSeen>,
     pub kinds: Vec<KindRow>,
 }
 
@@ -62,6 +80,8 @@ pub fn census(space: &Space<'_>, pid: u32) -> Census {
     let mut all = BTreeMap::new();
     let mut shares = Shares::default();
     let mut mappings = Vec::new();
+    let mut mappers: HashMap<Option<Mapper>, (u64, u64)> = HashMap::new();
+    let mut pages = PagesSeen::default();
     for (number, mapping) in space.layout().mappings.iter().enumerate() {
         let mut kinds = BTreeMap::new();
         for leaf in space.leaves(number) {
@@ -70,12 +90,25 @@ pub fn census(space: &Space<'_>, pid: u32) -> Census {
             count(&mut all, leaf.kind, bytes);
             let is_writable = mapping.permissions.starts_with("rw");
             shares.add(space, leaf.kind, &leaf.what, bytes, is_writable);
+            if Space::is_known_by_mapper_only(leaf.kind, &leaf.what) {
+                let mapper = space.mapper_of(leaf.span.start);
+                let (leaves, sum) = mappers.entry(mapper).or_default();
+                *leaves += 1;
+                *sum += bytes;
+            }
+        }
+        let seen = space.pages_seen(number);
+        if let Some(seen) = seen {
+            pages.pages += seen.pages;
+            pages.as_seen += seen.as_seen;
         }
         mappings.push(MappingRow {
             start: mapping.start.to_string(),
             bytes: mapping.end.0 - mapping.start.0,
             permissions: mapping.permissions.clone(),
             path: mapping.path.clone(),
+            mapped_by: space.mapper_of(mapping.start),
+            pages: seen,
             kinds: rows(&kinds),
         });
     }
@@ -106,6 +139,8 @@ pub fn census(space: &Space<'_>, pid: u32) -> Census {
         mapped_bytes: mappings.iter().map(|mapping| mapping.bytes).sum(),
         kinds: rows(&all),
         shares,
+        mapped_by: mapper_rows(mappers),
+        pages,
         mappings,
         cut_stacks: cut.collect(),
         unnamed_frames,
@@ -133,6 +168,17 @@ fn rows(counts: &Counts) -> Vec<KindRow> {
     rows
 }
 
+fn mapper_rows(mappers: HashMap<Option<Mapper>, (u64, u64)>) -> Vec<MapperRow> {
+    let row = |(mapper, (leaves, bytes))| MapperRow {
+        mapper,
+        leaves,
+        bytes,
+    };
+    let mut rows: Vec<MapperRow> = mappers.into_iter().map(row).collect();
+    rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.mapper.cmp(&b.mapper)));
+    rows
+}
+
 impl Shares {
     fn add(&mut self, space: &Space<'_>, kind: Kind, what: &What<'_>, bytes: u64, writable: bool) {
         match (kind, what) {
@@ -147,6 +193,7 @@ impl Shares {
             }
             (
                 Kind::Heap
+                | Kind::Pooled
                 | Kind::Slack
                 | Kind::Header
                 | Kind::Free

@@ -400,6 +400,11 @@ fn word(role: Role) -> &'static str {
         Role::Prctl => "prctl",
         Role::Syscall => "syscall",
         Role::Brk => "brk",
+        Role::Mmap => "mmap",
+        Role::Munmap => "munmap",
+        Role::Mprotect => "mprotect",
+        Role::Mremap => "mremap",
+        Role::Shmat => "shmat",
         Role::PoolAlloc => "pool",
         Role::PoolRealloc => "pool's realloc",
         Role::PoolFree => "pool's free",
@@ -433,6 +438,8 @@ fn purpose(role: Role) -> &'static str {
         }
         Role::Exit => "ends the process: the status is noted",
         Role::LinkMap => "is called when libraries are loaded or unloaded",
+        Role::Mmap | Role::Mremap | Role::Shmat => "maps memory: who asked for it is noted",
+        Role::Munmap | Role::Mprotect => "changes what is mapped: that is noted",
         Role::Brk => "the heap grows: the index is made present for it",
         Role::Prctl => "may set a system call filter, after which we make no calls",
         Role::Syscall => {

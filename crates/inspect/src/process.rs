@@ -223,6 +223,8 @@ pub struct ProcessData {
     pub footprint: Footprint,
     /// Number of the path of each origin that counted something.
     path_of: HashMap<u32, usize>,
+    /// All origins.
+    nodes: HashMap<u32, OriginNode>,
 }
 
 impl ProcessData {
@@ -244,6 +246,7 @@ impl ProcessData {
             peak_bytes: 0,
             footprint: Footprint::default(),
             path_of: HashMap::new(),
+            nodes: HashMap::new(),
         }
     }
 
@@ -312,7 +315,19 @@ impl ProcessData {
             peak_bytes,
             footprint,
             path_of,
+            nodes,
         }
+    }
+
+    /// The path that `origin` stands for, whether anything was counted under it or not; without counts. `None` if it is none.
+    #[must_use]
+    pub fn path_along(&self, origin: u32) -> Option<Path> {
+        let (root, frames) = path_to(origin, &self.nodes, &self.modules);
+        (root != 0).then(|| Path {
+            root,
+            frames,
+            tally: Tally::default(),
+        })
     }
 
     /// The path of a block's origin, by number in `paths`.
@@ -536,7 +551,7 @@ fn ending(word: u32) -> Ending {
 }
 
 fn unseen_in_words(bits: u32) -> Vec<String> {
-    const WORDS: [(u32, &str); 10] = [
+    const WORDS: [(u32, &str); 11] = [
         (
             unseen::NO_LIBC,
             "no allocation function was found: the heap is not seen",
@@ -576,6 +591,10 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
         (
             unseen::MISMATCHES_FULL,
             "more than a thousand pairs of places where the wrong function may have freed: later ones are missing",
+        ),
+        (
+            unseen::PAGES_FULL,
+            "who mapped some of the memory was not noted: the table of pages is full",
         ),
     ];
     let mut words: Vec<String> = WORDS

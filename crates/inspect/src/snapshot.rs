@@ -20,6 +20,7 @@ use crate::process::ProcessData;
 use crate::report::Circumstances;
 use crate::running::{self, Mapping};
 use crate::space::{Layout, Object, Span};
+use pointee_index::read::Block;
 use pointee_index::{Index, Memory};
 use pointee_model::addr::{Alleged, RunAddr};
 use serde::{Deserialize, Serialize};
@@ -237,7 +238,7 @@ fn claimed_by(layout: &Layout) -> impl Iterator<Item = Range<u64>> {
 /// of what it claims, that which is mapped is saved, and once.
 fn contents_pages(index: &Index<Region>, layout: &Layout, memory: &ProcessMemory) -> Vec<u8> {
     let mut claimed: Vec<Range<u64>> = claimed_by(layout).collect();
-    index.each_block(|block| {
+    let mut claim = |block: Block| {
         let start = block.base / PAGE * PAGE;
         let end = block.base.saturating_add(block.size.max(1)).min(1 << 47);
         // Blocks come in order of address, nearly: neighbours are one range.
@@ -247,7 +248,10 @@ fn contents_pages(index: &Index<Region>, layout: &Layout, memory: &ProcessMemory
             }
             _ => claimed.push(start..end),
         }
-    });
+    };
+    index.each_block(&mut claim);
+    // Arenas of pools may be mappings, which no block covers.
+    index.each_nested_block(&mut claim);
     claimed.sort_unstable_by_key(|range| range.start);
     let mapped: Vec<Range<u64>> = running::mappings(memory.pid())
         .unwrap_or_default()

@@ -1,5 +1,5 @@
-//! *How is a function hooked in a program that is running?* The engine for one's own process: threads are stopped for a moment,
-//! code is written, unwinders and debuggers are told. What is to be written is planned by `pointee-patch`.
+//! *How is a function hooked in a program that is running?* The engine for one's own process: code is written, by one byte or with
+//! all threads stopped for a moment, and unwinders and debuggers are told. What is to be written is planned by `pointee-patch`.
 //!
 //! World: **in the target**. `no_std`, raw system calls, memory of its own: the allocator may be what is hooked.
 //!
@@ -8,10 +8,10 @@
 //! | promise | how |
 //! | --- | --- |
 //! | any thread may call the engine at any time, while all others run | [`stop`] |
-//! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`Installed::remove`] returned does not | five bytes, written while all threads stand still |
+//! | a call that begins after [`replace`] returned comes to the hook; one that begins after [`Installed::remove`] returned does not | one byte, and all made to see it; or five, written while all threads stand still |
 //! | no thread goes on in the middle of the pad | counters are moved to the copies of their instructions; those saved in signal frames are looked for |
 //! | no page is writable and executable, and none that runs is made unexecutable | `/proc/self/mem` |
-//! | after removal the text is what it was, byte for byte, and [`settle`] gives all memory back | [`hook`] |
+//! | after removal the text is what it was, byte for byte, and [`settle()`] gives all memory back | [`hook`] |
 //! | around a [`probe`](mod@probe)'s handler all is kept that somebody may still read | `xsavec`, or the function's own code tells what |
 //! | what cannot be done so is a [`Refusal`], and nothing has changed | |
 //!
@@ -25,6 +25,7 @@
 mod announce;
 pub mod callers;
 mod change;
+mod crowd;
 pub mod entry;
 mod frames;
 pub mod hook;

@@ -18,6 +18,8 @@ pub struct Facts {
     pub data_symbols: Vec<Global>,
     /// Sections that are loaded, in order of address.
     pub sections: Vec<LoadedSection>,
+    /// What the compiler says that calls allocate: by return address, in order of it.
+    pub allocations: Vec<(u64, TypeIndex)>,
     /// Line rows in order of address.
     pub lines: Vec<Line>,
     /// Paths of source files; `file` fields point here.
@@ -127,6 +129,8 @@ pub enum Place {
     Frame(i64),
     /// At a fixed link-time address.
     Address(u64),
+    /// In memory at the address that lies at register (`None`: frame base) + offset.
+    Behind(Option<u16>, i64),
     /// Its *value* is register + offset (`DW_OP_breg … DW_OP_stack_value`).
     Value(u16, i64),
 }

@@ -407,7 +407,9 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
             (LocalPlace::Memory, register, offset)
         }
         // At a fixed address it is no local; what the frame base is, is not known.
-        (Place::Frame(_), FrameBase::Unknown) | (Place::Address(_), _) => return None,
+        (Place::Frame(_), FrameBase::Unknown) | (Place::Address(_) | Place::Behind(..), _) => {
+            return None;
+        }
     })
 }
 

@@ -40,6 +40,11 @@ pub enum Role {
     PoolReset = 25,
     /// Takes back what was cut out of a chunk from an address on.
     PoolTrim = 26,
+    Mmap = 27,
+    Munmap = 28,
+    Mprotect = 29,
+    Mremap = 30,
+    Shmat = 31,
 }
 
 impl Role {
@@ -52,7 +57,7 @@ impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 27] = [
+        const ALL: [Role; 32] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -80,6 +85,11 @@ impl Role {
             Role::PoolRealloc,
             Role::PoolReset,
             Role::PoolTrim,
+            Role::Mmap,
+            Role::Munmap,
+            Role::Mprotect,
+            Role::Mremap,
+            Role::Shmat,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -232,8 +242,8 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins, or where the heap grows. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 9] = [
+/// Functions of libc where one process's recording ends and another's begins, or where what is mapped changes. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 15] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
@@ -243,6 +253,12 @@ pub const PROCESS: [Named; 9] = [
     ("prctl", Role::Prctl),
     ("syscall", Role::Syscall),
     ("brk", Role::Brk),
+    ("mmap", Role::Mmap),
+    ("munmap", Role::Munmap),
+    ("mprotect", Role::Mprotect),
+    ("pkey_mprotect", Role::Mprotect),
+    ("mremap", Role::Mremap),
+    ("shmat", Role::Shmat),
 ];
 
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 27;
+pub const FORMAT: u32 = 28;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -338,6 +338,8 @@ pub mod site_flags {
     /// The call of a function that jumps to an allocation function: it has the type of that site, of whose function no
     /// frame remains, and counts where it is the innermost frame outside of wrappers and libraries of the language.
     pub const STAND_IN: u16 = 16;
+    /// No call: the instruction carves the block out of the stack, or of a pool by moving its cursor.
+    pub const NO_CALL: u16 = 32;
 }
 
 impl SiteRecord {

@@ -209,7 +209,7 @@ fn parameter(facts: &Facts, variable: &Variable, inline: &Inline) -> Option<Oper
     let (register, offset) = match *place {
         Lies::Register(register) => (register, 0),
         Lies::Value(register, offset) => (register, i32::try_from(offset).ok()?),
-        Lies::Memory(..) | Lies::Frame(_) | Lies::Address(_) => return None,
+        Lies::Memory(..) | Lies::Frame(_) | Lies::Address(_) | Lies::Behind(..) => return None,
     };
     Some(Operand {
         name: variable.name.clone(),

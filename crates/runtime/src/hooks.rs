@@ -13,6 +13,7 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; reads what an original stored.
 
 mod call;
+mod mapped;
 mod planted;
 mod pooled;
 mod processes;
@@ -69,7 +70,16 @@ fn hook(says: Declared) -> Hook {
         Role::PoolAlloc => pooled::allocating(says),
         Role::PoolRealloc => pooled::on_pool_realloc,
         Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
-        Role::LinkMap | Role::Other | Role::Prctl | Role::Syscall | Role::ExecAt => on_link_map,
+        Role::LinkMap
+        | Role::Other
+        | Role::Prctl
+        | Role::Syscall
+        | Role::ExecAt
+        | Role::Mmap
+        | Role::Munmap
+        | Role::Mprotect
+        | Role::Mremap
+        | Role::Shmat => on_link_map,
     }
 }
 
@@ -83,6 +93,9 @@ pub(crate) fn destination(role: Role) -> u64 {
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
         Role::ExecAt => exec_stub,
+        Role::Mmap | Role::Munmap | Role::Mprotect | Role::Mremap | Role::Shmat => {
+            mapped::mapping_stub
+        }
         _ => enter_hook,
     };
     code as *const () as u64
@@ -315,6 +328,10 @@ fn reallocate(call: &Call, size: usize) -> usize {
     }
     if block != 0 {
         record(region, thread, call.origin(), block, size);
+        if block as u64 == address && old.is_some_and(|old| Class::of(old.origin).is_container()) {
+            // It grew, or shrank, where it is: what was cut out of it is still there.
+            region.writer.mark_container(block as u64);
+        }
     }
     end_writing(state);
     block

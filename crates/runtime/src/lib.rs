@@ -42,6 +42,7 @@ mod freestanding;
 mod heap;
 mod hooks;
 mod locate;
+mod mappings;
 mod mismatch;
 mod modules;
 mod operators;

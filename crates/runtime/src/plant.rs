@@ -246,8 +246,9 @@ const fn is_of_allocator(role: Role) -> bool {
             | Role::Exit
             | Role::LinkMap
             | Role::Prctl
-            | Role::Syscall
             | Role::Brk
+            | Role::Munmap
+            | Role::Mprotect
             | Role::Other
     )
 }

@@ -49,6 +49,11 @@ pub(crate) fn record(
     size: u64,
     handle: u64,
 ) {
+    let holds = |at: u64| region.reader.block_at(at).is_some();
+    if size == 0 && !holds(block) && holds(block.wrapping_sub(1)) {
+        // A header and nothing behind it: it lies in no container, and would outlive its own.
+        return;
+    }
     // What it replaces its pool took back by means that are not hooked.
     let replaced = |block| forget(region, thread, block);
     if !region.nested.insert(block, size, origin, replaced) {
@@ -91,8 +96,18 @@ fn meet(region: &Region, block: u64, handle: u64) {
         containers::note(handle, around.base);
         first = in_page(around.base);
         last = in_page(around.base.saturating_add(around.size));
+    } else if has_blocks(region, page) {
+        return;
     }
     known(page).store(page << 18 | first << 9 | last, Relaxed);
+}
+
+/// Whether a recorded block starts on a page.
+fn has_blocks(region: &Region, page: u64) -> bool {
+    let start = page << PAGE_SHIFT;
+    let found = region.reader.block_at(start + GRANULES * 16 - 1);
+    let starts = (start..start + GRANULES * 16).step_by(8);
+    found.is_some() || starts.into_iter().any(|at| region.writer.is_start(at))
 }
 
 /// Opens a call of a pool's function, in the usual case that none was left by a `longjmp`. `false` inside another.

@@ -29,6 +29,7 @@ use pointee_index::counters::{Counts, Live, Thread};
 use pointee_index::handoff::key;
 use pointee_index::layout::{CHUNKS, LEVELS, PAGE, TABLE_BYTES, exit_kind, unseen};
 use pointee_index::origins::Node;
+use pointee_index::pages::PAGE_TABLE_BYTES;
 use pointee_index::records::{Hook, Module};
 
 /// Lets threads be made to notice a closed gate.
@@ -203,6 +204,11 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
         u64::from(header.hooks.load(Relaxed)) * size_of::<Hook>() as u64,
     );
     part(layout.strings, u64::from(header.strings.load(Relaxed)));
+    part(layout.page_chunks, CHUNKS * 8);
+    part(
+        layout.page_tables,
+        u64::from(header.page_tables.load(Relaxed)) * PAGE_TABLE_BYTES,
+    );
     if header.mismatches.load(Relaxed) != 0 {
         part(layout.mismatches, layout.table_owners - layout.mismatches);
     }

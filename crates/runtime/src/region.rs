@@ -21,6 +21,7 @@ use pointee_index::layout::{Layout, MAGIC, VERSION, unseen};
 use pointee_index::mismatches::Mismatches;
 use pointee_index::nested::Nested;
 use pointee_index::origins::{Origins, ROOTS};
+use pointee_index::pages::Pages;
 use pointee_index::{Geometry, Header, Writer};
 
 /// The writers of this process's region and what belongs to it.
@@ -30,11 +31,11 @@ pub(crate) struct Region {
     pub(crate) geometry: Geometry,
     pub(crate) writer: Writer,
     pub(crate) nested: Nested,
+    pub(crate) pages: Pages,
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
     pub(crate) mismatches: Mismatches,
     pub(crate) reader: Reader,
-    pub(crate) nested_reader: Reader,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
     /// How much of it is in the file that others hold, if any: all, or all but the tables.
@@ -198,11 +199,11 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             geometry,
             writer: Writer::new(base, &layout),
             nested: Nested::new(base, &layout),
+            pages: Pages::new(base, &layout),
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
             mismatches: Mismatches::new(base, &layout),
             reader: Reader::new(base, &layout),
-            nested_reader: Reader::of_pools(base, &layout),
             shared,
             shared_len: if are_private {
                 layout.tables

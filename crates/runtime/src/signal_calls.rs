@@ -151,8 +151,11 @@ unsafe extern "C" fn make(call: &Call) -> isize {
     match call.number {
         // SAFETY: the program's own call, and its pointers.
         RT_SIGACTION if a[3] == MASK_LEN => unsafe { action(call) },
+        // SAFETY: as above.
         RT_SIGPROCMASK if a[3] == MASK_LEN => unsafe { mask(call) },
+        // SAFETY: as above.
         RT_SIGPENDING => unsafe { pending(call) },
+        // SAFETY: as above.
         RT_SIGTIMEDWAIT => unsafe { timed_wait(call) },
         EXECVE | EXECVEAT => {
             traps::hand_over();

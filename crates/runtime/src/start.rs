@@ -9,10 +9,10 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, declared, hooks, locate, operators, probes, process, threads};
+use crate::{api, declared, hooks, locate, mappings, operators, probes, process, threads};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
-use pointee_index::layout::unseen;
+use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::Role;
 
 #[used]
@@ -150,6 +150,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
     if allocators == 0 {
         header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
     }
+    mappings::take_over();
     // SAFETY: `r_debug` stays where it is.
     let notify = unsafe { (*debug).notify };
     if let Some(linker) = modules::find(notify) {
@@ -198,6 +199,8 @@ pub(crate) fn link_map_changed() {
             }
         });
         for module in newcomers.into_iter().flatten() {
+            // The dynamic linker's own calls are not seen.
+            mappings::restate(module.start, module.end.next_multiple_of(PAGE));
             operators::arrived(module, |function, end| {
                 let planter = planter.get_or_insert_with(Planter::new);
                 planter

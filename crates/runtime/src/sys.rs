@@ -89,6 +89,13 @@ pub(crate) mod map {
     pub(crate) const FIXED_NOREPLACE: usize = 0x10_0000;
 }
 
+/// Where the heap ends (`brk`).
+pub(crate) fn heap_end() -> u64 {
+    const BRK: usize = 12;
+    // SAFETY: a question only.
+    unsafe { call(BRK, [0; 6]) as u64 }
+}
+
 /// New pages where the kernel likes, or at `hint`. Null on failure.
 pub(crate) fn mmap(hint: usize, len: usize, protection: usize, flags: usize, fd: isize) -> *mut u8 {
     debug_assert!(flags & map::FIXED == 0);

@@ -278,7 +278,7 @@ fn word_for(borrower: u32) -> u64 {
     // A new one starts as its parent is.
     let ignores = u64::from(exchange(None).handler == IGNORE) * BORROWER_IGNORES;
     let blocked = word & BLOCKED;
-    blocked | blocked * BORROWER_BLOCKED | ignores | u64::from(borrower) << BORROWER
+    blocked | (blocked * BORROWER_BLOCKED) | ignores | u64::from(borrower) << BORROWER
 }
 
 /// Whether the program means `SIGTRAP` to be blocked in this thread.

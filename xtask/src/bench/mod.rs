@@ -14,6 +14,7 @@ pub(crate) mod images;
 mod instructions;
 mod malloc;
 mod measure;
+mod pools;
 pub(crate) mod probes;
 mod programs;
 mod queries;
@@ -45,6 +46,7 @@ const PARTS: &[&str] = &[
     "site",
     "queries",
     "malloc",
+    "pools",
     "programs",
 ];
 
@@ -122,6 +124,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "site" => site::measure(&bench)?,
             "queries" => queries::measure(&bench)?,
             "malloc" => malloc::measure(&bench)?,
+            "pools" => pools::measure(&bench)?,
             _ => programs::measure(&bench)?,
         }
     }

@@ -10,7 +10,7 @@ use super::table::{Table, figure};
 use crate::shell;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 /// What the tables are about.

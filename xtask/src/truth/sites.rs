@@ -45,16 +45,29 @@ pub(super) fn of(file: &Path, options: &Options) -> Result<Vec<Site>> {
     Ok(outside.map(site).collect())
 }
 
-/// The functions whose allocations are their callers', or calls of which are sites.
-pub(super) fn wrappers(file: &Path, options: &Options) -> Result<BTreeSet<String>> {
+/// The functions whose allocations are their callers', or calls of which are sites; and those that are nowhere but inlined
+/// into functions in which what they allocate has a type.
+pub(super) fn wrappers(
+    file: &Path,
+    options: &Options,
+) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     let parsed = said(file, options)?;
-    let names = parsed.iter().flat_map(|row| {
-        let inlined = row["inlined"].as_array().and_then(|around| around.last());
-        let concrete = inlined.map_or(&row["function"], |outermost| &outermost["function"]);
-        let within = (row["wrapper"] == true).then_some(concrete);
-        within.into_iter().chain([&row["callee"]])
-    });
-    Ok(names.filter_map(Value::as_str).map(str::to_owned).collect())
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let (mut found, mut inlined) = (BTreeSet::new(), BTreeSet::new());
+    for row in &parsed {
+        let around: Vec<&Value> = row["inlined"].as_array().into_iter().flatten().collect();
+        let concrete = around
+            .last()
+            .map_or(&row["function"], |place| &place["function"]);
+        found.extend(text(&row["callee"]));
+        if row["wrapper"] == true {
+            found.extend(text(concrete));
+        } else if !row["type"].is_null() && !around.is_empty() {
+            let outer = around.iter().rev().skip(1).map(|place| &place["function"]);
+            inlined.extend(outer.chain([&row["function"]]).filter_map(text));
+        }
+    }
+    Ok((found, inlined))
 }
 
 fn said(file: &Path, options: &Options) -> Result<Vec<Value>> {

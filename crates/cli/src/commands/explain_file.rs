@@ -113,10 +113,10 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
             by,
             why,
         };
-        let built_in = || built_in().rules_for(name, file);
-        let own = config.rules_for(name, file).into_iter().chain(built_in());
-        let is_said = |rule: &&Rule| rule.kind != Kind::Pair;
-        if let Some(rule) = own.filter(is_said).next() {
+        // Whoever says what frees what says nothing of what it is.
+        let rules = config.rules_for(name, file).into_iter();
+        let mut rules = rules.chain(built_in().rules_for(name, file));
+        if let Some(rule) = rules.find(|rule| rule.kind != Kind::Pair) {
             if rule.kind != Kind::Ignore {
                 let why = match rule.hooked_as() {
                     Some(_) => "declared; its calls are recorded",

@@ -4,7 +4,7 @@ use crate::output::{Format, Listing, json, print};
 use crate::subject::{Subject, Wanted};
 use anyhow::{Result, bail};
 use pointee_inspect::census::{Census, KindRow, MappingRow, census};
-use pointee_inspect::space::Stop;
+use pointee_inspect::space::{Mapper, Stop};
 use pointee_inspect::text::{Style, bytes, grouped, short};
 use std::fmt::Write;
 
@@ -91,6 +91,7 @@ fn render(census: &Census, style: Style) -> String {
     for cut in &census.cut_stacks {
         let _ = writeln!(out, "{}", style.warn(&format!("  {cut}")));
     }
+    mappers(&mut out, census, style);
     let _ = writeln!(out, "\n{}", style.bold("Mappings"));
     let mut mappings: Vec<&MappingRow> = census.mappings.iter().collect();
     if style.rows < mappings.len() {
@@ -98,9 +99,10 @@ fn render(census: &Census, style: Style) -> String {
     }
     for mapping in mappings.iter().take(style.rows) {
         let kinds: Vec<String> = mapping.kinds.iter().take(6).map(kind).collect();
-        let path = match mapping.path.as_str() {
-            "" => "anonymous",
-            path => short(path, 1),
+        let path = match (mapping.path.as_str(), &mapping.mapped_by) {
+            ("", Some(mapper)) => format!("by {}", mapper.in_words()),
+            ("", None) => "anonymous".to_owned(),
+            (path, _) => short(path, 1).to_owned(),
         };
         let _ = writeln!(
             out,
@@ -116,6 +118,33 @@ fn render(census: &Census, style: Style) -> String {
         let _ = writeln!(out, "  {left} more: --all");
     }
     out
+}
+
+/// Who mapped what is known by nothing else, and how much was mapped unseen.
+fn mappers(out: &mut String, census: &Census, style: Style) {
+    let pages = census.pages;
+    if pages.as_seen == 0 {
+        // Not recorded.
+        return;
+    }
+    let title = style.bold("Memory known by who mapped it only");
+    let _ = writeln!(out, "\n{title}");
+    for row in census.mapped_by.iter().take(style.rows) {
+        let name = row.mapper.as_ref().map(Mapper::in_words);
+        let _ = writeln!(
+            out,
+            "  {:>12} {:>10}  {}",
+            bytes(row.bytes),
+            grouped(row.leaves),
+            name.as_deref().unwrap_or("(not seen)"),
+        );
+    }
+    share(
+        out,
+        pages.pages - pages.as_seen,
+        pages.pages,
+        "pages mapped, or changed, by calls that were not seen",
+    );
 }
 
 fn kind(row: &KindRow) -> String {

@@ -117,6 +117,7 @@ fn asked(request: Request) -> String {
         unit,
         head,
         grows,
+        ..
     } = request;
     let size = match (total, unit, head) {
         (Some(total), ..) => format!("{total} bytes"),

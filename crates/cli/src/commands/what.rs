@@ -203,11 +203,13 @@ fn chain_link(link: &Link) -> String {
         .permissions
         .as_ref()
         .map_or_else(String::new, |permissions| format!(", {permissions}"));
+    let mapper = link.mapped_by.as_ref();
+    let mapper = mapper.map_or_else(String::new, |by| format!(", by {}", by.in_words()));
     let offset = link
         .file_offset
         .map_or_else(String::new, |offset| format!(" from {offset:#x}"));
     format!(
-        "{} {name}{offset}: {}, {} bytes{permissions}",
+        "{} {name}{offset}: {}, {} bytes{permissions}{mapper}",
         link.kind, link.base, link.size
     )
 }

@@ -6,7 +6,7 @@
 
 use crate::report::PlaceRow;
 use crate::resolve::position_at;
-use crate::space::{Kind, Leaf, Space, Span, What};
+use crate::space::{Kind, Leaf, Mapper, Space, Span, What};
 use pointee_model::addr::{LinkAddr, RunAddr};
 use serde::Serialize;
 
@@ -23,6 +23,8 @@ pub struct Link {
     pub permissions: Option<String>,
     /// Of the mapping of a file: where in the file it starts.
     pub file_offset: Option<u64>,
+    /// Of a mapping: who asked for it, if that was seen.
+    pub mapped_by: Option<Mapper>,
 }
 
 impl Link {
@@ -161,6 +163,7 @@ fn arena(space: &Space<'_>, leaf: &Leaf<'_>, address: RunAddr, links: &mut Vec<L
     let in_arena = matches!(
         leaf.kind,
         Kind::Heap
+            | Kind::Pooled
             | Kind::Slack
             | Kind::Header
             | Kind::Free
@@ -213,6 +216,7 @@ fn mapping(space: &Space<'_>, address: RunAddr) -> Option<Link> {
     Some(Link {
         permissions: Some(mapping.permissions.clone()),
         file_offset: (mapping.inode != 0).then_some(mapping.offset),
+        mapped_by: space.mapper_of(address),
         ..Link::new("mapping", Some(name), span)
     })
 }

@@ -51,7 +51,10 @@ impl<'a> Space<'a> {
             _ if self.glibc_arena(number).is_some() => whole(Kind::Arena, What::Mapping),
             _ => match (self.block_of(number), self.contents) {
                 (Some(block), Some(contents)) => {
-                    let alone = is_mapped_alone(contents, RunAddr(block.base));
+                    // A pool's arena has no chunk's header.
+                    let is_outer = self.index.and_then(|index| index.block_at(block.base));
+                    let alone =
+                        is_outer.is_some() && is_mapped_alone(contents, RunAddr(block.base));
                     self.between_blocks(gap, if alone { Kind::Anonymous } else { Kind::Hole })
                 }
                 (Some(_), None) => whole(Kind::Hole, What::Mapping),

@@ -10,6 +10,8 @@ use pointee_model::image::{LocalRecord, VariableRecord};
 #[allow(missing_docs)]
 pub enum Kind {
     Heap,
+    /// Cut out of a block, or of a mapping, by a pool.
+    Pooled,
     /// Bytes behind a block that belong to it but were not asked for.
     Slack,
     /// The allocator's words before a block.
@@ -67,6 +69,7 @@ impl Kind {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Heap => "heap",
+            Self::Pooled => "pool",
             Self::Slack => "slack",
             Self::Header => "header",
             Self::Free => "free",

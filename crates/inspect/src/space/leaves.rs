@@ -32,6 +32,7 @@ pub struct Space<'a> {
     pub(super) index: Option<&'a Index<Region>>,
     pub(super) contents: Option<&'a dyn Contents>,
     blocks: OnceCell<Vec<Block>>,
+    nested_blocks: OnceCell<Vec<Block>>,
     arenas: OnceCell<Vec<Arena>>,
 }
 
@@ -58,6 +59,7 @@ impl<'a> Space<'a> {
             index,
             contents,
             blocks: OnceCell::new(),
+            nested_blocks: OnceCell::new(),
             arenas: OnceCell::new(),
         }
     }
@@ -95,16 +97,14 @@ impl<'a> Space<'a> {
     /// The deepest thing at `address`; `None` where nothing is mapped.
     #[must_use]
     pub fn leaf_at(&self, address: RunAddr) -> Option<Leaf<'a>> {
-        let block = self.index.and_then(|index| {
-            index
-                .nested_block_at(address.0)
-                .or_else(|| index.block_at(address.0))
-        });
-        if let Some(block) = block {
-            let end = block.base.saturating_add(block.size.max(1));
-            return Some(Leaf::new(block.base, end, Kind::Heap, What::Block(block)));
-        }
-        self.leaf_below_blocks(address)
+        let nested = self
+            .index
+            .and_then(|index| index.nested_block_at(address.0));
+        let outer = || self.index?.block_at(address.0);
+        nested
+            .map(|block| block_leaf(block, Kind::Pooled))
+            .or_else(|| Some(block_leaf(outer()?, Kind::Heap)))
+            .or_else(|| self.leaf_below_blocks(address))
     }
 
     /// The block that a pool cut the one at `address` out of; `None` if that is no pool's.
@@ -141,7 +141,8 @@ impl<'a> Space<'a> {
             end: mapping.end,
         };
         let mut layers = self.layers(number, whole);
-        layers.insert(0, self.blocks_in(whole));
+        layers.insert(0, blocks_in(self.blocks(), whole, Kind::Heap));
+        layers.insert(0, blocks_in(self.nested_blocks(), whole, Kind::Pooled));
         fold(whole, &layers, &mut |gap| self.rest(number, gap))
             .into_iter()
             .map(|(seen, leaf)| Leaf { span: seen, ..leaf })
@@ -160,30 +161,28 @@ impl<'a> Space<'a> {
         })
     }
 
-    fn blocks_in(&self, window: Span) -> Vec<Leaf<'a>> {
-        let blocks = self.blocks();
-        let first = blocks.partition_point(|block| block.base < window.start.0);
-        // The one before may reach in.
-        blocks[first.saturating_sub(1)..]
-            .iter()
-            .take_while(|block| block.base < window.end.0)
-            .map(|block| {
-                let end = block.base.saturating_add(block.size.max(1));
-                Leaf::new(block.base, end, Kind::Heap, What::Block(*block))
-            })
-            .collect()
+    /// All live blocks of pools, in order of address.
+    fn nested_blocks(&self) -> &[Block] {
+        self.nested_blocks.get_or_init(|| {
+            let mut blocks = Vec::new();
+            if let Some(index) = self.index {
+                index.each_nested_block(|block| blocks.push(block));
+            }
+            blocks.sort_unstable_by_key(|block| block.base);
+            blocks
+        })
     }
 
-    /// A live block in mapping `number`: what it says of its allocator holds for the rest of the mapping.
+    /// A live block in mapping `number`, a pool's if there is no other: what it says of its allocator holds for the rest of the mapping.
     #[must_use]
     pub fn block_of(&self, number: usize) -> Option<Block> {
         let mapping = self.layout.mappings.get(number)?;
-        let blocks = self.blocks();
-        let first = blocks.partition_point(|block| block.base < mapping.start.0);
-        blocks
-            .get(first)
-            .filter(|block| block.base < mapping.end.0)
-            .copied()
+        let first_of = |blocks: &[Block]| {
+            let first = blocks.partition_point(|block| block.base < mapping.start.0);
+            let block = blocks.get(first).copied();
+            block.filter(|block| block.base < mapping.end.0)
+        };
+        first_of(self.blocks()).or_else(|| first_of(self.nested_blocks()))
     }
 
     /// The allocator that handed out `block`.
@@ -241,7 +240,7 @@ impl<'a> Space<'a> {
     }
 
     /// The index, the runtime, its trampolines.
-    fn pointees_own(&self, number: usize) -> Vec<Leaf<'a>> {
+    pub(super) fn pointees_own(&self, number: usize) -> Vec<Leaf<'a>> {
         let Some(mapping) = self.layout.mappings.get(number) else {
             return Vec::new();
         };
@@ -372,4 +371,20 @@ impl<'a> Space<'a> {
 
 pub(super) fn overlaps(one: Span, other: Span) -> bool {
     one.start < other.end && other.start < one.end
+}
+
+fn block_leaf<'a>(block: Block, kind: Kind) -> Leaf<'a> {
+    let end = block.base.saturating_add(block.size.max(1));
+    Leaf::new(block.base, end, kind, What::Block(block))
+}
+
+/// Those of `blocks`, in order of address, that lie in `window`.
+fn blocks_in<'a>(blocks: &[Block], window: Span, kind: Kind) -> Vec<Leaf<'a>> {
+    let first = blocks.partition_point(|block| block.base < window.start.0);
+    // The one before may reach in.
+    blocks[first.saturating_sub(1)..]
+        .iter()
+        .take_while(|block| block.base < window.end.0)
+        .map(|block| block_leaf(*block, kind))
+        .collect()
 }

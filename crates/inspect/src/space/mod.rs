@@ -25,6 +25,7 @@ mod gaps;
 mod layers;
 mod leaf;
 mod leaves;
+mod mapped;
 mod objects;
 mod start;
 mod thread_leaves;
@@ -34,6 +35,7 @@ mod unwind;
 
 pub use leaf::{Kind, Leaf, What};
 pub use leaves::Space;
+pub use mapped::{Mapper, PagesSeen};
 pub use objects::vdso_function;
 
 use crate::memory::ProcessMemory;

@@ -1,10 +1,10 @@
 //! *How does the configuration change what analysis found in a file?*
 
-use super::{Config, Correction, Kind, Rule, Signature};
+use super::{Config, Correction, Kind, Rule, Signature, type_text};
 use crate::facts::{Facts, Function};
 use crate::sites::{Evidence, Site, Sites, Size, Wrapper};
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{TypeIndex, TypeKind, site_flags};
+use pointee_model::image::site_flags;
 
 /// Marks declared wrappers, forgets ignored ones, corrects types. `module` is the file's path.
 pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Sites) {
@@ -52,6 +52,7 @@ fn mark(rule: &Rule, function: &Function, sites: &mut Sites) {
         .position(|wrapper| wrapper.entry == function.entry);
     match (known, is_wrapper) {
         (None, true) => sites.wrappers.push(Wrapper {
+            is_pool: rule.kind == Kind::Pool,
             entry: function.entry,
             name: function.name.clone(),
             size: signature.map_or(Size::Unknown, Signature::amount),
@@ -71,13 +72,26 @@ fn correct(correction: &Correction, facts: &Facts, sites: &mut Sites) {
         Some((first, tail)) => (first.trim(), Some(tail.trim())),
         None => (correction.r#type.trim(), None),
     };
-    let find = |text: &str| find_type(facts, text.trim_end_matches("[]").trim());
+    let find = |text: &str| type_text::find(facts, text.strip_suffix("[]").unwrap_or(text));
+    let mut missed = |text: &str| {
+        let origin = &correction.origin;
+        let said = format!("{origin}: no type `{text}` in this file");
+        sites.diagnostics.push(said);
+    };
     let Some(found) = find(first) else {
-        sites.diagnostics.push(format!(
-            "{}: no type `{first}` in this file",
-            correction.origin
-        ));
+        missed(first);
         return;
+    };
+    let tail = match tail {
+        // What follows is no array of one type.
+        None | Some("…" | "...") => tail.map(|_| None),
+        Some(text) => {
+            let found = find(text);
+            if found.is_none() {
+                missed(text);
+            }
+            Some(found)
+        }
     };
     let role = match tail {
         Some(_) => Role::Header,
@@ -87,7 +101,7 @@ fn correct(correction: &Correction, facts: &Facts, sites: &mut Sites) {
     for site in &mut sites.sites {
         if is_at(correction, site, facts) {
             site.r#type = Some(found);
-            site.tail = tail.and_then(find);
+            site.tail = tail.flatten();
             site.role = role;
             site.verdict = Verdict::Single;
             site.flags &= !site_flags::WRAPPER;
@@ -125,33 +139,4 @@ fn is_at(correction: &Correction, site: &Site, facts: &Facts) -> bool {
             .file
             .as_ref()
             .is_none_or(|wanted| file == wanted || file.ends_with(&format!("/{wanted}")))
-}
-
-/// The type that C writes as `text`: `struct T`, `T`, `T *`.
-fn find_type(facts: &Facts, text: &str) -> Option<TypeIndex> {
-    if let Some(target) = text.strip_suffix('*') {
-        let target = find_type(facts, target.trim())?;
-        let found = facts
-            .types
-            .iter()
-            .position(|entry| entry.kind == TypeKind::Pointer && entry.target == Some(target))?;
-        return TypeIndex::try_from(found).ok();
-    }
-    let (tag, name) = match text.split_once(' ') {
-        Some((tag @ ("struct" | "union" | "enum" | "class"), name)) => (tag, name.trim()),
-        _ => ("", text),
-    };
-    let is_it = |kind: TypeKind| match tag {
-        "struct" | "class" => matches!(kind, TypeKind::Struct | TypeKind::Class),
-        "union" => kind == TypeKind::Union,
-        "enum" => kind == TypeKind::Enum,
-        _ => !matches!(kind, TypeKind::Pointer | TypeKind::Array),
-    };
-    let named = |(_, entry): &(usize, &crate::facts::Type)| entry.name == name && is_it(entry.kind);
-    let mut candidates = facts.types.iter().enumerate().filter(named);
-    // A declaration is worth less than what it declares.
-    let first = candidates.clone().next();
-    let defined = candidates.find(|(_, entry)| entry.size.is_some());
-    let (found, _) = defined.or(first)?;
-    TypeIndex::try_from(found).ok()
 }

@@ -13,6 +13,7 @@ mod apply;
 mod environment;
 mod file;
 mod signature;
+mod type_text;
 
 pub use environment::from_environment;
 pub use file::{ConfigError, parse};

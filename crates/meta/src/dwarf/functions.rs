@@ -130,6 +130,20 @@ impl<'j, 'n> Joined<'j, 'n> {
         }
     }
 
+    /// What calls allocate by the compiler's word, in order of return address; nothing where it is `void`.
+    pub(super) fn allocations(self) -> Vec<(u64, TypeIndex)> {
+        let units = self.units.iter().enumerate();
+        let mut allocations: Vec<(u64, TypeIndex)> = units
+            .flat_map(|(number, unit)| unit.allocations.iter().map(move |raw| (number, raw)))
+            .filter_map(|(number, (after, raw))| {
+                Some((*after, self.types.resolve(self.units, number, *raw)?))
+            })
+            .collect();
+        allocations.sort_by_key(|(after, _)| *after);
+        allocations.dedup_by_key(|(after, _)| *after);
+        allocations
+    }
+
     /// Variables with a fixed address, in order of address.
     pub(super) fn globals(self) -> Vec<Global> {
         let mut globals: Vec<Global> = Vec::new();

@@ -146,6 +146,7 @@ fn read_dwarf(source: &Elf, debug: &DebugFiles, code: &CodeMap, facts: &mut Fact
     };
     facts.functions = joined.functions();
     facts.globals = joined.globals();
+    facts.allocations = joined.allocations();
     facts.types = types.types;
     name_by_typedef(&mut facts.types);
     facts.lines = lines.rows;

@@ -88,7 +88,7 @@ impl<'a> Evaluator<'_, 'a> {
         })
     }
 
-    fn address(&self, value: &Value<'a>) -> Option<u64> {
+    pub(super) fn address(&self, value: &Value<'a>) -> Option<u64> {
         self.dwarf.attr_address(self.unit, *value).ok().flatten()
     }
 
@@ -179,6 +179,16 @@ impl<'a> Evaluator<'_, 'a> {
                 Some(Operation::StackValue),
                 None,
             ) => Place::Value(register.0, offset),
+            (
+                Operation::RegisterOffset {
+                    register, offset, ..
+                },
+                Some(Operation::Deref { .. }),
+                None,
+            ) => Place::Behind(Some(register.0), offset),
+            (Operation::FrameOffset { offset }, Some(Operation::Deref { .. }), None) => {
+                Place::Behind(None, offset)
+            }
             (Operation::FrameOffset { offset }, None, None) => Place::Frame(offset),
             (Operation::Address { address }, None, None) => Place::Address(address),
             (Operation::Address { address }, Some(Operation::PlusConstant { value }), None) => {

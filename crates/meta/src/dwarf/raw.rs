@@ -130,6 +130,8 @@ pub(super) struct UnitFacts<'n> {
     pub(super) variables: Vec<RawVariable<'n>>,
     pub(super) places: Vec<(u64, u64, Place)>,
     pub(super) globals: Vec<RawGlobal<'n>>,
+    /// What calls allocate, by the address that they return to.
+    pub(super) allocations: Vec<(u64, TypeRef)>,
     pub(super) diagnostics: Vec<String>,
 }
 

@@ -42,6 +42,9 @@ pub(super) fn used(
                 search.visit_functions(inline.origin);
             }
         }
+        for (_, allocated) in &unit.allocations {
+            search.visit(number, *allocated);
+        }
         for variable in &unit.variables {
             search.visit(number, variable.r#type);
             search.visit_variables(variable.origin);

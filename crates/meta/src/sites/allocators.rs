@@ -5,13 +5,14 @@
 use super::calls::{Key, Program};
 use super::identity;
 use super::model::{self, Makes, Size};
+use super::pools::{Cell, Moved};
 use super::typing::Types;
 use super::value::{ANYWHERE, Value, offset_parameter};
 use crate::config::Declared;
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::Role;
 use pointee_model::image::TypeIndex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::RwLock;
 
 /// One allocation function: a root or a wrapper.
@@ -38,19 +39,27 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
-    /// One that the configuration names.
-    fn declared(declared: &Declared) -> Self {
+    /// One that returns the block, and no more is known.
+    pub(super) fn of(size: Size, makes: Makes) -> Self {
         Self {
-            size: declared.size,
-            old: declared.old,
+            size,
+            old: None,
             out: None,
-            makes: Makes::Whatever,
+            makes,
             base: None,
             offset: 0,
             header: 0,
             returns_it: true,
             stores: None,
             element: false,
+        }
+    }
+
+    /// One that the configuration names.
+    fn declared(declared: &Declared) -> Self {
+        Self {
+            old: declared.old,
+            ..Self::of(declared.size, Makes::Whatever)
         }
     }
 
@@ -75,7 +84,14 @@ pub(super) struct Allocators<'f> {
     /// At link-time addresses, in order of these.
     globals: &'f [Global],
     identities: RwLock<HashMap<Key, Option<u8>>>,
+    /// Where pools keep the next free byte; how that is moved, and how the names of functions begin that do not count.
+    pub(super) cursors: HashMap<Cell, (Moved, &'static str)>,
+    /// The functions that are pools.
+    pub(super) pools: HashSet<u32>,
+    /// Entries of the other functions that may move a cursor.
+    pub(super) movers: HashSet<u64>,
 }
+
 impl<'f> Allocators<'f> {
     pub(super) fn roots(program: &Program<'_>, facts: &'f Facts, declared: &[Declared]) -> Self {
         let imports = (0..)
@@ -94,16 +110,10 @@ impl<'f> Allocators<'f> {
                 Some((
                     key,
                     Allocator {
-                        size: row.size,
                         old: row.old,
                         out: row.out,
-                        makes: row.makes,
-                        base: None,
-                        offset: 0,
-                        header: 0,
                         returns_it: row.out.is_none() && !model::is_string_member(name),
-                        stores: None,
-                        element: false,
+                        ..Allocator::of(row.size, row.makes)
                     },
                 ))
             })
@@ -113,6 +123,9 @@ impl<'f> Allocators<'f> {
             by_signature: HashMap::new(),
             globals: fixed(&facts.globals),
             identities: RwLock::new(HashMap::new()),
+            cursors: HashMap::new(),
+            pools: HashSet::new(),
+            movers: HashSet::new(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! calls). A callee is named by a [`Key`], so that two static functions of one name stay apart.
 
 use super::model::{self, NO_RETURN};
+use super::on_stack;
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -21,6 +22,8 @@ pub(super) enum Key {
     Import(u32),
     /// Known at run time only.
     Indirect,
+    /// Nothing: the function carves a block out of what there is.
+    Carved,
 }
 
 /// One call or tail jump.
@@ -43,6 +46,8 @@ pub(super) struct Body<'f> {
     pub(super) returns: bool,
     /// Whether any function calls it by name.
     pub(super) is_called: bool,
+    /// Whether it moves the stack pointer by what a register holds.
+    pub(super) moves_stack: bool,
 }
 
 /// All functions of the file.
@@ -61,6 +66,13 @@ struct Raw<'f> {
     target: Option<Callee<'f>>,
 }
 
+/// What one pass over a function's code tells.
+struct Scanned<'f> {
+    calls: Vec<Raw<'f>>,
+    returns: bool,
+    moves_stack: bool,
+}
+
 impl<'f> Program<'f> {
     pub(super) fn new(elf: &'f Elf, facts: &'f Facts) -> Self {
         let mut bodies = bodies(elf, facts);
@@ -75,13 +87,14 @@ impl<'f> Program<'f> {
             import_index: HashMap::new(),
             no_return: NO_RETURN.iter().copied().collect(),
         };
-        let raw: Vec<(Vec<Raw<'f>>, bool)> = program
+        let raw: Vec<Scanned<'f>> = program
             .bodies
             .par_iter()
             .map(|body| scan(elf, body))
             .collect();
-        for (at, (calls, returns)) in raw.into_iter().enumerate() {
-            let calls: Vec<Call> = calls
+        for (at, scanned) in raw.into_iter().enumerate() {
+            let calls: Vec<Call> = scanned
+                .calls
                 .into_iter()
                 .filter_map(|raw| {
                     Some(Call {
@@ -94,7 +107,8 @@ impl<'f> Program<'f> {
                 })
                 .collect();
             program.bodies[at].calls = calls;
-            program.bodies[at].returns = returns;
+            program.bodies[at].returns = scanned.returns;
+            program.bodies[at].moves_stack = scanned.moves_stack;
         }
         let callees: HashSet<Key> = program
             .bodies
@@ -139,7 +153,7 @@ impl<'f> Program<'f> {
                 .get(index as usize)
                 .map_or("", |b| b.linkage_name),
             Key::Import(index) => self.imports.get(index as usize).copied().unwrap_or(""),
-            Key::Indirect => "",
+            Key::Indirect | Key::Carved => "",
         }
     }
 
@@ -238,6 +252,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             calls: Vec::new(),
             returns: true,
             is_called: false,
+            moves_stack: false,
         })
         .collect();
     let plain = |name, start, end| Body {
@@ -249,6 +264,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         calls: Vec::new(),
         returns: true,
         is_called: false,
+        moves_stack: false,
     };
     let mut known: HashMap<u64, usize> = HashMap::new();
     for (at, body) in bodies.iter().enumerate() {
@@ -325,10 +341,12 @@ pub(super) fn contains(ranges: &[(u64, u64)], address: u64) -> bool {
         .any(|(start, end)| (*start..*end).contains(&address))
 }
 
-fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> (Vec<Raw<'f>>, bool) {
+fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> Scanned<'f> {
     let mut calls = Vec::new();
     let mut returns = false;
+    let mut moves_stack = false;
     each_instruction(elf, body, |instruction| {
+        moves_stack |= on_stack::moves_stack(instruction);
         let leaves = |target: u64| !contains(&body.ranges, target);
         let found = match instruction.flow_control() {
             FlowControl::Return => {
@@ -360,7 +378,11 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> (Vec<Raw<'f>>, bool) {
     calls.sort_by_key(|raw: &Raw<'_>| raw.address);
     // A function that only loops is as good as one that never returns; an empty one is not.
     let returns = returns || calls.is_empty();
-    (calls, returns)
+    Scanned {
+        calls,
+        returns,
+        moves_stack,
+    }
 }
 
 fn target<'f>(elf: &'f Elf, instruction: &Instruction) -> Option<Callee<'f>> {

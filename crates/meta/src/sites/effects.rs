@@ -9,7 +9,7 @@ use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
 use super::parameters::{in_registers, parameters};
 use super::state::{ARGUMENTS, RESULT, State, dwarf};
 use super::typing::Pointee;
-use super::value::{OriginSet, Value};
+use super::value::{Computed, OriginSet, Value};
 use iced_x86::{Instruction, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -54,6 +54,7 @@ impl<'f> Interpreter<'_, 'f> {
                     call: at,
                     next: instruction.next_ip(),
                     callee,
+                    place: None,
                     tail,
                     indirect: listed.is_none() || instruction.op0_kind() != OpKind::NearBranch64,
                     size: Value::Unknown,
@@ -153,12 +154,18 @@ impl<'f> Interpreter<'_, 'f> {
                     (_, Value::Constant(unit)) | (Value::Constant(unit), _) => {
                         u64::try_from(unit).ok()
                     }
-                    (_, Value::Linear { scale, add: 0, .. })
-                    | (Value::Linear { scale, add: 0, .. }, _)
-                        if scale > 1 =>
-                    {
-                        Some(u64::from(scale))
-                    }
+                    (
+                        _,
+                        Value::Linear {
+                            scale, add: 0, x, ..
+                        },
+                    )
+                    | (
+                        Value::Linear {
+                            scale, add: 0, x, ..
+                        },
+                        _,
+                    ) if scale > 1 && x != Computed::Joined => Some(u64::from(scale)),
                     _ => None,
                 };
             }
@@ -480,7 +487,14 @@ impl<'f> Interpreter<'_, 'f> {
         }
     }
 
-    fn note(&mut self, call: u64, witness: Witness, seen: Seen, address: u64, what: &str) {
+    pub(super) fn note(
+        &mut self,
+        call: u64,
+        witness: Witness,
+        seen: Seen,
+        address: u64,
+        what: &str,
+    ) {
         self.outcome.observations.push(Observation {
             call,
             witness,

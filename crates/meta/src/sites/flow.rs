@@ -12,9 +12,10 @@ use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
+use super::pools::{Carving, Watch};
 use super::state::{SP, State};
 use super::typing::Types;
-use super::value::{Origins, Value};
+use super::value::{Layout, Origins, Value};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
@@ -32,6 +33,8 @@ pub(super) enum Seen {
     Void,
     /// One of these types, stripped (several for the arms of a union).
     Types(Vec<TypeIndex>),
+    /// The block is an array of these.
+    Elements(TypeIndex),
     /// What lies at `offset` in the result of another allocation of this function.
     Into { call: u64, offset: i64 },
 }
@@ -54,6 +57,8 @@ pub(super) struct Met {
     pub(super) call: u64,
     pub(super) next: u64,
     pub(super) callee: Key,
+    /// For [`Key::Carved`], what it is carved out of, or by.
+    pub(super) place: Option<String>,
     pub(super) tail: bool,
     pub(super) indirect: bool,
     /// Bytes asked for.
@@ -75,8 +80,40 @@ pub(super) struct Outcome {
     pub(super) returned: Vec<(u64, i64)>,
     /// Allocations that are stored where a parameter points, with the parameter.
     pub(super) handed: Vec<(u64, u8)>,
+    /// What was seen of cursors.
+    pub(super) carving: Carving,
     /// The function was too long to be looked at.
     pub(super) incomplete: bool,
+}
+
+impl Met {
+    /// A block of no call: `place` says what the instruction at `at` carves it out of.
+    pub(super) fn carved(at: u64, next: u64, place: String, size: Value) -> Self {
+        let unit = match size {
+            Value::Linear { scale, add: 0, .. } if scale > 1 => Some(u64::from(scale)),
+            _ => None,
+        };
+        Self {
+            call: at,
+            next,
+            callee: Key::Carved,
+            place: Some(place),
+            tail: false,
+            indirect: false,
+            size,
+            unit,
+            factors: None,
+            arguments: [Value::Unknown; 6],
+        }
+    }
+
+    /// What is called, by its linker name, or what else there is in its place.
+    pub(super) fn name<'a>(&'a self, program: &Program<'a>) -> &'a str {
+        match &self.place {
+            Some(place) => place,
+            None => program.name(self.callee),
+        }
+    }
 }
 
 /// One function under interpretation.
@@ -98,9 +135,40 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) hints: HashMap<u64, TypeIndex>,
     pub(super) recording: bool,
     pub(super) seen: HashSet<(u64, u32)>,
+    /// Blocks that no call hands out.
+    pub(super) carved: HashSet<u64>,
+    /// Of these, the ones that the stack pointer has pointed to.
+    pub(super) rooms: HashSet<u64>,
+    /// Which pointers are taken for cursors, and whether the code moves any.
+    pub(super) watch: Watch,
+    pub(super) moves_cursors: bool,
     pub(super) outcome: Outcome,
     code: Vec<Instruction>,
     starts: Vec<u64>,
+}
+
+/// The program, as far as joins need it.
+pub(super) struct Known<'a, 'f> {
+    types: &'a Types<'f>,
+    allocators: &'a Allocators<'f>,
+}
+
+impl Layout for Known<'_, '_> {
+    fn size(&self, of: TypeIndex) -> Option<u64> {
+        self.types.size(of)
+    }
+
+    fn is_one_array(&self, a: u64, b: u64) -> bool {
+        let (Some((array, at)), Some((other, there))) =
+            (self.allocators.global_at(a), self.allocators.global_at(b))
+        else {
+            return false;
+        };
+        let is_one = array == other && a.wrapping_sub(b) == at.wrapping_sub(there) as u64;
+        let element = self.types.element(array);
+        let size = element.and_then(|element| self.types.size(element));
+        is_one && size.is_some_and(|size| size > 0 && at.abs_diff(there).is_multiple_of(size))
+    }
 }
 
 /// Blocks whose state has changed. The first in order of address is taken first: compilers lay code
@@ -145,6 +213,10 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             hints: HashMap::new(),
             recording: false,
             seen: HashSet::new(),
+            carved: HashSet::new(),
+            rooms: HashSet::new(),
+            watch: Watch::Known,
+            moves_cursors: allocators.movers.contains(&body.entry),
             outcome: Outcome::default(),
             code: Vec::new(),
             starts: Vec::new(),
@@ -204,6 +276,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 self.go_through(block, &mut state);
             }
         }
+        self.settle_rooms();
+        self.settle_cursors();
         self.outcome
     }
 
@@ -258,8 +332,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             if let Some(Exit::Table) = left.first {
                 match tables {
                     Some(merged) => {
-                        let types = self.types;
-                        merged.merge(&state, &mut self.origins, |at| types.size(at));
+                        let known = self.known();
+                        merged.merge(&state, &mut self.origins, &known);
                     }
                     None => *tables = Some(state.clone()),
                 }
@@ -296,8 +370,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
     ) {
         let changed = match &mut states[block] {
             Some(known) => {
-                let types = self.types;
-                known.merge(state, &mut self.origins, |at| types.size(at))
+                let layout = self.known();
+                known.merge(state, &mut self.origins, &layout)
             }
             empty => {
                 *empty = Some(state.clone());
@@ -395,6 +469,20 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             .map(|found| self.body.calls[found].callee)
     }
 
+    /// The instruction after the one at `address`.
+    pub(super) fn next_ip(&self, address: u64) -> Option<u64> {
+        let found = self.code.binary_search_by_key(&address, Instruction::ip);
+        found.ok().map(|at| self.code[at].next_ip())
+    }
+
+    /// What joins ask.
+    pub(super) fn known(&self) -> Known<'a, 'f> {
+        Known {
+            types: self.types,
+            allocators: self.allocators,
+        }
+    }
+
     fn block_at(&self, address: u64) -> Option<usize> {
         self.starts.binary_search(&address).ok()
     }
@@ -414,6 +502,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             }
             if self.recording {
                 self.observe_variables(state, instruction.ip());
+                self.observe_arrays(state, instruction.ip());
             }
             let next = instruction.next_ip();
             match instruction.flow_control() {

@@ -62,16 +62,9 @@ pub(super) fn hands_through(
     };
     let untyped = types.pointee(target) == Some(Pointee::Void);
     (untyped && size != Size::Unknown).then_some(Allocator {
-        size,
-        old: None,
         out: Some(index),
-        makes: Makes::Whatever,
-        base: None,
-        offset: 0,
-        header: 0,
         returns_it: false,
-        stores: None,
-        element: false,
+        ..Allocator::of(size, Makes::Whatever)
     })
 }
 
@@ -96,16 +89,13 @@ pub(super) fn hands_out(
             _ => None,
         });
     let allocator = |size, base| Allocator {
-        size,
         old,
-        out: None,
-        makes: Makes::Whatever,
         base,
-        offset: 0,
-        header: 0,
-        returns_it: true,
-        stores: None,
-        element: false,
+        ..Allocator::of(size, Makes::Whatever)
+    };
+    let text = || Allocator {
+        makes: Makes::Characters,
+        ..allocator(Size::Unknown, None)
     };
     let passes_on = matches!(
         size,
@@ -118,19 +108,13 @@ pub(super) fn hands_out(
     if callee.makes == Makes::Characters {
         if body.function.is_none() {
             let copied = matches!(met.arguments[0], Value::Parameter { offset: 0, .. });
-            return copied.then(|| Allocator {
-                makes: Makes::Characters,
-                ..allocator(Size::Unknown, None)
-            });
+            return copied.then(text);
         }
         let from_parameter = met.arguments.iter().any(|value| {
             matches!(value, Value::Parameter { index, offset: 0 }
                 if is_string(types, body, *index))
         });
-        return from_parameter.then(|| Allocator {
-            makes: Makes::Characters,
-            ..allocator(Size::Unknown, None)
-        });
+        return from_parameter.then(text);
     }
     if callee.makes != Makes::Whatever {
         return None;
@@ -146,7 +130,9 @@ pub(super) fn hands_out(
     };
     let (typed, bytes) = (seen_as(false), seen_as(true));
     match result {
-        // No debug info: only a plain hand-through is taken for a wrapper, rounded at most.
+        // No debug info: only a plain hand-through is taken for a wrapper, rounded at most; and a length and one more, which
+        // is text and its end.
+        None if offset == 0 && is_length_and_end(met.size) => Some(text()),
         None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
         Some(Some(Pointee::Void)) => match size {
             _ if passes_on || behind => Some(allocator(size, None)),
@@ -163,10 +149,7 @@ pub(super) fn hands_out(
             Size::Derived(mask)
                 if !typed && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
             {
-                Some(Allocator {
-                    makes: Makes::Characters,
-                    ..allocator(Size::Unknown, None)
-                })
+                Some(text())
             }
             _ => None,
         },
@@ -193,6 +176,20 @@ pub(super) fn behind_header(size: Size, offset: i64) -> bool {
 /// Whether a size is one parameter, perhaps rounded or replaced where it is 0.
 fn is_one_parameter(size: Value) -> bool {
     matches!(size, Value::Linear { from, scale: 1, add: 0, .. } if from.count_ones() == 1)
+}
+
+/// Whether a size is one more than a parameter, or than what is computed from one: `strlen(s) + 1`.
+fn is_length_and_end(size: Value) -> bool {
+    match size {
+        Value::Parameter { offset, .. } => offset == 1,
+        Value::Linear {
+            from,
+            scale: 1,
+            add: 1,
+            ..
+        } => from.count_ones() == 1,
+        _ => false,
+    }
 }
 
 fn is_string(types: &Types<'_>, body: &Body<'_>, index: u8) -> bool {
@@ -222,7 +219,19 @@ fn size_rule(met: &Met) -> Size {
     {
         return Size::Product(a, b);
     }
-    match met.size {
+    match rule_of(met.size) {
+        Size::Unknown => met
+            .factors
+            .map(|(a, b)| a.from() | b.from())
+            .filter(|mask| *mask != 0)
+            .map_or(Size::Unknown, Size::Derived),
+        known => known,
+    }
+}
+
+/// A number of bytes in terms of the function's own parameters.
+pub(super) fn rule_of(size: Value) -> Size {
+    match size {
         Value::Parameter { index, offset } => Size::Argument {
             index,
             scale: 1,
@@ -240,10 +249,6 @@ fn size_rule(met: &Met) -> Size {
         },
         Value::Product(a, b) => Size::Product(a, b),
         value if value.from() != 0 => Size::Derived(value.from()),
-        _ => met
-            .factors
-            .map(|(a, b)| a.from() | b.from())
-            .filter(|mask| *mask != 0)
-            .map_or(Size::Unknown, Size::Derived),
+        _ => Size::Unknown,
     }
 }

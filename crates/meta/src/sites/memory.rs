@@ -5,7 +5,7 @@ use super::state::{State, dwarf, from_dwarf, general};
 use super::typing::Pointee;
 use super::value::{Value, is_number};
 use crate::elf::Callee;
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 use pointee_model::image::TypeIndex;
 
 /// A memory operand.
@@ -49,6 +49,12 @@ impl<'f> Interpreter<'_, 'f> {
         };
         let sum = match value(index) {
             Some(number) if base == index && start.is_number() => number.times(scale + 1),
+            // Shifted down before, to be aligned.
+            Some(Value::Allocated { origins, .. }) if self.is_carved(origins) && scale > 1 => {
+                let bits = Value::Constant(i64::from(scale.trailing_zeros()));
+                let aligned = self.align(Mnemonic::Shl, value(index).unwrap_or_default(), bits);
+                start.plus(aligned.unwrap_or_default())
+            }
             Some(index) => start.plus(index.times(scale)),
             None => start,
         };
@@ -188,7 +194,11 @@ impl<'f> Interpreter<'_, 'f> {
                 return self.downcast(slot, value, state, at);
             }
         }
-        let Some((target, offset)) = self.object_at(address, state, at) else {
+        let object = self.object_at(address, state, at);
+        if let Some(block) = self.read_cursor(address, object, at) {
+            return block;
+        }
+        let Some((target, offset)) = object else {
             return self.linked(address);
         };
         match self.types.pointees_at(target, offset)[..] {
@@ -248,7 +258,7 @@ impl<'f> Interpreter<'_, 'f> {
         if let Value::Stack(slot) = value {
             self.escaped.insert(slot);
         }
-        if self.recording && size == 8 {
+        if self.recording && size == 8 && !self.write_cursor(address, value, state, at) {
             self.observe_store(address, value, state, at);
         }
     }

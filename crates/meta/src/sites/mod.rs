@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A *root* is an allocation function by name; a *wrapper* hands out what it allocates on behalf of
-//! its callers; a *site* is a call of either. A *clue* is something seen that points at a type; the
+//! its callers; a *site* is a call of either, or an instruction that *carves* a block out of what there is: room on
+//! the stack (`on_stack`), the next bytes of a pool (`pools`). A *clue* is something seen that points at a type; the
 //! clues of a site are weighed into a type, a role and a verdict. Invariants: a type is never
 //! guessed, no clue means no type; every clue is kept as evidence, also those that lost; functions
 //! are told apart by address, so that two of one name do not mix.
@@ -24,8 +25,10 @@ mod handing;
 mod identity;
 mod memory;
 mod model;
+mod on_stack;
 mod parameters;
 mod places;
+mod pools;
 mod rust;
 mod source;
 mod spelling;
@@ -96,11 +99,11 @@ pub struct Sites {
 /// One allocation site.
 #[derive(Debug, Clone)]
 pub struct Site {
-    /// The call instruction.
+    /// The call instruction, or the one that carves the block.
     pub call: u64,
     /// The instruction after it.
     pub return_address: u64,
-    /// What is called, by its linker name.
+    /// What is called, by its linker name; `alloca`, `variable-length array`, or the cursor that is moved.
     pub callee: String,
     /// The type, in `role`.
     pub r#type: Option<TypeIndex>,
@@ -150,6 +153,8 @@ pub struct Wrapper {
     pub offset: i64,
     /// What its result points to, if not to `void`.
     pub result: Option<TypeIndex>,
+    /// Whether it cuts its blocks out of larger ones.
+    pub is_pool: bool,
 }
 
 /// Finds the allocation sites of `elf` and types them.
@@ -160,6 +165,7 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     let found = wrappers::fixpoint(&program, &types, facts, &options.declared);
     let sources = source::Sources::new(facts, options);
     let context = Context {
+        facts,
         program: &program,
         types: &types,
         found: &found,
@@ -201,6 +207,7 @@ pub(crate) fn declare_named(facts: &mut Facts) {
 }
 
 struct Context<'a, 'f> {
+    facts: &'f Facts,
     program: &'a Program<'f>,
     types: &'a Types<'f>,
     found: &'a wrappers::Found<'f>,
@@ -327,21 +334,32 @@ impl Context<'_, '_> {
             .iter()
             .filter(|seen| seen.call == met.call)
             .filter_map(|seen| {
-                let types = match &seen.seen {
-                    Seen::Void => Vec::new(),
-                    Seen::Types(types) => types.clone(),
+                let (types, role) = match &seen.seen {
+                    Seen::Void => (Vec::new(), None),
+                    Seen::Types(types) => (types.clone(), None),
+                    Seen::Elements(element) => (vec![*element], Some(Role::Element)),
                     Seen::Into { .. } => return None,
                 };
                 Some(Clue {
                     witness: seen.witness,
                     types,
-                    role: None,
+                    role,
                     what: seen.what.clone(),
                     address: seen.address,
                 })
             })
             .collect();
-        let name = self.program.name(met.callee);
+        let stated = &self.facts.allocations;
+        if let Ok(at) = stated.binary_search_by_key(&met.next, |(after, _)| *after) {
+            clues.push(Clue {
+                witness: Witness::Compiler,
+                types: vec![self.types.strip(stated[at].1)],
+                role: None,
+                what: String::new(),
+                address: met.call,
+            });
+        }
+        let name = met.name(self.program);
         if let Some(allocator) = self.found.allocators.get(met.callee) {
             let made = match allocator.makes {
                 Makes::Whatever => None,
@@ -441,6 +459,7 @@ impl Context<'_, '_> {
         let allocator = self.found.allocators.get(met.callee);
         for (set, flag) in [
             (self.found.inner.contains(&met.call), site_flags::WRAPPER),
+            (met.callee == Key::Carved, site_flags::NO_CALL),
             (met.tail, site_flags::TAIL),
             (met.indirect, site_flags::INDIRECT),
             (
@@ -474,7 +493,7 @@ impl Context<'_, '_> {
         Site {
             call: met.call,
             return_address: met.next,
-            callee: self.program.name(met.callee).to_owned(),
+            callee: met.name(self.program).to_owned(),
             r#type: decision.r#type,
             tail: decision.tail,
             role: if only_base { Role::Base } else { role },

@@ -233,10 +233,11 @@ pub(super) fn room(name: &str) -> Option<u8> {
     }
 }
 
-/// Whether a function is a member of `std::string` that may allocate. Its result is no allocation.
+/// Whether a function is a member of `std::string` that may allocate, or reads into one. Its result is no allocation.
 pub(super) fn is_string_member(name: &str) -> bool {
-    name.strip_prefix(STRING)
-        .is_some_and(|member| STRING_GROWS.iter().any(|known| member.starts_with(known)))
+    let member = name.strip_prefix(STRING);
+    member.is_some_and(|member| STRING_GROWS.iter().any(|known| member.starts_with(known)))
+        || STRING_READERS.iter().any(|known| name.starts_with(known))
 }
 
 /// The members of `std::string` that libstdc++ keeps out of line (its explicit instantiation, in the
@@ -263,6 +264,11 @@ const STRING_GROWS: &[&str] = &[
     "7replace",
     "9push_back",
 ];
+/// `std::getline` and `operator>>` into a `std::string`, instantiated in libstdc++.
+const STRING_READERS: &[&str] = &[
+    "_ZSt7getlineIcSt11char_traitsIcESaIcEE",
+    "_ZStrsIcSt11char_traitsIcESaIcEERSt13basic_istreamIT_T0_ES7_RNSt7__cxx1112basic_string",
+];
 /// What such a member does.
 static STRING_ROW: Row = Row {
     names: &[],
@@ -271,6 +277,10 @@ static STRING_ROW: Row = Row {
     out: None,
     makes: Makes::Characters,
 };
+
+/// Members that point to the block under way in macros of C's libraries, which no function moves: record, member, and how
+/// the names of the functions begin that manage the record. `obstack.h`, `obstack_finish`.
+pub(super) const CURSORS: &[(&str, &str, &str)] = &[("obstack", "object_base", "_obstack_")];
 
 /// Functions that return their first argument.
 pub(super) const RETURN_FIRST: &[&str] = &[
@@ -381,6 +391,10 @@ mod tests {
             (
                 "_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEE10_M_disposeEv",
                 None,
+            ),
+            (
+                "_ZSt7getlineIcSt11char_traitsIcESaIcEERSt13basic_istreamIT_T0_ES7_RNSt7__cxx1112basic_stringIS4_S5_T1_EES4_",
+                Some(Size::Unknown),
             ),
             (
                 "_ZNSt7__cxx1112basic_stringIwSt11char_traitsIwESaIwEE9_M_createERmm",

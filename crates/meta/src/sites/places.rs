@@ -34,6 +34,8 @@ struct Slot<'f> {
 pub(super) struct Places<'f> {
     registers: Vec<Vec<Span<'f>>>,
     slots: Vec<Slot<'f>>,
+    /// Where the address of the variable lies.
+    behind: Vec<Slot<'f>>,
 }
 
 impl<'f> Places<'f> {
@@ -41,6 +43,7 @@ impl<'f> Places<'f> {
         let mut places = Self {
             registers: (0..16).map(|_| Vec::new()).collect(),
             slots: Vec::new(),
+            behind: Vec::new(),
         };
         let Some(function) = function else {
             return places;
@@ -86,6 +89,20 @@ impl<'f> Places<'f> {
                     },
                     Place::Memory(register, offset) => (Some(register), offset),
                     Place::Address(_) => continue,
+                    Place::Behind(register, offset) => {
+                        let base = match (register, frame) {
+                            (Some(register), _) => Some(register),
+                            (None, Some(base)) => base,
+                            (None, None) => continue,
+                        };
+                        places.behind.push(Slot {
+                            base,
+                            offset,
+                            size: 8,
+                            span,
+                        });
+                        continue;
+                    }
                 };
                 places.slots.push(Slot {
                     base,
@@ -106,6 +123,31 @@ impl<'f> Places<'f> {
             .flatten()
             .filter(move |span| (span.start..span.end).contains(&at))
             .map(|span| span.hit)
+    }
+
+    /// The variables that lie where a register (DWARF number) points, less `offset`.
+    pub(super) fn at_register(&self, register: usize, offset: i64, at: u64) -> Vec<Hit<'f>> {
+        let here = self.slots.iter().filter(|place| {
+            place.base.map(usize::from) == Some(register)
+                && place.offset.wrapping_add(offset) == 0
+                && (place.span.start..place.span.end).contains(&at)
+        });
+        here.map(|place| place.span.hit).collect()
+    }
+
+    /// The variables whose address lies at `slot`, as [`Places::in_slot`].
+    pub(super) fn behind_slot(
+        &self,
+        slot: i64,
+        at: u64,
+        register: impl Fn(u16) -> Option<i64>,
+    ) -> Vec<Hit<'f>> {
+        let here = self.behind.iter().filter(|place| {
+            let base = place.base.map_or(Some(0), &register);
+            base.map(|base| base.wrapping_add(place.offset)) == Some(slot)
+                && (place.span.start..place.span.end).contains(&at)
+        });
+        here.map(|place| place.span.hit).collect()
     }
 
     /// The variables that lie at `slot` (relative to the canonical frame address) at `at`, given

@@ -5,9 +5,8 @@
 //! stack slots of eight bytes by their offset from the canonical frame address. A slot that is
 //! absent is unknown.
 
-use super::value::{Origins, Value, join};
+use super::value::{Layout, Origins, Value, join};
 use iced_x86::Register;
-use pointee_model::image::TypeIndex;
 
 /// rsp.
 pub(super) const SP: usize = 4;
@@ -135,11 +134,11 @@ impl State {
         &mut self,
         other: &Self,
         origins: &mut Origins,
-        size_of: impl Fn(TypeIndex) -> Option<u64>,
+        layout: &impl Layout,
     ) -> bool {
         let mut merging = Merging {
             origins,
-            size_of,
+            layout,
             changed: false,
         };
         for (number, (a, b)) in self.registers.iter_mut().zip(&other.registers).enumerate() {
@@ -166,17 +165,17 @@ impl State {
 }
 
 /// One merge under way.
-struct Merging<'o, F> {
+struct Merging<'o, L> {
     origins: &'o mut Origins,
-    size_of: F,
+    layout: &'o L,
     changed: bool,
 }
 
-impl<F: Fn(TypeIndex) -> Option<u64>> Merging<'_, F> {
+impl<L: Layout> Merging<'_, L> {
     #[inline]
     fn meet(&mut self, a: &mut Value, b: Value) {
         if *a != b {
-            let joined = join(*a, b, self.origins, &self.size_of);
+            let joined = join(*a, b, self.origins, self.layout);
             self.changed |= joined != *a;
             *a = joined;
         }

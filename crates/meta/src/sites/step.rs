@@ -37,8 +37,17 @@ impl<'f> Interpreter<'_, 'f> {
             M::Lea => {
                 let address = self.address(instruction, state);
                 let value = self.address_value(&address, instruction.ip());
+                let part = |register| general(register).map(|at| state.registers[at]);
+                let parts = (
+                    part(instruction.memory_base()),
+                    part(instruction.memory_index()),
+                );
+                if let (Some(base), Some(index)) = parts {
+                    self.note_step(base, index, false);
+                }
                 self.write(instruction, 0, state, value);
             }
+            M::Sub if self.make_room(instruction, state) => {}
             M::Xor | M::Sub if same_register(instruction) => {
                 self.write(instruction, 0, state, Value::Constant(0));
             }
@@ -96,8 +105,8 @@ impl<'f> Interpreter<'_, 'f> {
                     self.read(instruction, 0, state),
                     self.read(instruction, 1, state),
                 );
-                let types = self.types;
-                let joined = join(a, b, &mut self.origins, |at| types.size(at));
+                let known = self.known();
+                let joined = join(a, b, &mut self.origins, &known);
                 self.write(instruction, 0, state, joined);
             }
             _ => {
@@ -110,6 +119,9 @@ impl<'f> Interpreter<'_, 'f> {
 
     fn copy(&mut self, instruction: &Instruction, state: &mut State) {
         let value = self.read(instruction, 1, state);
+        if general(instruction.op0_register()) == Some(SP) {
+            self.set_stack(value);
+        }
         self.write(instruction, 0, state, value);
     }
 
@@ -121,7 +133,17 @@ impl<'f> Interpreter<'_, 'f> {
     ) {
         let a = self.read(instruction, 0, state);
         let b = self.read(instruction, 1, state);
-        self.write(instruction, 0, state, operation(a, b));
+        let mnemonic = instruction.mnemonic();
+        if matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub) {
+            self.note_step(a, b, mnemonic == Mnemonic::Sub);
+        }
+        let value = self.align(mnemonic, a, b);
+        self.write(
+            instruction,
+            0,
+            state,
+            value.unwrap_or_else(|| operation(a, b)),
+        );
     }
 
     fn adjust(&mut self, instruction: &Instruction, state: &mut State, by: i64) {

@@ -1,7 +1,9 @@
 //! Each row is a program with one hazard, compiled with gcc at several levels; the comment on a line
 //! states what the allocations on that line must be found to be.
 
+mod carving;
 mod conventions;
+mod stated;
 
 use super::{Options, Site, infer, spelled};
 use crate::debug_files::DebugFiles;

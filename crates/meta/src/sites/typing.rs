@@ -78,8 +78,8 @@ impl<'f> Types<'f> {
 
     /// Chains of pointers are followed to their end: `char *const *` and `char **` are one type.
     fn find_same(&self) -> Vec<TypeIndex> {
-        type Chain = Vec<(TypeKind, Option<u64>)>;
-        let mut first: HashMap<(Chain, Option<TypeIndex>), TypeIndex> = HashMap::new();
+        type Chain<'f> = Vec<(TypeKind, Option<u64>, &'f str)>;
+        let mut first: HashMap<(Chain<'_>, Option<TypeIndex>), TypeIndex> = HashMap::new();
         let records = &self.same;
         let mut same = records.clone();
         // By shape: what stands for it, and whether that is written without typedefs and qualifiers.
@@ -95,7 +95,7 @@ impl<'f> Types<'f> {
                 )
                 && shape.len() < 16
             {
-                shape.push((entry.kind, entry.count));
+                shape.push((entry.kind, entry.count, sigil(&entry.name)));
                 target = entry.target;
                 bare &=
                     target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
@@ -274,6 +274,27 @@ impl<'f> Types<'f> {
             _ if offset == 0 && !out.contains(&index) => out.push(index),
             _ => {}
         }
+    }
+
+    /// The record within record `index`, however deep, that has the member at `offset`, and the offset in it.
+    pub(super) fn innermost(&self, index: TypeIndex, offset: i64) -> (TypeIndex, i64) {
+        let (mut index, mut offset) = (self.strip(index), offset);
+        for _ in 0..DEPTH {
+            let members = self.get(index).map_or(&[][..], |entry| &entry.members);
+            let inner = members.iter().find_map(|member| {
+                let at = offset.checked_sub(i64::try_from(member.offset).ok()?)?;
+                let inner = self.strip(member.r#type);
+                let kind = self.get(inner)?.kind;
+                let lies_in = u64::try_from(at).is_ok_and(|at| Some(at) < self.size(inner));
+                (lies_in && matches!(kind, TypeKind::Struct | TypeKind::Class))
+                    .then_some((inner, at))
+            });
+            let Some(inner) = inner else {
+                break;
+            };
+            (index, offset) = inner;
+        }
+        (index, offset)
     }
 
     /// Where the pointers at `offset` in `index` point, one for each union arm; empty if none is
@@ -501,6 +522,35 @@ impl<'f> Types<'f> {
             .map(|at| self.strip(at))
     }
 
+    /// The element of an array type whose length is not stated.
+    pub(super) fn open_element(&self, index: TypeIndex) -> Option<TypeIndex> {
+        let entry = self.get(self.strip(index))?;
+        (entry.kind == TypeKind::Array && entry.count.is_none())
+            .then_some(entry.target)
+            .flatten()
+            .map(|at| self.strip(at))
+    }
+
+    /// Whether `index` is a pointer to what may not be written through it.
+    pub(super) fn points_to_const(&self, index: TypeIndex) -> bool {
+        let mut next = Some(index);
+        let mut is_target = false;
+        for _ in 0..DEPTH {
+            let Some(entry) = next.and_then(|at| self.get(at)) else {
+                return false;
+            };
+            match entry.kind {
+                TypeKind::Const if is_target => return true,
+                TypeKind::Pointer if is_target => return false,
+                TypeKind::Pointer => is_target = true,
+                kind if is_alias(kind) => {}
+                _ => return false,
+            }
+            next = entry.target;
+        }
+        false
+    }
+
     /// The pointer type to `target`, if the file has one.
     pub(super) fn pointer_to(&self, target: TypeIndex) -> Option<TypeIndex> {
         self.pointers.get(&Some(self.strip(target))).copied()
@@ -527,6 +577,15 @@ impl<'f> Types<'f> {
             .find(|at| self.get(*at).is_some_and(|entry| is_record(entry.kind)))
             .map(|at| self.strip(at))
     }
+}
+
+/// What tells Rust's kinds of pointers apart, `&` from `*mut`; elsewhere pointers have no names.
+fn sigil(name: &str) -> &str {
+    let known = ["&mut ", "&", "*mut ", "*const "];
+    known
+        .into_iter()
+        .find(|sigil| name.starts_with(sigil))
+        .unwrap_or("")
 }
 
 fn is_alias(kind: TypeKind) -> bool {

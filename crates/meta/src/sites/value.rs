@@ -42,6 +42,8 @@ pub(super) enum Value {
 /// How the `x` of a linear form comes from parameters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Computed {
+    /// In several ways that meet here: the step divides that of each.
+    Joined,
     /// In whatever way.
     Somehow,
     /// It is the one parameter, rounded up, or replaced by a number on some path (`n ? n : 8`).
@@ -250,7 +252,7 @@ impl Value {
                     x: if one {
                         Computed::Exactly
                     } else {
-                        Computed::Somehow
+                        x_a.min(x_b).min(Computed::Somehow)
                     },
                     scale: if same {
                         scale_a.saturating_add(scale_b)
@@ -341,7 +343,8 @@ impl Value {
             Self::Linear { x, scale, add, .. } if rounds => Self::Linear {
                 from,
                 x: x.min(Computed::Nearly),
-                scale: if i64::from(scale) % wide == 0 {
+                // `(8n + 15) & -16` is `8n`, rounded up.
+                scale: if i64::from(scale) % wide == 0 || add & !wide == !wide {
                     scale
                 } else {
                     1
@@ -380,13 +383,16 @@ impl Value {
     }
 }
 
-/// What holds where two paths meet. `size_of` gives the size of a type.
-pub(super) fn join(
-    a: Value,
-    b: Value,
-    origins: &mut Origins,
-    size_of: impl Fn(TypeIndex) -> Option<u64>,
-) -> Value {
+/// What a join asks about the program.
+pub(super) trait Layout {
+    /// The size of a type.
+    fn size(&self, of: TypeIndex) -> Option<u64>;
+    /// Whether two addresses are the same place in two elements of one global array.
+    fn is_one_array(&self, a: u64, b: u64) -> bool;
+}
+
+/// What holds where two paths meet.
+pub(super) fn join(a: Value, b: Value, origins: &mut Origins, layout: &impl Layout) -> Value {
     use Value::{Allocated, Constant, Global, Typed, Unknown};
     if a == b {
         return a;
@@ -410,8 +416,14 @@ pub(super) fn join(
         (Typed { .. }, Constant(0)) => a,
         (Constant(0), Typed { .. }) => b,
         // A function pointer that has a default is one of that type either way.
-        (Typed { target, offset: 0 }, Global(_) | Constant(_)) if size_of(target).is_none() => a,
-        (Global(_) | Constant(_), Typed { target, offset: 0 }) if size_of(target).is_none() => b,
+        (Typed { target, offset: 0 }, Global(_) | Constant(_)) if layout.size(target).is_none() => {
+            a
+        }
+        (Global(_) | Constant(_), Typed { target, offset: 0 }) if layout.size(target).is_none() => {
+            b
+        }
+        // A pointer that steps through an array is one to its elements.
+        (Global(a), Global(b)) if layout.is_one_array(a, b) => Global(a.min(b)),
         (
             Typed {
                 target: target_a,
@@ -421,7 +433,7 @@ pub(super) fn join(
                 target: target_b,
                 offset: at_b,
             },
-        ) if target_a == target_b => match size_of(target_a) {
+        ) if target_a == target_b => match layout.size(target_a) {
             // A pointer that steps through an array keeps its place in the element.
             Some(size) if size > 0 && at_a.wrapping_sub(at_b).rem_euclid(size as i64) == 0 => {
                 Typed {
@@ -469,6 +481,16 @@ fn common_form(a: Value, b: Value) -> Value {
             add: 0,
         };
     }
+    // `n ? n + 1 : 1` is `n + 1`: the number is what the form is for 0.
+    let at_zero = (scale_a == 0 || scale_b == 0) && add_a == add_b;
+    if at_zero && from.count_ones() == 1 && x_a.min(x_b) >= Computed::Nearly {
+        return Value::Linear {
+            from,
+            x: Computed::Nearly,
+            scale: u32::try_from(scale_a.max(scale_b)).unwrap_or(1),
+            add: add_a,
+        };
+    }
     // A parameter, perhaps scaled, that a number takes the place of on some path.
     let plain = |scale: u64, add: i64| scale > 0 && add == 0;
     let replaced = (plain(scale_a, add_a) && scale_b == 0)
@@ -483,9 +505,14 @@ fn common_form(a: Value, b: Value) -> Value {
         };
     }
     let scale = divisor(divisor(scale_a, scale_b), add_a.abs_diff(add_b));
+    let is_smaller = scale < scale_a.max(scale_b);
     Value::Linear {
         from,
-        x: Computed::Somehow,
+        x: if is_smaller || x_a.min(x_b) == Computed::Joined {
+            Computed::Joined
+        } else {
+            Computed::Somehow
+        },
         scale: u32::try_from(scale).unwrap_or(1),
         add: add_a.min(add_b),
     }
@@ -498,4 +525,74 @@ fn divisor(mut a: u64, mut b: u64) -> u64 {
         (a, b) = (b, a % b);
     }
     a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Layout for Nothing {
+        fn size(&self, _: TypeIndex) -> Option<u64> {
+            None
+        }
+
+        fn is_one_array(&self, a: u64, b: u64) -> bool {
+            a.abs_diff(b) == 8
+        }
+    }
+
+    fn steps(x: Computed, scale: u32, add: i64) -> Value {
+        Value::Linear {
+            from: 1,
+            x,
+            scale,
+            add,
+        }
+    }
+
+    #[test]
+    fn joins() {
+        use Computed::{Exactly, Joined, Nearly, Somehow};
+        let next = Value::Parameter {
+            index: 0,
+            offset: 1,
+        };
+        let rows = [
+            // n ? n + 1 : 1
+            (next, Value::Constant(1), steps(Nearly, 1, 1)),
+            (
+                steps(Exactly, 16, 0),
+                Value::Constant(1),
+                steps(Nearly, 16, 0),
+            ),
+            // What divides both is the step of neither.
+            (
+                steps(Exactly, 4, 0),
+                steps(Exactly, 8, 0),
+                steps(Joined, 4, 0),
+            ),
+            (
+                steps(Joined, 4, 0),
+                steps(Exactly, 4, 4),
+                steps(Joined, 4, 0),
+            ),
+            (
+                steps(Somehow, 8, 0),
+                steps(Exactly, 8, 16),
+                steps(Somehow, 8, 0),
+            ),
+            (
+                Value::Global(0x4008),
+                Value::Global(0x4000),
+                Value::Global(0x4000),
+            ),
+            (Value::Global(0x4008), Value::Global(0x5000), Value::Unknown),
+        ];
+        for (a, b, expect) in rows {
+            let mut origins = Origins::default();
+            assert_eq!(join(a, b, &mut origins, &Nothing), expect, "{a:?} {b:?}");
+        }
+    }
 }

@@ -19,7 +19,7 @@
 use super::Evidence;
 use super::flow::Met;
 use super::typing::Types;
-use super::value::Value;
+use super::value::{Computed, Value};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 
@@ -41,6 +41,8 @@ pub struct Request {
     pub total: Option<u64>,
     /// Bytes of one element, if count and size are given apart or the size is a multiple.
     pub unit: Option<u64>,
+    /// Whether the unit is but a divisor of that of several requests.
+    pub is_common: bool,
     /// Bytes before the multiple.
     pub head: u64,
     /// The request replaces an older block.
@@ -94,11 +96,12 @@ impl Request {
         };
         match met.size {
             Value::Constant(size) => request.total = u64::try_from(size).ok(),
-            Value::Linear { scale, add, .. } => {
+            Value::Linear { scale, add, x, .. } => {
                 if let Ok(head) = u64::try_from(add) {
                     request.head = head;
                 }
                 if scale > 1 {
+                    request.is_common = request.unit.is_none() && x == Computed::Joined;
                     request.unit = request.unit.or(Some(u64::from(scale)));
                 }
             }
@@ -315,7 +318,11 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             let tail = types
                 .flexible(at)
                 .and_then(|(_, element)| types.size(element));
-            (whole && size(at) == unit) || tail == Some(unit)
+            let fits = match request.is_common {
+                true => size(at) > 0 && size(at).is_multiple_of(unit),
+                false => size(at) == unit,
+            };
+            (whole && fits) || tail == Some(unit)
         });
     }
     // The size of any pointer is that of every other, so `sizeof(char *)` is written for all of them;

@@ -19,7 +19,7 @@ use super::model::{Makes, Size};
 use super::rust::{self, Stored};
 use super::typing::Types;
 use super::value::{ANYWHERE, is_number};
-use super::{Wrapper, beneath, unnamed};
+use super::{Wrapper, beneath, pools, unnamed};
 use crate::config::Declared;
 use crate::facts::Facts;
 use rayon::prelude::*;
@@ -48,6 +48,7 @@ pub(super) fn fixpoint<'f>(
     let mut allocators = Allocators::roots(program, facts, declared);
     beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
+    pools::add(program, types, &mut allocators);
     let unread = unnamed::unread_results(program);
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
     for _ in 0..ROUNDS {
@@ -124,6 +125,7 @@ pub(super) fn fixpoint<'f>(
                     .filter(|at| is_number(*at))
                     .map_or(0, |at| at + allocator.header),
                 result: allocator.base,
+                is_pool: allocators.pools.contains(at),
             });
         }
     }
@@ -203,6 +205,9 @@ fn view(body: &Body<'_>, allocators: &Allocators<'_>) -> Vec<Key> {
         .collect();
     if body.calls.iter().any(|call| call.callee == Key::Indirect) && body.function.is_some() {
         view.extend(allocators.by_signature.values());
+    }
+    if body.moves_stack || allocators.movers.contains(&body.entry) {
+        view.push(Key::Carved);
     }
     view.sort_unstable();
     view.dedup();
@@ -320,16 +325,9 @@ fn collection(
     let first = *stores.first()?;
     stores.iter().all(|other| *other == first).then(|| {
         let allocator = Allocator {
-            size: Size::Unknown,
-            old: None,
-            out: None,
-            makes: Makes::Whatever,
-            base: None,
-            offset: 0,
-            header: 0,
             returns_it: false,
             stores: first,
-            element: false,
+            ..Allocator::of(Size::Unknown, Makes::Whatever)
         };
         (allocator, calls)
     })

@@ -8,6 +8,7 @@
 
 use super::room;
 use super::what::Answer;
+use crate::hooks::planted_at;
 use crate::locate;
 use crate::modules::{self, Module};
 use crate::region::region;
@@ -116,9 +117,15 @@ fn make(root: u32, operator: Option<bool>) -> Option<*mut Allocator> {
     let entry = text(hook.name).to_bytes();
     let is_new = matches!(Role::from_byte(hook.role), Role::New | Role::Delete);
     let module = modules::numbered(hook.module)?;
-    let family: &[u8] = if is_new { b"operator new" } else { b"malloc" };
+    let is_pool = Role::from_byte(hook.role).cuts_out();
+    let family: &[u8] = match (is_pool, is_new) {
+        (true, _) => entry,
+        (false, true) => b"operator new",
+        (false, false) => b"malloc",
+    };
     let operator = operator.or_else(|| is_new.then(|| entry.starts_with(b"_Zna")));
     let (free_name, free) = match operator {
+        _ if is_pool => pool_freeing(module),
         Some(false) => (c"operator delete".as_ptr(), everywhere("_ZdlPv")),
         Some(true) => (c"operator delete[]".as_ptr(), everywhere("_ZdaPv")),
         None => freeing(module, entry)?,
@@ -164,6 +171,19 @@ fn freeing(module: &Module, entry: &[u8]) -> Option<(*const c_char, Option<u64>)
         .iter()
         .find(|hook| hook.module == module.number && text(hook.name).to_bytes() == name)?;
     Some((text(hook.name).as_ptr(), Some(hook.address)))
+}
+
+/// The function that takes one block of a pool of `module` back, if there is one. It can be called if the block is all that it wants first.
+fn pool_freeing(module: &Module) -> (*const c_char, Option<u64>) {
+    let mut hooks = hooks().iter();
+    let free = hooks
+        .find(|hook| hook.module == module.number && Role::from_byte(hook.role) == Role::PoolFree);
+    let Some(free) = free else {
+        return (core::ptr::null(), None);
+    };
+    let planted = planted_at(free.address);
+    let is_simple = planted.is_some_and(|planted| planted.declared().argument == 0);
+    (text(free.name).as_ptr(), is_simple.then_some(free.address))
 }
 
 /// Memory that a registered allocator answers for.

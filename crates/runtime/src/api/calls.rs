@@ -5,8 +5,9 @@
 use super::allocators::{self, Allocator};
 use super::types::{self, Record};
 use super::what::{Answer, Caller, in_mapping, string, tell, tell_block};
-use super::{frames, index, lookup, mappings, objects, sites, stated, subobjects};
+use super::{frames, index, lookup, objects, sites, stated, subobjects};
 use crate::hooks::is_filtered;
+use crate::mappings;
 use crate::region::region;
 use crate::sys;
 use core::arch::naked_asm;
@@ -214,13 +215,22 @@ unsafe extern "C" fn each_block(visit: Visit, argument: *mut c_void) -> i32 {
         return NOT_KNOWN;
     };
     let mut result = 0;
-    index.each_block(&region().writer, touched(), |block| {
+    let mut tell = |block| {
         let mut answer = Answer::EMPTY;
         tell_block(&block, &mut answer);
         // SAFETY: the program's own function.
         result = unsafe { visit(&raw const answer, argument) };
         result == 0
-    });
+    };
+    let mut goes_on = true;
+    for level in [&index.outer, &index.nested] {
+        if goes_on {
+            level.each_block(&region().writer, touched(), |block| {
+                goes_on = tell(block);
+                goes_on
+            });
+        }
+    }
     result
 }
 
@@ -261,7 +271,7 @@ unsafe extern "C" fn release(object: *mut c_void) -> i32 {
     let address = object as u64;
     let is_registered = index().is_some() && allocators::ask(address, 0, &mut answer).is_ok();
     if !is_registered {
-        let Some(block) = index().and_then(|index| index.block_at(address)) else {
+        let Some(block) = index().and_then(|index| index.block_at(address, 0).ok()) else {
             return NOT_KNOWN;
         };
         answer.base = block.base;
@@ -353,7 +363,7 @@ unsafe extern "C" fn innermost(
 }
 
 unsafe extern "C" fn set_type(address: u64, record: *const Record) -> i32 {
-    let block = index().and_then(|index| index.block_at(address));
+    let block = index().and_then(|index| index.block_at(address, 0).ok());
     let is_set = block
         .zip(types::given(record))
         .is_some_and(|(block, record)| stated::set(&block, record));

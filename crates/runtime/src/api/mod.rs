@@ -26,7 +26,6 @@ mod allocators;
 mod calls;
 mod frames;
 mod lookup;
-mod mappings;
 mod names;
 mod objects;
 mod room;
@@ -45,11 +44,18 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use pointee_index::direct::Reader;
+use pointee_index::read::Block;
 
 /// Set once there is room for what is remembered.
 static IS_UP: AtomicBool = AtomicBool::new(false);
 
-struct ReaderCell(UnsafeCell<MaybeUninit<Reader>>);
+/// Blocks of allocators, and those that pools cut out of them.
+struct Levels {
+    outer: Reader,
+    nested: Reader,
+}
+
+struct ReaderCell(UnsafeCell<MaybeUninit<Levels>>);
 // SAFETY: written once, before `IS_UP` is set.
 unsafe impl Sync for ReaderCell {}
 static READER: ReaderCell = ReaderCell(UnsafeCell::new(MaybeUninit::uninit()));
@@ -77,8 +83,9 @@ fn set_up() -> bool {
     }
     // SAFETY: the region stays mapped; nobody reads the cell before `IS_UP` is set.
     unsafe {
-        let reader = Reader::new(region().base, &region().layout);
-        (*READER.0.get()).write(reader);
+        let (base, layout) = (region().base, &region().layout);
+        let (outer, nested) = (Reader::new(base, layout), Reader::of_pools(base, layout));
+        (*READER.0.get()).write(Levels { outer, nested });
     }
     modules::each(objects::add);
     thread_locals::set_up();
@@ -88,7 +95,28 @@ fn set_up() -> bool {
 
 /// The index; `None` where this process records nothing.
 #[inline(always)]
-fn index() -> Option<&'static Reader> {
+fn index() -> Option<&'static Levels> {
     // SAFETY: written before `IS_UP` was set.
     (IS_UP.load(Acquire) && !is_disabled()).then(|| unsafe { (*READER.0.get()).assume_init_ref() })
+}
+
+impl Levels {
+    /// The deepest live block that holds `address`, or what holds that, `skip` times: a pool's block lies in another, perhaps.
+    /// `Err` with what is left of `skip` where there are not as many.
+    #[inline(always)]
+    fn block_at(&self, address: u64, mut skip: u32) -> Result<Block, u32> {
+        if region().nested.any()
+            && let Some(block) = self.nested.block_at(address)
+        {
+            if skip == 0 {
+                return Ok(block);
+            }
+            skip -= 1;
+        }
+        match self.outer.block_at(address) {
+            Some(block) if skip == 0 => Ok(block),
+            Some(_) => Err(skip - 1),
+            None => Err(skip),
+        }
+    }
 }

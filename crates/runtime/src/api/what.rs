@@ -4,8 +4,10 @@
 
 use super::allocators::{self, Allocator};
 use super::types::Record;
-use super::{frames, index, mappings, objects, sites, stated, thread_locals};
+use super::{frames, index, objects, sites, stated, thread_locals};
+use crate::mappings;
 use crate::modules::Module;
+use crate::region::region;
 use core::ffi::c_char;
 use pointee_index::read::Block;
 use pointee_model::image::{NO_TYPE, TypeIndex};
@@ -70,15 +72,13 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
         return true;
     };
     *answer = Answer::EMPTY;
-    if let Some(block) = index.block_at(address) {
-        if skip != 0 {
-            return false;
+    match index.block_at(address, skip) {
+        Ok(block) => {
+            tell_block(&block, answer);
+            return true;
         }
-        tell_block(&block, answer);
-        return true;
-    }
-    if skip != 0 {
-        return false;
+        Err(0) => {}
+        Err(_) => return false,
     }
     if let Some(module) = objects::holding(address) {
         return in_module(module, address, answer);
@@ -169,6 +169,10 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
     answer.base = mapping.start;
     answer.size = mapping.end - mapping.start;
     answer.allocator = &raw const allocators::MAPPINGS;
+    let made = region().pages.at(address);
+    if let Some(made) = sites::of(made.origin()).filter(|_| made.origin() != 0) {
+        answer.site = made.site();
+    }
     true
 }
 

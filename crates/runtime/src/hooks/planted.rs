@@ -78,7 +78,12 @@ static TABLE: Table = Table {
     used: AtomicU32::new(0),
 };
 
-/// Bit n: a function of class n is hooked.
+/// Whether a function of this role cuts blocks out of others, or takes such back.
+const fn is_of_pool(role: Role) -> bool {
+    role.cuts_out() || matches!(role, Role::PoolFree | Role::PoolReset | Role::PoolTrim)
+}
+
+/// Bit n: a function of class n is hooked, other than a pool's.
 static CLASSES: AtomicU32 = AtomicU32::new(0);
 
 impl Planted {
@@ -113,7 +118,9 @@ impl Planted {
             });
             &*to
         };
-        CLASSES.fetch_or(1 << (class.bits() >> CLASS_SHIFT), Relaxed);
+        if !is_of_pool(role) {
+            CLASSES.fetch_or(1 << (class.bits() >> CLASS_SHIFT), Relaxed);
+        }
         TABLE.used.store(at + 1, Release);
         Some(planted)
     }
@@ -178,7 +185,8 @@ pub(crate) fn planted_at(entry: u64) -> Option<&'static Planted> {
     all.into_iter().find(|planted| planted.entry == entry)
 }
 
-/// Whether all functions that are hooked hand out and take back blocks of one class: none can be given back wrongly.
+/// Whether all functions that are hooked hand out and take back blocks of one class, but for pools', which are another level: none can be given
+/// back wrongly as long as no pool has cut a block out.
 #[inline(always)]
 pub(super) fn is_one_class() -> bool {
     CLASSES.load(Relaxed).is_power_of_two()

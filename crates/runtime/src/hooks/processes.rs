@@ -2,10 +2,10 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
-use super::Planted;
 use super::call::hooks;
+use super::{Planted, mapped};
 use crate::exec::{self, Named};
-use crate::{heap, process};
+use crate::{heap, mappings, process};
 use core::arch::naked_asm;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
@@ -43,12 +43,32 @@ pub(super) unsafe extern "C" fn syscall_stub() {
         "je 3f",
         "cmp rdi, {execveat}",
         "je 3f",
+        "cmp rdi, {mmap}",
+        "je 4f",
+        "cmp rdi, {mprotect}",
+        "je 4f",
+        "cmp rdi, {munmap}",
+        "je 4f",
+        "cmp rdi, {mremap}",
+        "je 4f",
+        "cmp rdi, {shmat}",
+        "je 4f",
+        "cmp rdi, {pkey_mprotect}",
+        "je 4f",
         "jmp [r11]", // the original
         "3: jmp {exec}",
+        "4: jmp {mapping}",
         filtered = sym FILTERED,
         execve = const SYS_EXECVE,
         execveat = const SYS_EXECVEAT,
         exec = sym exec_stub,
+        mmap = const mapped::IS_MAPPING[0],
+        mprotect = const mapped::IS_MAPPING[1],
+        munmap = const mapped::IS_MAPPING[2],
+        mremap = const mapped::IS_MAPPING[3],
+        shmat = const mapped::IS_MAPPING[4],
+        pkey_mprotect = const mapped::IS_MAPPING[5],
+        mapping = sym mapped::mapping_stub,
     );
 }
 
@@ -113,6 +133,7 @@ hooks! {
     pub(super) fn on_brk(call) {
         let error = call.original();
         if error as i32 == 0 {
+            mappings::heap_ends_at(call.args[0] as u64);
             heap::grown(call.args[0] as u64);
         }
         error

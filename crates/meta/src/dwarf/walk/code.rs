@@ -100,6 +100,18 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         }
     }
 
+    /// A call of which the compiler says what it allocates.
+    pub(super) fn allocation(&mut self, die: &Die<'a>) {
+        // GNU's form of call sites has the return address as its low end.
+        let after = die.return_pc.as_ref().or(die.low_pc.as_ref());
+        if let (Some(after), true) = (after, die.alloc_type.is_some())
+            && let Some(after) = self.evaluator.address(after)
+        {
+            let r#type = self.type_ref(&die.alloc_type);
+            self.facts.allocations.push((after, r#type));
+        }
+    }
+
     pub(super) fn variable(&mut self, die: &Die<'a>, context: Context<'n>) {
         let is_parameter = die.tag() == c::DW_TAG_formal_parameter;
         if is_parameter && let Owner::Type(owner) = context.owner {

@@ -145,6 +145,10 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             }
             c::DW_TAG_subprogram => self.function(die, context),
             c::DW_TAG_inlined_subroutine => self.inline(die, context),
+            c::DW_TAG_call_site | c::DW_TAG_GNU_call_site => {
+                self.allocation(die);
+                context
+            }
             c::DW_TAG_lexical_block => Context {
                 owner: Owner::Code,
                 ..context

@@ -210,3 +210,18 @@ fn a_jump_has_stand_ins() {
     assert!(told.contains(&(site_flags::TAIL, node.clone())), "{told:?}");
     assert!(told.contains(&(site_flags::STAND_IN, node)), "{told:?}");
 }
+
+#[test]
+fn stepping_through_a_global_array() {
+    check_levels(
+        &["-O1", "-O2"],
+        "stepping.c",
+        "char *names[40];
+        __attribute__((noinline)) void *must(size_t n) { void *p = malloc(n); if (!p) abort(); return p; }
+        extern long length(int);
+        void fill(void) {
+            for (char **at = names; at < names + 40; at++)
+                *at = must(length(at - names) + 1); //= Characters char
+        }",
+    );
+}

@@ -1,0 +1,507 @@
+//! *Which code cuts blocks out of memory that is there already, by moving a pointer?*
+//!
+//! A *cursor* is a member or global that points to the next free byte of a chunk. Who takes the bytes it points to and
+//! moves it by a size allocates, whether a function does so or code it was inlined into:
+//!
+//! ```text
+//!   block = pool->next;  pool->next = block + size;      (or, downwards, pool->next -= size; block = pool->next)
+//!                        ~~~~~~~~~~ the site is this write
+//! ```
+//!
+//! A cursor may also count: `block = pool->start + pool->used; pool->used += size`.
+//!
+//! That code of this shape is an allocator and no reader of a buffer is told by functions: one hands out the bytes
+//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more.
+//! The cursors of such functions are then known wherever they are moved.
+
+use super::allocators::{Allocator, Allocators};
+use super::calls::{Body, Key, Program, each_instruction};
+use super::flow::{Interpreter, Met, Outcome, Seen};
+use super::handing::rule_of;
+use super::memory::Address;
+use super::model::{self, Makes, Size};
+use super::parameters::parameters;
+use super::state::State;
+use super::typing::{Pointee, Types};
+use super::value::{ANYWHERE, Value, is_number};
+use iced_x86::{Mnemonic, OpKind, Register};
+use pointee_model::image::{TypeIndex, TypeKind};
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
+
+/// Calls followed to see whether a pool gets memory for more: through the function that makes a chunk, and the
+/// program's checked malloc.
+const DEPTH: u32 = 4;
+
+/// A place that keeps a pointer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Cell {
+    /// A member, by offset, of every object of a type.
+    Member(TypeIndex, i64),
+    /// A variable with a fixed address.
+    Global(u64),
+}
+
+/// How a cursor is moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Moved {
+    /// By the size of the block.
+    BySize,
+    /// To where another pointer of the pool has gone already, as obstacks do.
+    ToTheEnd,
+}
+
+/// Which cells an interpretation takes for cursors.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Watch {
+    /// The known ones.
+    #[default]
+    Known,
+    /// Each pointer to bytes: to find out.
+    All,
+}
+
+/// What was seen of cursors in one function.
+#[derive(Default)]
+pub(super) struct Carving {
+    /// By instruction that reads one.
+    loads: HashMap<u64, (Cell, Keeps)>,
+    /// What is added to, or taken off, what an instruction has read.
+    steps: HashMap<u64, Step>,
+    writes: Vec<Write>,
+}
+
+/// What a cursor is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    Pointer,
+    /// The number of bytes that are taken.
+    Count,
+}
+
+#[derive(Clone, Copy)]
+struct Step {
+    by: Value,
+    down: bool,
+}
+
+/// A function that cuts blocks out of chunks.
+struct Pool {
+    at: u32,
+    /// What its callers get.
+    allocator: Allocator,
+    cell: Cell,
+    keeps: Keeps,
+    /// Whether the cursor goes down.
+    down: bool,
+}
+
+/// A write that moves a cursor.
+struct Write {
+    address: u64,
+    cell: Cell,
+    /// The reads whose value, moved, is written.
+    reads: Vec<u64>,
+    /// Bytes, if a constant number.
+    by: Option<i64>,
+}
+
+/// Adds the functions that cut blocks out of chunks, the cursors they move, and the other code that may move these.
+pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut Allocators<'f>) {
+    for (record, member, within) in model::CURSORS {
+        let cell = types.record(record).and_then(|record| {
+            let members = &types.get(record)?.members;
+            let offset = members.iter().find(|known| known.name == *member)?.offset;
+            Some(Cell::Member(record, i64::try_from(offset).ok()?))
+        });
+        let entry = cell.map(|cell| (cell, (Moved::ToTheEnd, *within)));
+        allocators.cursors.extend(entry);
+    }
+    let found: Vec<Pool> = program
+        .bodies
+        .par_iter()
+        .enumerate()
+        .filter(|(at, body)| {
+            may_be_pool(types, body) && allocators.get(Key::Local(*at as u32)).is_none()
+        })
+        .filter_map(|(at, body)| {
+            let interpreter = Interpreter::new(program, types, allocators, body);
+            let outcome = interpreter.watching(Watch::All).run();
+            pool(types, body, at as u32, &outcome)
+        })
+        .collect();
+    // What goes down is no reader, nor is what lies in one record with it.
+    let gets_more: Vec<bool> = found
+        .iter()
+        .map(|pool| pool.down || gets_memory(program, allocators, pool.at, DEPTH))
+        .collect();
+    let records: HashSet<TypeIndex> = found
+        .iter()
+        .zip(&gets_more)
+        .filter_map(|(pool, gets_more)| record_of(pool.cell).filter(|_| *gets_more))
+        .collect();
+    for (pool, gets_more) in found.into_iter().zip(gets_more) {
+        if gets_more || record_of(pool.cell).is_some_and(|known| records.contains(&known)) {
+            if pool.keeps == Keeps::Pointer {
+                allocators.cursors.insert(pool.cell, (Moved::BySize, ""));
+            }
+            allocators.pools.insert(pool.at);
+            allocators.insert(Key::Local(pool.at), pool.allocator);
+        }
+    }
+    if !allocators.cursors.is_empty() {
+        let movers = program.bodies.par_iter().enumerate();
+        let movers: HashSet<u64> = movers
+            .filter(|(at, body)| {
+                body.function.is_some()
+                    && !allocators.pools.contains(&(*at as u32))
+                    && writes_one_of(program, allocators, body)
+            })
+            .map(|(_, body)| body.entry)
+            .collect();
+        allocators.movers = movers;
+    }
+}
+
+fn record_of(cell: Cell) -> Option<TypeIndex> {
+    match cell {
+        Cell::Member(record, _) => Some(record),
+        Cell::Global(_) => None,
+    }
+}
+
+/// Whether a function hands out bytes that may be written, and is given a number.
+fn may_be_pool(types: &Types<'_>, body: &Body<'_>) -> bool {
+    let Some(result) = body.function.and_then(|function| function.result) else {
+        return false;
+    };
+    let bytes = match types.pointee(result) {
+        Some(Pointee::Void) => true,
+        Some(Pointee::Type(target)) => types.is_character(target),
+        None => false,
+    };
+    let given = parameters(body, types).by_register;
+    let is_number = |at: TypeIndex| types.is_integer(types.strip(at)) && types.size(at) >= Some(4);
+    bytes
+        && !types.points_to_const(result)
+        && given
+            .iter()
+            .flatten()
+            .any(|parameter| is_number(parameter.r#type))
+}
+
+/// A function that returns what a cursor pointed to and moves it by a size that its callers ask for.
+fn pool(types: &Types<'_>, body: &Body<'_>, at: u32, outcome: &Outcome) -> Option<Pool> {
+    let result = body.function?.result?;
+    let base = match types.pointee(result)? {
+        Pointee::Void => None,
+        Pointee::Type(target) => Some(target),
+    };
+    let carving = &outcome.carving;
+    let (cell, keeps, write, step) = outcome.returned.iter().find_map(|(read, offset)| {
+        let (cell, keeps) = *carving.loads.get(read)?;
+        carving.writes.iter().find_map(|write| {
+            let moved = write
+                .reads
+                .iter()
+                .find_map(|read| carving.steps.get(read))?;
+            let handed_out = match (keeps, moved.down) {
+                (Keeps::Count, false) => base.is_none() && *offset == ANYWHERE,
+                (Keeps::Count, true) => false,
+                (Keeps::Pointer, false) => *offset >= 0 && is_number(*offset),
+                (Keeps::Pointer, true) => *offset == ANYWHERE && write.reads.contains(read),
+            };
+            (write.cell == cell && handed_out).then_some((cell, keeps, write, *moved))
+        })
+    })?;
+    if write.by.is_some() {
+        return None;
+    }
+    let size = rule_of(step.by);
+    let from = match size {
+        Size::Unknown => 0,
+        Size::Argument { index, .. } => 1 << index,
+        Size::Product(a, b) => 1 << a | 1 << b,
+        Size::Derived(mask) => mask,
+    };
+    let given = parameters(body, types).by_register;
+    let numbers: Vec<u8> = (0..)
+        .zip(given)
+        .filter(|(index, _)| from >> index & 1 == 1)
+        .filter(|(_, parameter)| {
+            let r#type = parameter.and_then(|parameter| types.get(types.strip(parameter.r#type)));
+            r#type.is_some_and(|entry| entry.kind == TypeKind::Base)
+        })
+        .map(|(index, _)| index)
+        .collect();
+    // However it rounds up what it is asked for, that is what its callers get.
+    let size = match (size, &numbers[..]) {
+        (Size::Derived(_), [index]) => Size::Argument {
+            index: *index,
+            scale: 1,
+            add: 0,
+        },
+        (size, _) => size,
+    };
+    (!numbers.is_empty()).then(|| Pool {
+        at,
+        allocator: Allocator {
+            base,
+            ..Allocator::of(size, Makes::Whatever)
+        },
+        cell,
+        keeps,
+        down: step.down,
+    })
+}
+
+/// Whether a function calls one that allocates, through others if need be.
+fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+    program.bodies[at as usize]
+        .calls
+        .iter()
+        .any(|call| match call.callee {
+            key if allocators.get(key).is_some() => true,
+            Key::Local(callee) if depth > 0 && callee != at => {
+                gets_memory(program, allocators, callee, depth - 1)
+            }
+            _ => false,
+        })
+}
+
+/// Whether the code writes eight bytes at the distance of a cursor; most does not.
+fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body<'_>) -> bool {
+    let mut found = false;
+    each_instruction(program.elf, body, |instruction| {
+        // Two pointers may be written at once.
+        let size = instruction.memory_size().size();
+        let word = matches!(
+            instruction.mnemonic(),
+            Mnemonic::Mov | Mnemonic::Add | Mnemonic::Sub
+        ) && size == 8;
+        let pair = size == 16 && instruction.op1_register().is_xmm();
+        if found || instruction.op0_kind() != OpKind::Memory || !(word || pair) {
+            return;
+        }
+        found = if instruction.is_ip_rel_memory_operand() {
+            let address = instruction.ip_rel_memory_address();
+            allocators.cursors.contains_key(&Cell::Global(address))
+        } else {
+            let distance = instruction.memory_displacement64() as i64;
+            let written = distance..distance.saturating_add(size as i64);
+            instruction.memory_base() != Register::RSP
+                && allocators
+                    .cursors
+                    .keys()
+                    .any(|cell| matches!(cell, Cell::Member(_, offset) if written.contains(offset)))
+        };
+    });
+    found
+        && allocators
+            .cursors
+            .values()
+            .all(|(_, within)| within.is_empty() || !body.name.starts_with(within))
+}
+
+impl<'f> Interpreter<'_, 'f> {
+    /// Looks for cursors.
+    fn watching(mut self, watch: Watch) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// The cell that an operand is, if it keeps a pointer to bytes.
+    fn cell(&self, address: &Address, object: Option<(TypeIndex, i64)>) -> Option<(Cell, Keeps)> {
+        if address.indexed {
+            return None;
+        }
+        let (target, offset) = object?;
+        let keeps = match self.types.pointees_at(target, offset)[..] {
+            [Pointee::Void] => Keeps::Pointer,
+            [Pointee::Type(target)] if self.types.is_character(target) => Keeps::Pointer,
+            [] if self.watch == Watch::All && self.is_count(target, offset) => Keeps::Count,
+            _ => return None,
+        };
+        let cell = match address.value {
+            Value::Global(address) => Cell::Global(address),
+            _ => {
+                let (record, offset) = self.types.innermost(target, offset);
+                Cell::Member(record, offset)
+            }
+        };
+        Some((cell, keeps))
+    }
+
+    /// Whether a number of eight bytes lies at an offset in a type.
+    fn is_count(&self, target: TypeIndex, offset: i64) -> bool {
+        let leaves = u64::try_from(offset).map(|offset| self.types.leaves(target, offset));
+        let is_number =
+            |at: &TypeIndex| self.types.is_integer(*at) && self.types.size(*at) == Some(8);
+        matches!(leaves.as_deref(), Ok([leaf]) if is_number(leaf))
+    }
+
+    /// How a cell is moved, if it is watched.
+    fn moved(&self, cell: Cell) -> Option<Moved> {
+        match self.watch {
+            Watch::All => Some(Moved::BySize),
+            Watch::Known => self.allocators.cursors.get(&cell).map(|(moved, _)| *moved),
+        }
+    }
+
+    fn watches(&self) -> bool {
+        self.watch == Watch::All || self.moves_cursors
+    }
+
+    /// What a read of a cursor gives: perhaps a block.
+    pub(super) fn read_cursor(
+        &mut self,
+        address: &Address,
+        object: Option<(TypeIndex, i64)>,
+        at: u64,
+    ) -> Option<Value> {
+        if !self.watches() {
+            return None;
+        }
+        let (cell, keeps) = self.cell(address, object)?;
+        self.moved(cell)?;
+        self.carving().loads.insert(at, (cell, keeps));
+        let origins = self.carved(at);
+        Some(Value::Allocated { origins, offset: 0 })
+    }
+
+    /// `a + b` or `a - b`, of which one may be what a cursor was.
+    pub(super) fn note_step(&mut self, a: Value, b: Value, down: bool) {
+        if !self.watches() {
+            return;
+        }
+        let (origins, by) = match (a, b) {
+            (Value::Allocated { origins, .. }, by) => (origins, by),
+            (by, Value::Allocated { origins, .. }) if !down => (origins, by),
+            _ => return,
+        };
+        if !by.is_number() {
+            return;
+        }
+        for read in self.origins.calls(origins).to_vec() {
+            if self.carving().loads.contains_key(&read) {
+                let known = self.carving().steps.get(&read).map(|step| step.by);
+                // The distance to the end of the chunk, for one, comes from no parameter.
+                if known.is_none_or(|known| known.from() == 0) {
+                    self.carving().steps.insert(read, Step { by, down });
+                }
+            }
+        }
+    }
+
+    /// A write of eight bytes. Says whether it moves a cursor.
+    pub(super) fn write_cursor(
+        &mut self,
+        address: &Address,
+        value: Value,
+        state: &State,
+        at: u64,
+    ) -> bool {
+        if !self.watches() {
+            return false;
+        }
+        let object = self.object_at(address, state, at);
+        let Some((cell, _)) = self.cell(address, object) else {
+            return false;
+        };
+        let carving = &self.outcome.carving;
+        let of_cell = |read: &u64| carving.loads.get(read).is_some_and(|(of, _)| *of == cell);
+        let (reads, by) = match (self.moved(cell), value) {
+            (Some(Moved::BySize), Value::Allocated { origins, offset }) if offset != 0 => {
+                let calls = self.origins.calls(origins).iter().copied();
+                (
+                    calls.filter(of_cell).collect(),
+                    Some(offset).filter(|by| is_number(*by)),
+                )
+            }
+            (Some(Moved::ToTheEnd), _) => {
+                let before = carving.loads.keys().copied().filter(|read| *read < at);
+                (before.filter(of_cell).collect::<Vec<u64>>(), None)
+            }
+            _ => return false,
+        };
+        if reads.is_empty() {
+            return false;
+        }
+        self.carving().writes.push(Write {
+            address: at,
+            cell,
+            reads,
+            by,
+        });
+        true
+    }
+
+    fn carving(&mut self) -> &mut Carving {
+        &mut self.outcome.carving
+    }
+
+    /// The blocks become those of the writes that take them off their pools; what turned out to be no block is forgotten.
+    pub(super) fn settle_cursors(&mut self) {
+        if self.watch == Watch::All || self.outcome.carving.loads.is_empty() {
+            return;
+        }
+        let writes = self.outcome.carving.writes.iter();
+        let after: HashMap<u64, u64> = writes
+            .filter_map(|write| Some((write.address, self.next_ip(write.address)?)))
+            .collect();
+        let Outcome {
+            carving,
+            met,
+            observations,
+            returned,
+            handed,
+            ..
+        } = &mut self.outcome;
+        let mut taken_by: HashMap<u64, u64> = HashMap::new();
+        for (read, (cell, _)) in &carving.loads {
+            let mut own = carving.writes.iter().filter(|write| write.cell == *cell);
+            let nearest = own
+                .clone()
+                .filter(|write| write.reads.contains(read))
+                .chain(carving.writes.iter().filter(|write| write.cell == *cell))
+                .find(|write| write.address >= *read)
+                .or_else(|| own.next());
+            taken_by.extend(nearest.map(|write| (*read, write.address)));
+        }
+        let settle = |call: &mut u64| match (taken_by.get(call), carving.loads.get(call)) {
+            (Some(write), _) => {
+                *call = *write;
+                true
+            }
+            (None, is_read) => is_read.is_none(),
+        };
+        observations.retain_mut(|seen| {
+            let holder = match &mut seen.seen {
+                Seen::Into { call, .. } => settle(call),
+                _ => true,
+            };
+            holder && settle(&mut seen.call)
+        });
+        returned.retain_mut(|(call, _)| settle(call));
+        handed.retain_mut(|(call, _)| settle(call));
+        let seen: HashSet<u64> = observations.iter().map(|seen| seen.call).collect();
+        let mut writes: Vec<&Write> = carving.writes.iter().collect();
+        writes.sort_by_key(|write| write.address);
+        writes.dedup_by_key(|write| write.address);
+        for write in writes {
+            if seen.contains(&write.address) {
+                let step = write.reads.iter().find_map(|read| carving.steps.get(read));
+                let place = match write.cell {
+                    Cell::Member(record, offset) => self.types.path(record, offset),
+                    Cell::Global(address) => self.allocators.global_name(address),
+                };
+                let size = match write.by {
+                    Some(by) => Value::Constant(by.abs()),
+                    None => step.map_or(Value::Unknown, |step| step.by),
+                };
+                let next = after.get(&write.address).copied();
+                met.extend(next.map(|next| Met::carved(write.address, next, place, size)));
+            }
+        }
+    }
+}
