@@ -32,7 +32,7 @@
 //!   alone.
 //! - Code that does not read or check itself. A program that compares its own text will see pads.
 //! - For traps: that code which is in no file, made while the program runs, makes no system calls about signals; that a
-//!   debugger hands `SIGTRAP` on (gdb: `handle SIGTRAP nostop noprint pass`).
+//!   debugger hands the signal on: gdb stops at a trap, and goes on in the copy by `signal SIGTRAP`; `continue` would skip it.
 //!
 //! # What it does not do yet
 //!

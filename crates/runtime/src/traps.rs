@@ -17,8 +17,9 @@
 //! ever blocks it; whether the program means it to be is one bit in the thread's control block
 //! ([`threads::PLACE`], otherwise unused when there are probes). [`crate::signal_calls`] sees to both.
 //!
-//! A debugger takes every `SIGTRAP` for its own, and keeps it from the process. gdb hands them on after `handle SIGTRAP nostop
-//! noprint pass`: then those of its breakpoints and steps come here too, and are told apart.
+//! A debugger takes every `SIGTRAP` for its own, and keeps it from the process. gdb stops at a trap, and hands it on by `signal
+//! SIGTRAP`; or at once after `handle SIGTRAP nostop noprint pass`, but then those of its breakpoints and steps come here too,
+//! and are told apart.
 //!
 //! # What is not as without us
 //!

@@ -38,8 +38,8 @@ threads too, and include what the program's forked children do until they execut
 which is not counted. Functions are named by symbols; in stripped files by their addresses. Not
 counted as functions: linkage stubs, cold parts of functions, signal-return stubs.
 
-Where no jump fits, a trap (int3) is placed. The program's own SIGTRAP stays what it made it; a debugger has to hand the
-signal on (gdb: handle SIGTRAP nostop noprint pass).")]
+Where no jump fits, a trap (int3) is placed. The program's own SIGTRAP stays what it made it. gdb stops
+at a trap that is met; `signal SIGTRAP` goes on from there, `continue` does not.")]
 pub(crate) struct Arguments {
     /// Which instructions are counted.
     #[arg(long, value_enum, default_value_t = Which::Entry, value_name = "WHICH")]
