@@ -65,16 +65,18 @@ pub(crate) fn install(workspace: &Workspace) -> Result<String> {
 /// What all tests of the workspace need.
 fn needed(root: &Path) -> Result<BTreeSet<String>> {
     let mut packages: BTreeSet<String> = COMMON.iter().map(ToString::to_string).collect();
-    for file in test_files(&root.join("crates"))? {
-        packages.extend(declared(&fs::read_to_string(file)?).map(str::to_owned));
+    for folder in ["crates", "bindings"] {
+        for file in test_files(&root.join(folder))? {
+            packages.extend(declared(&fs::read_to_string(file)?).map(str::to_owned));
+        }
     }
     Ok(packages)
 }
 
-/// `crates/*/tests/*.rs`.
-fn test_files(crates: &Path) -> Result<Vec<PathBuf>> {
+/// `*/tests/*.rs` in a folder of crates.
+fn test_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for member in fs::read_dir(crates)? {
+    for member in fs::read_dir(folder)? {
         let Ok(tests) = fs::read_dir(member?.path().join("tests")) else {
             continue;
         };

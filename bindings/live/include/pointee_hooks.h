@@ -58,6 +58,21 @@ uint64_t pointee_missed(void);
  * *ORIGINAL is set to where it went before it first does. Taken out by pointee_remove. */
 struct pointee_result pointee_redirect_call(void *site, void *destination, void **original);
 
+/* Each call of FUNCTION goes where CHOOSE says, which is asked with DATA when a call comes from a place for the first time, with the address
+ * that it returns to; null: to the function as it was, by *ORIGINAL. From then on the instruction itself leads there (call rel32, also by way of
+ * a PLT, and call [rip+d]), and its calls do not pass FUNCTION's entry; calls by a register or a tail jump come by the entry to the same answer.
+ * CHOOSE may be asked by several threads at once, and again for the same place; its own calls of FUNCTION go to that as it was. Taken out by
+ * pointee_remove, from all places. */
+struct pointee_result pointee_redirect_callers(void *function, void *(*choose)(void *return_address, uint64_t data), uint64_t data,
+                                               void **original);
+struct pointee_caller {
+	void *return_address;
+	void *destination;
+	int in_place; /* the instruction itself leads there */
+};
+/* The places from which calls have come: the first ROOM of them. The answer: how many there are, or -1 if HOOK is no such hook in place. */
+long pointee_callers(void *hook, struct pointee_caller *callers, size_t room);
+
 /* Slots of an imported symbol, while they lead to a hook. */
 struct pointee_imports {
 	uint64_t private_words[8];
@@ -120,6 +135,9 @@ struct pointee_result pointee_remove(void *hook);
 /* Gives back the memory of removed hooks, but of those that some thread may still be in: the answer is their number, or
  * -1 when the threads could not be stopped. */
 int pointee_settle(void);
+
+/* From now on /tmp/perf-PID.map names for perf what is hooked and what was: 0, or -1 if it cannot be written. Debuggers are told always. */
+int pointee_write_perf_map(void);
 
 #ifdef __cplusplus
 }

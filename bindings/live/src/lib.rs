@@ -7,6 +7,7 @@ use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
 
+use pointee_live::callers::visit_callers;
 use pointee_live::wrap::{Call, Return};
 use pointee_live::{
     Action, Context, Convention, Installed, Observers, Pause, Probe, Refusal, SlotHook, Stored,
@@ -97,6 +98,62 @@ pub unsafe extern "C" fn pointee_redirect_call(
         pointee_live::redirect(site, destination, original)
     };
     Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// Each call of `function` goes where `choose` says for the place it returns to; `*original` is set before.
+///
+/// # Safety
+/// `original` is valid for good; see `pointee_live::redirect_callers` for the rest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_redirect_callers(
+    function: *const c_void,
+    choose: extern "C" fn(RunAddr, u64) -> RunAddr,
+    data: u64,
+    original: *mut *mut c_void,
+) -> Outcome {
+    // SAFETY: as in `pointee_replace`.
+    let done = unsafe {
+        let original = AtomicU64::from_ptr(original.cast());
+        pointee_live::redirect_callers(RunAddr(function as u64), choose, data, original)
+    };
+    Outcome::new(done.map(|(hook, pause)| (hook.into_raw(), pause)))
+}
+
+/// `struct pointee_caller`.
+#[repr(C)]
+pub struct Caller {
+    return_address: RunAddr,
+    destination: RunAddr,
+    in_place: c_int,
+}
+
+/// The places from which a function was called. Their number, or -1.
+///
+/// # Safety
+/// `callers` has room for `room`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pointee_callers(
+    hook: *mut c_void,
+    callers: *mut Caller,
+    room: usize,
+) -> c_long {
+    let mut count = 0;
+    let visit = |caller: pointee_live::callers::Caller| {
+        if count < room {
+            let known = Caller {
+                return_address: caller.return_address,
+                destination: caller.destination,
+                in_place: c_int::from(caller.in_place),
+            };
+            // SAFETY: within the room.
+            unsafe { callers.add(count).write(known) };
+        }
+        count += 1;
+    };
+    match Installed::from_raw(hook as usize) {
+        Some(hook) if visit_callers(&hook, visit) => count as c_long,
+        _ => -1,
+    }
 }
 
 /// `struct pointee_imports`: room for a hook of slots.
@@ -300,4 +357,10 @@ pub extern "C" fn pointee_remove(hook: *mut c_void) -> Outcome {
 #[unsafe(no_mangle)]
 pub extern "C" fn pointee_settle() -> c_int {
     pointee_live::settle().map_or(-1, |left| left as c_int)
+}
+
+/// From now on `/tmp/perf-PID.map` is written. 0, or -1 if it cannot be.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_write_perf_map() -> c_int {
+    pointee_live::write_perf_map().map_or(-1, |()| 0)
 }

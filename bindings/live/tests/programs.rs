@@ -5,6 +5,9 @@
 mod programs_built;
 
 use programs_built::build;
+
+/// Unwinders other than the compiler's.
+pub const PACKAGES: &[&str] = &["libunwind8", "libunwind-14"];
 use std::path::Path;
 use std::process::Command;
 
@@ -33,25 +36,53 @@ fn times(usual: u32) -> String {
 
 #[test]
 fn one_thread_in_the_pad() {
-    check(&build("races.c", "gcc", &[]), &["1", &times(300)]);
+    let races = build("races.c", "gcc", &[]);
+    check(&races, &["1", &times(300)]);
+    check(&races, &["1", &times(300), "stop"]);
 }
 
 #[test]
 fn eight_threads_in_the_pad() {
-    check(&build("races.c", "gcc", &["-O1"]), &["8", &times(50)]);
+    let races = build("races.c", "gcc", &["-O1"]);
+    check(&races, &["8", &times(300)]);
+    check(&races, &["8", &times(50), "stop"]);
 }
 
 #[test]
 fn sixty_four_threads_in_the_pad() {
-    check(&build("races.c", "clang", &[]), &["64", &times(10)]);
+    let races = build("races.c", "clang", &[]);
+    check(&races, &["64", &times(100)]);
+    check(&races, &["64", &times(10), "stop"]);
 }
+
+/// Ways to hook that `unwind` knows.
+const KINDS: [&str; 8] = [
+    "replace", "wrap", "site", "callers", "probe", "general", "count", "call",
+];
 
 #[test]
 fn unwinding_goes_through() {
     for compiler in ["g++", "clang++"] {
         let program = build("unwind.cc", compiler, &[]);
-        for kind in ["replace", "wrap", "probe", "call"] {
+        for kind in KINDS {
             check(&program, &[kind]);
+            check(&program, &[kind, "threads"]);
+        }
+    }
+}
+
+#[test]
+fn other_unwinders_go_through() {
+    // Each stands before libgcc's: the first with `backtrace()`, the second with exceptions.
+    let rows = [
+        ("libunwind.so.8", "-l:libunwind.so.8"),
+        ("", "/usr/lib/llvm-14/lib/libunwind.so.1"),
+    ];
+    for (name, library) in rows {
+        let program = build("unwind.cc", "g++", &["-Wl,--no-as-needed", library]);
+        for kind in KINDS {
+            let said = check(&program, &[kind, "uncancelled"]);
+            assert!(said.lines().next().is_some_and(|line| line.contains(name)));
         }
     }
 }
@@ -79,11 +110,12 @@ fn debug(arguments: &[&str], kind: &str) -> String {
 
 #[test]
 fn a_debugger_sees_the_callers() {
-    let rows: [(&str, &[&str]); 2] = [
-        (
-            "replace",
-            &["innermost", "hooked", "replacement", "outer", "main"],
-        ),
+    let replaced = ["innermost", "hooked", "replacement", "outer", "main"];
+    let rows: [(&str, &[&str]); 5] = [
+        ("replace", &replaced),
+        ("site", &replaced),
+        ("callers", &replaced),
+        ("count", &["innermost", "hooked", "outer", "main"]),
         (
             "wrap",
             &["innermost", "hooked", "returned@hook", "outer", "main"],
@@ -104,7 +136,7 @@ fn a_debugger_sees_the_callers() {
 #[test]
 fn a_debugger_sees_the_callers_from_every_instruction() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/steps.py");
-    for kind in ["replace", "wrap", "probe", "call"] {
+    for kind in ["replace", "wrap", "callers", "probe", "call"] {
         let said = debug(&["-x", &script.to_string_lossy()], kind);
         let last = said
             .lines()
@@ -115,6 +147,11 @@ fn a_debugger_sees_the_callers_from_every_instruction() {
             "{kind}: {said}"
         );
     }
+}
+
+#[test]
+fn perf_has_names_when_it_wants_them() {
+    check(&build("perf_map.c", "gcc", &[]), &[]);
 }
 
 #[test]
@@ -158,6 +195,13 @@ fn slots_of_every_kind() {
 #[test]
 fn calls_are_redirected_one_by_one() {
     check(&build("sites.c", "gcc", &[]), &[&times(30)]);
+}
+
+#[test]
+fn calls_are_led_away_when_they_first_come() {
+    for compiler in ["gcc", "clang"] {
+        check(&build("callers.c", compiler, &[]), &[&times(60)]);
+    }
 }
 
 #[test]

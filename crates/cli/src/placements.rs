@@ -39,6 +39,8 @@ pub(crate) struct Wish {
     pub(crate) functions: Vec<String>,
     /// The same of the thing that the instructions are about.
     pub(crate) subjects: Vec<String>,
+    /// Whether what no jump fits at gets an `int3`.
+    pub(crate) traps: bool,
 }
 
 impl Wish {
@@ -54,6 +56,7 @@ impl Wish {
             at: self.at,
             functions: &|name| module && any(&self.functions, &[name]),
             subjects: &|name| module && any(&self.subjects, &[name]),
+            traps: self.traps,
         };
         Ok(Plan::new(elf, &wanted)?)
     }

@@ -183,7 +183,7 @@ fn save(
 ) -> Result<Saved> {
     let mut process = ProcessData::read(index);
     // Of a process that has ended there is no address space any more.
-    let layout = match info.state {
+    let layout = match info.circumstances.state {
         State::Running => Layout::of_process(tracked.pid, Stop::Never).unwrap_or_default(),
         State::Ended | State::Exec => Layout::default(),
     };

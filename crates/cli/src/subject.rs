@@ -131,23 +131,15 @@ impl Subject {
         let snapshot = Snapshot::open(path).with_context(|| path.display().to_string())?;
         let mut process = ProcessData::read(&snapshot.index);
         let modules = snapshot.layout.join(&mut process);
-        let info = snapshot.info;
-        let state = match process.ending {
-            Ending::Exec => State::Exec,
-            _ => info.state,
-        };
+        let mut info = snapshot.info;
+        if process.ending == Ending::Exec {
+            info.circumstances.state = State::Exec;
+        }
         Ok(Self {
             index: Some(snapshot.index),
             process,
             images: snapshot.images,
-            circumstances: Circumstances {
-                pid: info.pid,
-                parent: info.parent,
-                generation: info.generation,
-                state,
-                exit: info.exit,
-                unseen: info.unseen,
-            },
+            circumstances: info.circumstances,
             memory: None,
             layout: snapshot.layout,
             modules,
@@ -229,12 +221,7 @@ impl Subject {
 /// What a snapshot says beside the index.
 pub(crate) fn info(circumstances: &Circumstances, at_peak: bool) -> Info {
     Info {
-        pid: circumstances.pid,
-        parent: circumstances.parent,
-        generation: circumstances.generation,
-        state: circumstances.state,
-        exit: circumstances.exit,
-        unseen: circumstances.unseen.clone(),
+        circumstances: circumstances.clone(),
         at_peak,
         blocks_at_peak: false,
         no_contents: None,

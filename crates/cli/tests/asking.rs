@@ -128,6 +128,12 @@ fn check(compiler: &[&str]) {
         &lines(&mut under_run(&program, &library), |_, _| ()),
         &context,
     );
+    // A process that another became was not introduced: its images are found where the user keeps them.
+    let mut become_it = pointee();
+    become_it
+        .args(["run", "--report", "/dev/null", "--", "/usr/bin/env"])
+        .args([&program, Path::new("with"), &library]);
+    all_right(&lines(&mut become_it, |_, _| ()), &context);
     let preloaded = lines(&mut preloaded(&program, &library), agrees_with_what);
     all_right(&preloaded, &context);
 }

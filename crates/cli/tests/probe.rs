@@ -584,3 +584,93 @@ fn bodies_without_an_entry_are_found_by_debug_info_and_by_what_they_write() {
         );
     }
 }
+
+const VALUES: &str = r#"
+#include <pthread.h>
+int state;
+unsigned char level;
+long sum;
+static inline __attribute__((always_inline)) void set(int to, unsigned size)
+{
+    state = to;
+    sum += size;
+    __asm__ volatile("" : : : "memory");
+}
+__attribute__((noinline)) void run(int to, unsigned size)
+{
+    set(to, size);
+    level = (unsigned char)size;
+    __asm__ volatile("" : : : "memory");
+}
+static void *worker(void *unused)
+{
+    for (unsigned i = 0; i < 1000; i++)
+        run((int)(i % 3) - 1, i);
+    return unused;
+}
+int main(void)
+{
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        pthread_create(&threads[i], 0, worker, 0);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], 0);
+    state = 77;
+    __asm__ volatile("" : : : "memory");
+    return 0;
+}
+"#;
+
+/// What passes a point: constants, registers of several widths, with and without a sign, parameters of inlined bodies.
+#[test]
+fn values_are_counted_where_they_pass() {
+    /// Subject, name of the value, function, how often some values came, how often others.
+    type Row<'a> = (&'a str, &'a str, &'a str, &'a [(i64, u64)], u64);
+    let signs: &[(i64, u64)] = &[(-1, 1336), (0, 1332), (1, 1332)];
+    let rows: [(&str, Row<'_>); 5] = [
+        ("--written", ("state", "state", "run", signs, 0)),
+        ("--written", ("state", "state", "main", &[(77, 1)], 0)),
+        ("--inlined", ("set", "to", "run", signs, 0)),
+        ("--inlined", ("set", "size", "run", &[], 4000)),
+        ("--written", ("level", "level", "run", &[], 4000)),
+    ];
+    for compiler in ["gcc", "clang"] {
+        let (_folder, program) = compile(compiler, "values.c", VALUES, &["-O2", "-g", "-pthread"]);
+        let command = [program.to_str().expect("a name")];
+        for (option, (subject, name, function, expect, others)) in rows {
+            let (_, modules) = probe(&[option, subject, "--module", "program"], &command);
+            let hits = modules.iter().flat_map(|module| module["hits"].as_array());
+            let said = format!("{compiler} {option} {subject}: {modules:?}");
+            let value = hits
+                .flatten()
+                .filter(|hit| hit["function"] == function)
+                .flat_map(|hit| hit["values"].as_array().into_iter().flatten())
+                .find(|value| value["name"] == name)
+                .unwrap_or_else(|| panic!("no value: {said}"));
+            let pair =
+                |row: &serde_json::Value| Some((row["value"].as_i64()?, row["count"].as_u64()?));
+            let counts = value["counts"].as_array().expect("counts");
+            let counts: Vec<(i64, u64)> = counts.iter().filter_map(pair).collect();
+            if others == 0 {
+                let mut sorted = counts;
+                sorted.sort_unstable();
+                assert_eq!(sorted, expect, "{said}");
+                continue;
+            }
+            // More than have a place: all are in the ranges all the same.
+            let named: u64 = counts.iter().map(|(_, count)| count).sum();
+            assert_eq!(
+                named + value["others"].as_u64().expect("a count"),
+                others,
+                "{said}"
+            );
+            let ranges = value["ranges"].as_array().expect("ranges").iter();
+            let below_eight = ranges.filter(|range| range["to"].as_u64() < Some(8));
+            let small: u64 = below_eight
+                .filter_map(|range| range["count"].as_u64())
+                .sum();
+            let expect = if name == "size" { 32 } else { 128 };
+            assert_eq!(small, expect, "{said}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 13;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;

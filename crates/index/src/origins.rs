@@ -24,8 +24,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Origins below this number are hooked entries; 0 is none at all.
 pub const ROOTS: u32 = 256;
-/// Bit of [`Node::depth`]: whether the class of this origin is that of `new` or of `new[]` could not be seen; readers accept both.
-pub const UNDECIDED: u32 = 1 << 31;
 /// Slots looked at in each level.
 const WINDOW: [usize; ORIGIN_LEVELS] = [4, 4, 32];
 /// Return address of a slot that is being filled; no code lies there.
@@ -45,14 +43,57 @@ pub struct Node {
     pub id: AtomicU32,
     /// How the walk goes on ([`Rule`]).
     pub rule: AtomicU64,
+    /// The module and how deep ([`Frame`]).
+    pub frame: AtomicU32,
+    /// Where in the first level, in bytes, the first node from under this one was put: a walk looks there before it reckons the hash,
+    /// since most nodes have one.
+    pub child: AtomicU32,
+}
+
+/// What a node says of its frame besides its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
     /// The module record it lies in; `u32::MAX` for none.
-    pub module: AtomicU32,
+    pub module: u32,
     /// How much of the walk's length is used up: a frame each, 1 for the first; more where little is to be expected further out.
-    /// With [`UNDECIDED`].
-    pub depth: AtomicU32,
+    /// Below 128.
+    pub depth: u32,
+    /// Whether the class of this origin is that of `new` or of `new[]` could not be seen; readers accept both.
+    pub is_undecided: bool,
+}
+
+impl Frame {
+    const UNDECIDED: u32 = 1 << 7;
+
+    /// From the stored word.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self {
+            // With its sign: none stays none.
+            module: (bits as i32 >> 8) as u32,
+            depth: bits & (Self::UNDECIDED - 1),
+            is_undecided: bits & Self::UNDECIDED != 0,
+        }
+    }
+
+    const fn bits(self) -> u32 {
+        let undecided = if self.is_undecided {
+            Self::UNDECIDED
+        } else {
+            0
+        };
+        self.module << 8 | undecided | self.depth & (Self::UNDECIDED - 1)
+    }
 }
 
 impl Node {
+    /// What it says of its frame.
+    #[inline(always)]
+    #[must_use]
+    pub fn frame(&self) -> Frame {
+        Frame::from_bits(self.frame.load(Relaxed))
+    }
+
     /// Whether this is the published node of a call that returns to `return_address` from under `parent`.
     #[inline(always)]
     pub(crate) fn is(&self, parent: u32, return_address: u64) -> bool {
@@ -207,69 +248,86 @@ impl Origins {
         }
     }
 
+    /// The node of a call that returns to `return_address`, met in a walk that came through `below`, if it is known.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_above(&self, below: &Node, return_address: u64) -> Option<&'static Node> {
+        let parent = below.id.load(Relaxed);
+        // SAFETY: `add` wrote nothing but places of nodes of the first level there, and 0 is one.
+        let child = unsafe { &*self.levels[0].byte_add(below.child.load(Relaxed) as usize) };
+        if child.is(parent, return_address) {
+            Some(child)
+        } else {
+            self.find(parent, return_address)
+        }
+    }
+
     /// The search beyond the first slot.
     #[inline(never)]
     fn find_further(&self, parent: u32, return_address: u64) -> Option<&'static Node> {
-        let hash = hash(parent, return_address);
-        for (level, window) in WINDOW.iter().enumerate() {
-            let mask = (1usize << self.bits[level]) - 1;
-            let first = (hash >> (64 - self.bits[level])) as usize;
-            for step in 0..*window {
-                // SAFETY: masked to the level's slots.
-                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
-                if node.is(parent, return_address) {
-                    return Some(node);
-                }
-                if node.return_address.load(Relaxed) == 0 {
-                    return None;
-                }
+        for (_, _, node) in self.window(hash(parent, return_address)) {
+            if node.is(parent, return_address) {
+                return Some(node);
+            }
+            if node.return_address.load(Relaxed) == 0 {
+                return None;
             }
         }
         None
     }
 
-    /// Adds a node. `None` when there is no room: the caller records under the parent instead.
+    /// The slots where a key of this hash may be, in the order in which they are taken: level, place in it, slot.
+    #[inline(always)]
+    fn window(&self, hash: u64) -> impl Iterator<Item = (usize, usize, &'static Node)> + '_ {
+        WINDOW.iter().enumerate().flat_map(move |(level, window)| {
+            let first = (hash >> (64 - self.bits[level])) as usize;
+            (first..first + window).map(move |at| {
+                let at = at & ((1 << self.bits[level]) - 1);
+                // SAFETY: masked to the level's slots.
+                (level, at, unsafe { &*self.levels[level].add(at) })
+            })
+        })
+    }
+
+    /// Adds a node from under `parent`, or from under a root where `below` is none. `None` when there is no room: the caller
+    /// records under the parent instead.
     #[cold]
     pub fn add(
         &self,
         parent: u32,
+        below: Option<&Node>,
         return_address: u64,
         rule: Rule,
-        module: u32,
-        depth: u32,
+        frame: Frame,
         class: Class,
     ) -> Option<&'static Node> {
         // SAFETY: the header is mapped as long as the region.
         let header = unsafe { &*self.header };
-        let hash = hash(parent, return_address);
-        for (level, window) in WINDOW.iter().enumerate() {
-            let mask = (1usize << self.bits[level]) - 1;
-            let first = (hash >> (64 - self.bits[level])) as usize;
-            for step in 0..*window {
-                // SAFETY: masked to the level's slots.
-                let node = unsafe { &*self.levels[level].add((first + step) & mask) };
-                let empty = node
-                    .return_address
-                    .compare_exchange(0, CLAIMED, Acquire, Relaxed);
-                if empty.is_err() {
-                    continue;
-                }
-                let id = header.origins.fetch_add(1, Relaxed);
-                if id >= header.geometry.origins {
-                    header.origins.fetch_sub(1, Relaxed);
-                    header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
-                    node.return_address.store(0, Release);
-                    return None;
-                }
-                node.parent.store(parent, Relaxed);
-                node.id.store(id | class.bits(), Relaxed);
-                node.rule.store(rule.bits(), Relaxed);
-                node.module.store(module, Relaxed);
-                node.depth.store(depth, Relaxed);
-                node.return_address.store(return_address, Release);
-                header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
-                return Some(node);
+        for (level, at, node) in self.window(hash(parent, return_address)) {
+            let empty = node
+                .return_address
+                .compare_exchange(0, CLAIMED, Acquire, Relaxed);
+            if empty.is_err() {
+                continue;
             }
+            let id = header.origins.fetch_add(1, Relaxed);
+            if id >= header.geometry.origins {
+                header.origins.fetch_sub(1, Relaxed);
+                header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
+                node.return_address.store(0, Release);
+                return None;
+            }
+            node.parent.store(parent, Relaxed);
+            node.id.store(id | class.bits(), Relaxed);
+            node.rule.store(rule.bits(), Relaxed);
+            node.frame.store(frame.bits(), Relaxed);
+            node.return_address.store(return_address, Release);
+            if let Some(below) = below.filter(|_| level == 0) {
+                let at = (at * size_of::<Node>()) as u32;
+                let _ = below.child.compare_exchange(0, at, Release, Relaxed);
+            }
+            header.origin_levels.fetch_max(level as u32 + 1, Relaxed);
+            return Some(node);
         }
         header.unseen.fetch_or(unseen::ORIGINS_FULL, Relaxed);
         None
@@ -287,7 +345,8 @@ impl Origins {
         self.each_of(module, |address| address & !UNLOADED);
     }
 
-    /// Calls `each` for every slot of the levels in use, empty ones too, in order.
+    /// Calls `each` for every slot of the levels in use, empty ones too, in order. Levels that were never used are left alone: looking at
+    /// a page of a shared mapping makes the kernel allocate it.
     pub fn each(&self, mut each: impl FnMut(&'static Node)) {
         // SAFETY: the header is mapped as long as the region.
         let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
@@ -309,20 +368,11 @@ impl Origins {
     }
 
     fn each_of(&self, module: u32, change: impl Fn(u64) -> u64) {
-        // SAFETY: the header is mapped as long as the region.
-        let used = unsafe { (*self.header).origin_levels.load(Acquire) } as usize;
-        // Levels that were never used are left alone: looking at a page of a shared mapping makes the kernel allocate it.
-        for level in 0..used.min(ORIGIN_LEVELS) {
-            for at in 0..1usize << self.bits[level] {
-                // SAFETY: below the level's number of slots.
-                let node = unsafe { &*self.levels[level].add(at) };
-                let address = node.return_address.load(Acquire);
-                let is_its =
-                    address != 0 && address != CLAIMED && node.module.load(Relaxed) == module;
-                if is_its {
-                    node.return_address.store(change(address), Release);
-                }
+        self.each(|node| {
+            let address = node.return_address.load(Acquire);
+            if address != 0 && address != CLAIMED && node.frame().module == module {
+                node.return_address.store(change(address), Release);
             }
-        }
+        });
     }
 }

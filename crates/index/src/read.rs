@@ -12,7 +12,7 @@ use crate::layout::{
 };
 use crate::layout::{SPANS, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, VERSION};
 use crate::mismatches::{self, Mismatch};
-use crate::origins::{Node, UNDECIDED, UNLOADED};
+use crate::origins::{Frame, Node, UNLOADED};
 use crate::pages::{Chunk, PAGE_TABLE_BYTES, PAGES_OF_CHUNK, PageWord};
 use crate::records::{Hook, Module};
 use crate::table::{directory_index, granule};
@@ -333,13 +333,14 @@ impl<M: Memory> Index<M> {
                         {
                             continue;
                         }
+                        let frame = Frame::from_bits(u32_at(offset_of!(Node, frame)));
                         each(OriginNode {
                             id: words::origin(id),
                             parent: words::origin(u32_at(offset_of!(Node, parent))),
                             return_address: return_address & !UNLOADED,
-                            module: u32_at(offset_of!(Node, module)),
+                            module: frame.module,
                             class: Class::of(id),
-                            is_undecided: u32_at(offset_of!(Node, depth)) & UNDECIDED != 0,
+                            is_undecided: frame.is_undecided,
                         });
                     }
                 }

@@ -12,7 +12,7 @@
 //! So whoever looks for the base of an interior pointer scans at most two spans of words back and
 //! then has one cover to look at. Covers lie in the even plane's table.
 
-#![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
+#![allow(unsafe_code)] // Writes the region through raw pointers, one instruction in assembly; offsets are bounded by the geometry.
 
 use crate::class::Class;
 use crate::layout::{
@@ -59,6 +59,22 @@ pub struct Writer {
     tables: u64,
     /// 0: blocks of allocators, 1: of pools.
     level: u64,
+}
+
+/// Writes a word, though with what is there: a fresh page that is read before it is written faults twice, first for the page of
+/// zeros that all share.
+///
+/// # Safety
+/// `word` is mapped and writable, and nobody else writes it.
+#[inline(always)]
+unsafe fn open(word: *const AtomicU32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!("or dword ptr [{}], 0", in(reg) word, options(nostack));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = word;
 }
 
 impl Writer {
@@ -126,6 +142,7 @@ impl Writer {
         let words = words::encode(size, origin);
         // SAFETY: the table is mapped, with room for two words behind its last granule.
         unsafe {
+            open(word);
             let stale = (*word).load(Relaxed);
             let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
             // Covers first: one that leads to a block not yet published leads to none.

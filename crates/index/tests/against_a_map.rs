@@ -1,11 +1,13 @@
 //! The index against a plain ordered map: whatever is inserted and erased, every address in and
-//! around every block has the same answer in both.
+//! around every block has the same answer in both. And the tree of origins: a path has one, however it is come to.
 
 #![allow(unsafe_code)] // Makes a region out of zeroed memory and writers for it.
 
+use pointee_index::class::Class;
 use pointee_index::direct::Reader;
 use pointee_index::layout::{Layout, MAGIC, VERSION};
 use pointee_index::nested::Nested;
+use pointee_index::origins::{Frame, Node, Origins, ROOTS, Rule};
 use pointee_index::words::ORIGIN_LIMIT;
 use pointee_index::{Geometry, Header, Index, Memory, Writer};
 use proptest::prelude::*;
@@ -45,6 +47,15 @@ impl Region {
     fn reader(&self) -> Reader {
         // SAFETY: the region outlives the reader in every test.
         unsafe { Reader::new(self.base, &self.layout) }
+    }
+
+    fn origins(&self) -> Origins {
+        let header = self.base.cast::<Header>();
+        // SAFETY: the region starts with a header, and outlives the tree in every test.
+        unsafe {
+            (*header).origins.store(ROOTS, Relaxed);
+            Origins::new(self.base, &self.layout)
+        }
     }
 
     fn writer(&self) -> Writer {
@@ -339,5 +350,59 @@ proptest! {
         let mut outer = 0;
         index.each_block(|_| outer += 1);
         prop_assert_eq!(outer, 0);
+    }
+}
+
+/// Calls that return to the code of two modules, from under each other in any way, recursion included.
+fn paths() -> impl Strategy<Value = Vec<(u32, Vec<u64>)>> {
+    let call = (0..2_u64, 1..6_u64).prop_map(|(module, call)| module << 32 | call << 4);
+    prop::collection::vec((1..3_u32, prop::collection::vec(call, 1..8)), 1..200)
+}
+
+/// The origin of a path, innermost first: looked up frame by frame, and added where it is not known.
+fn origin(origins: &Origins, root: u32, path: &[u64]) -> u32 {
+    let mut below: Option<&Node> = None;
+    for (depth, address) in path.iter().enumerate() {
+        let parent = below.map_or(root, |node| node.id.load(Relaxed));
+        let found = match below {
+            Some(below) => origins.find_above(below, *address),
+            None => origins.find(parent, *address),
+        };
+        let frame = Frame {
+            module: (address >> 32) as u32,
+            depth: depth as u32,
+            is_undecided: false,
+        };
+        let class = Class::of(0);
+        let node = found.or_else(|| origins.add(parent, below, *address, Rule::LEAF, frame, class));
+        below = node;
+        assert_eq!(below.map(Node::frame), Some(frame));
+    }
+    below.map_or(root, |node| node.id.load(Relaxed))
+}
+
+proptest! {
+    #[test]
+    fn a_path_has_one_origin(paths in paths()) {
+        let region = Region::new();
+        let origins = region.origins();
+        let mut known = BTreeMap::new();
+        for (root, path) in &paths {
+            let id = origin(&origins, *root, path);
+            prop_assert_eq!(*known.entry((*root, path.clone())).or_insert(id), id);
+        }
+        let different: std::collections::BTreeSet<_> = known.values().collect();
+        prop_assert_eq!(different.len(), known.len());
+
+        // Other code at the same addresses has origins of its own.
+        let through = |path: &[u64]| path.iter().any(|address| address >> 32 == 1);
+        origins.unload(1);
+        // SAFETY: the region starts with a header.
+        let first_new = unsafe { (*region.base.cast::<Header>()).origins.load(Relaxed) };
+        for ((root, path), id) in &known {
+            let again = origin(&origins, *root, path);
+            prop_assert_eq!(again >= first_new, through(path));
+            prop_assert!(through(path) || again == *id);
+        }
     }
 }

@@ -231,50 +231,40 @@ pub fn field_at(image: &Image<'_>, shape: &Shape, size: u64, offset: u64) -> Fie
         r#type: shape.r#type,
         inside: offset,
     };
-    let Some(unit) = size_of_type(image, shape.r#type).filter(|unit| *unit > 0) else {
+    let Some(unit) = unit_size(image, shape.r#type) else {
         return whole;
     };
+    let in_element = |before: &str, r#type, size, offset| {
+        let path = format!("{before}[{}]", offset / size);
+        let inside = offset % size;
+        descend(
+            image,
+            Field {
+                path,
+                r#type,
+                inside,
+            },
+        )
+    };
     match shape.role {
-        Role::Element | Role::Characters => {
-            let path = format!("[{}]", offset / unit);
-            descend(
-                image,
-                Field {
-                    path,
-                    r#type: shape.r#type,
-                    inside: offset % unit,
-                },
-            )
-        }
+        Role::Element | Role::Characters => in_element("", shape.r#type, unit, offset),
         Role::Header if offset >= unit && shape.tail != NO_TYPE => {
-            let Some(element) = size_of_type(image, shape.tail).filter(|unit| *unit > 0) else {
-                return whole;
-            };
-            let (number, inside) = ((offset - unit) / element, (offset - unit) % element);
-            let path = format!("+[{number}]");
-            descend(
-                image,
-                Field {
-                    path,
-                    r#type: shape.tail,
-                    inside,
-                },
-            )
+            match unit_size(image, shape.tail) {
+                Some(size) => in_element("+", shape.tail, size, offset - unit),
+                None => whole,
+            }
         }
-        _ if offset >= unit && shape.role == Role::Whole && size >= unit.saturating_mul(2) => {
-            // Longer than one object: an array after all.
-            let path = format!("[{}]", offset / unit);
-            descend(
-                image,
-                Field {
-                    path,
-                    r#type: shape.r#type,
-                    inside: offset % unit,
-                },
-            )
+        // Longer than one object: an array after all.
+        Role::Whole if offset >= unit && size >= unit.saturating_mul(2) => {
+            in_element("", shape.r#type, unit, offset)
         }
         _ => descend(image, whole),
     }
+}
+
+/// Bytes of a type of which there can be many in a row.
+fn unit_size(image: &Image<'_>, index: TypeIndex) -> Option<u64> {
+    size_of_type(image, index).filter(|size| *size > 0)
 }
 
 /// Goes inwards while a member or element holds the offset.
@@ -297,7 +287,7 @@ fn descend(image: &Image<'_>, mut field: Field) -> Field {
                 field.r#type = member.r#type;
             }
             TypeKind::Array => {
-                let Some(unit) = size_of_type(image, record.target).filter(|unit| *unit > 0) else {
+                let Some(unit) = unit_size(image, record.target) else {
                     break;
                 };
                 field.path.push_str(&format!("[{}]", field.inside / unit));

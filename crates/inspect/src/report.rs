@@ -168,8 +168,8 @@ pub struct SiteRow {
     pub counts: Counts,
 }
 
-/// What the reader of an index does not know about its process.
-#[derive(Debug, Clone)]
+/// What the index of a process does not say about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circumstances {
     /// Process id as the reader sees it.
     pub pid: u32,

@@ -10,8 +10,7 @@
 //! ```
 //!
 //! What each call tells is said by [`pointee_model::call`]. Where no frame is classified, the site is the innermost frame outside the language's own
-//! libraries, and its type is not known. Beyond such a frame in code without debug info [`FRAMES_BEYOND_UNKNOWN`] frames are
-//! looked at; recording relies on it.
+//! libraries, and its type is not known. How far beyond such a frame is looked is said there too: recording goes no further.
 
 use crate::describe::{Shape, type_name};
 use crate::images::Images;
@@ -19,7 +18,6 @@ use crate::process::{Frame, ModuleInfo, Path, ProcessData};
 use pointee_index::records::Role as HookRole;
 use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
-use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
 use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags};
@@ -127,12 +125,14 @@ impl<'a> Resolver<'a> {
         let mut wrappers = Vec::new();
         let mut outside = None;
         let mut frames_left = u32::MAX;
+        let mut below = None;
         for frame in &path.frames {
             if frames_left == 0 {
                 break;
             }
-            frames_left -= 1;
             let (call, record) = self.call(frame);
+            frames_left = (frames_left - 1).min(call.frames_beyond(|| below).unwrap_or(u32::MAX));
+            below = Some(call);
             match call {
                 Call::InWrapper => {
                     wrappers.extend(self.function(frame));
@@ -142,9 +142,7 @@ impl<'a> Resolver<'a> {
                 // What lies between is not known to be the function that jumps.
                 _ if outside.is_some() && record.is_some_and(SiteRecord::stands_in) => break,
                 Call::Site => return self.site(frame, record, wrappers, allocator, entry),
-                Call::Untyped => frames_left = 0,
-                Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),
-                Call::Unknown => {}
+                Call::Untyped | Call::Unnoted | Call::Unknown => {}
             }
             // The first one counts; what was walked through on the way to it stays its wrapper chain.
             outside.get_or_insert_with(|| (frame, record, wrappers.clone()));

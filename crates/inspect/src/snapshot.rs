@@ -17,7 +17,7 @@ use crate::images::{AlignedBytes, ImageBytes, Images};
 use crate::memory::{ProcessMemory, Region};
 use crate::pages::{PageWriter, SavedPages};
 use crate::process::ProcessData;
-use crate::report::{Exit, State};
+use crate::report::Circumstances;
 use crate::running::{self, Mapping};
 use crate::space::{Layout, Object, Span};
 use pointee_index::read::Block;
@@ -47,21 +47,12 @@ mod kind {
     pub(super) const LAYOUT: u32 = 5;
 }
 
-/// What the index does not say.
+/// What a snapshot says beside the index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
-    /// Process id.
-    pub pid: u32,
-    /// Parent's.
-    pub parent: u32,
-    /// How many execs came before.
-    pub generation: u32,
-    /// What had become of it.
-    pub state: State,
-    /// How it ended, if known.
-    pub exit: Option<Exit>,
-    /// What is not seen.
-    pub unseen: Vec<String>,
+    /// Of the process, when the snapshot was made.
+    #[serde(flatten)]
+    pub circumstances: Circumstances,
     /// Told as at the highest point of the heap.
     pub at_peak: bool,
     /// Whether its blocks are those of the highest point, too; else they are those of the end.

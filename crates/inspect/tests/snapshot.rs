@@ -7,7 +7,7 @@
 use pointee_index::class::{Class, Kind};
 use pointee_index::counters::{Counters, FIRST_OWN, INHERITED};
 use pointee_index::layout::{Layout, MAGIC, VERSION};
-use pointee_index::origins::{Origins, ROOTS, Rule};
+use pointee_index::origins::{Frame, Origins, ROOTS, Rule};
 use pointee_index::records::Module;
 use pointee_index::{Geometry, Header, Index, Writer};
 use pointee_inspect::images::Images;
@@ -78,10 +78,14 @@ fn region() -> File {
             let node = origins
                 .add(
                     parent,
+                    None,
                     return_address,
                     rule,
-                    0,
-                    depth,
+                    Frame {
+                        module: 0,
+                        depth,
+                        is_undecided: false,
+                    },
                     Class::new(0, Kind::C),
                 )
                 .expect("room");
@@ -130,12 +134,7 @@ fn circumstances() -> Circumstances {
 
 fn info() -> Info {
     Info {
-        pid: 77,
-        parent: 1,
-        generation: 0,
-        state: State::Ended,
-        exit: Some(Exit::Signal(9)),
-        unseen: Vec::new(),
+        circumstances: circumstances(),
         at_peak: false,
         blocks_at_peak: false,
         no_contents: None,
@@ -211,7 +210,7 @@ fn a_snapshot_gives_the_same_answers_and_is_small() {
     assert!(bytes.len() < 200_000, "{} bytes", bytes.len());
     let snapshot = Snapshot::from_bytes(bytes.into()).expect("opens");
     assert_eq!(answers(&snapshot.index), answers(&index));
-    assert_eq!(snapshot.info.exit, Some(Exit::Signal(9)));
+    assert_eq!(snapshot.info.circumstances.exit, Some(Exit::Signal(9)));
     assert!(snapshot.info.no_contents.is_some());
 }
 

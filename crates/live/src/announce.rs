@@ -1,4 +1,4 @@
-//! *Who is told of generated code?* The process's unwinder, by `__register_frame`, and a debugger, by a file in memory that
+//! *Who is told of generated code?* The process's unwinders (`unwinder.rs`), and a debugger, by a file in memory that
 //! the interface for compilers at run time offers (`__jit_debug_descriptor`; gdb manual, "JIT Compilation Interface").
 //!
 //! ```text
@@ -12,18 +12,26 @@
 use pointee_model::addr::RunAddr;
 
 use crate::frames::Frames;
-use crate::unwinder;
+use crate::perf_map;
+use crate::unwinder::Registration;
 
 /// Room for a file in memory.
 const ROOM: usize = 1408;
-/// Room for the name of what is hooked.
-const NAME: usize = 96;
+/// Behind the name of what is hooked.
+const SUFFIX: &[u8] = b"@hook\0";
+/// Room for that name.
+pub(crate) const NAME: usize = 96;
 
 /// What was told of one piece of code. May not move while it is announced.
 #[repr(C)]
 pub(crate) struct Announcement {
     entry: Entry,
     told: bool,
+    unwinders: Registration,
+    at: RunAddr,
+    len: u64,
+    /// Where in the file the name is.
+    name: [usize; 2],
     frames: Frames,
     file: [u8; ROOM],
 }
@@ -86,6 +94,10 @@ impl Announcement {
                 len: 0,
             },
             told: false,
+            unwinders: Registration::none(),
+            at: RunAddr(0),
+            len: 0,
+            name: [0; 2],
             frames: Frames::empty(),
             file: [0; ROOM],
         }
@@ -94,10 +106,29 @@ impl Announcement {
     /// Tells of `len` bytes of code at `at`, called `name`. Under the engine's lock; no thread stands still, for the unwinder
     /// takes locks of its own.
     pub(crate) fn announce(&mut self, frames: &Frames, at: RunAddr, len: u64, name: &[u8]) {
+        self.announce_to_debuggers(frames, at, len, name);
+        self.unwinders.tell(self.frames.as_slice(), at, len);
+    }
+
+    /// The same without a word to the unwinder, and so at any moment. Under the engine's lock.
+    pub(crate) fn announce_to_debuggers(
+        &mut self,
+        frames: &Frames,
+        at: RunAddr,
+        len: u64,
+        name: &[u8],
+    ) {
         self.withdraw();
         self.frames = *frames;
-        unwinder::register(self.frames.as_slice());
         let file_len = write_file(&mut self.file, self.frames.as_slice(), at, len, name);
+        (self.at, self.len) = (at, len);
+        // Between the names of sections and the last zero.
+        let end = file_len.map_or(0, |file_len| file_len - 1);
+        self.name = [
+            end - (name.len().min(NAME) + SUFFIX.len() - 1).min(end),
+            end,
+        ];
+        self.write_to_perf_map();
         self.entry.file = self.file.as_ptr();
         self.entry.len = file_len.unwrap_or(0) as u64;
         self.told = true;
@@ -116,12 +147,22 @@ impl Announcement {
         }
     }
 
+    /// Under the engine's lock.
+    pub(crate) fn write_to_perf_map(&self) {
+        if let Some(name) = self.file.get(self.name[0]..self.name[1])
+            && !name.is_empty()
+        {
+            perf_map::add(self.at, self.len, name);
+        }
+    }
+
     /// Takes back what was told.
     pub(crate) fn withdraw(&mut self) {
         if !core::mem::take(&mut self.told) {
             return;
         }
-        unwinder::deregister(self.frames.as_slice());
+        self.name = [0; 2];
+        self.unwinders.withdraw(self.frames.as_slice());
         if self.entry.len != 0 {
             // SAFETY: as above.
             unsafe {
@@ -159,7 +200,6 @@ fn write_file(file: &mut [u8], frames: &[u8], at: RunAddr, len: u64, name: &[u8]
     const SECTIONS: usize = 5;
     const SYMBOLS: usize = 48;
     const NAMES: &[u8] = b"\0.text\0.eh_frame\0.symtab\0.strtab\0";
-    const SUFFIX: &[u8] = b"@hook\0";
     let name = name.get(..name.len().min(NAME))?;
     let frames_at = HEADER + SECTION * SECTIONS;
     let symbols_at = (frames_at + frames.len()).next_multiple_of(8);

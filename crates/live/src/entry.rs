@@ -1,5 +1,9 @@
 //! *What is made for a hook at a function's entry?* The plan of `pointee-patch`, a relay and a trampoline, and what unwinders
 //! and debuggers are told of them. Branches into the pad are looked for in all code of the same mapping.
+//!
+//! In a process with several threads, where the processor lets a byte of code change under them, the entry is changed by one byte if
+//! the memory is free to which its code then leads; else by a jump of five, for which all threads stand still. What has no room
+//! for five bytes is changed by one anyhow.
 
 #![allow(unsafe_code)] // Reads and writes code.
 
@@ -9,15 +13,17 @@ use core::sync::atomic::{AtomicU64, Ordering::Release};
 use pointee_model::addr::RunAddr;
 use pointee_patch::arch::x86_64::PAD_LEN;
 use pointee_patch::arch::x86_64::emit::{Emitter, is_near};
-use pointee_patch::{Entry, find_inward_branches, plan_entry};
+use pointee_patch::{Entry, find_inward_branches, one_byte_jump, plan_entry, plan_one_byte};
 
+use crate::change::{self, Change};
 use crate::frames::Frames;
-use crate::hook::{self, Change, Hook, Installed, Made, Purpose};
+use crate::hook::{self, Hook, Installed, Made, Purpose, Slot};
 use crate::island::{RELAY, SLOT};
-use crate::maps::Maps;
+use crate::maps::{Maps, Range};
 use crate::refusal::Refusal;
 use crate::stop::{self, Exclusive, Pause};
 use crate::stubs;
+use crate::tasks;
 use crate::text::Text;
 use crate::unwinder;
 
@@ -47,59 +53,127 @@ pub unsafe fn replace(
     })
 }
 
+/// The ways to change an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// A jump over the first five bytes.
+    Pad,
+    /// A single byte: no thread stands still for it, but it takes pages of its own.
+    OneByte,
+}
+
 pub(crate) fn install(
     held: &mut Exclusive,
     function: RunAddr,
     purpose: Purpose,
     ready: impl Fn(RunAddr),
 ) -> Result<(Installed, Pause), Refusal> {
-    let make = |hook: &mut Hook, text: &Text| make(hook, text, function, purpose);
-    hook::install(held, function, purpose, make, ready)
+    let site = Site::at(function)?;
+    let by = |held: &mut Exclusive, way: Way| {
+        let slot = match way {
+            Way::Pad => Slot::Near(function),
+            Way::OneByte => Slot::At(one_byte_jump(site.bytes(), function).ok_or(Refusal::NoRoom)?),
+        };
+        let make = |hook: &mut Hook, text: &Text| make(hook, text, &site, purpose, way);
+        hook::install(held, function, purpose, slot, make, &ready)
+    };
+    // Memory is kept together where nobody has to wait for it.
+    let one_byte_first = change::single_bytes_may_change() && tasks::are_many();
+    let ways = match one_byte_first {
+        true => [Way::OneByte, Way::Pad],
+        false => [Way::Pad, Way::OneByte],
+    };
+    let mut refused = None;
+    for way in ways {
+        match by(held, way) {
+            Err(refusal @ (Refusal::Plan(_) | Refusal::NoRoom)) => {
+                // What there is to say against five bytes tells more.
+                if way == Way::Pad || refused.is_none() {
+                    refused = Some(refusal);
+                }
+            }
+            done => return done,
+        }
+    }
+    Err(refused.unwrap_or(Refusal::NoRoom))
+}
+
+/// A function as it lies in memory.
+struct Site {
+    function: RunAddr,
+    mapping: Range,
+    rules: Option<unwinder::Rules>,
+}
+
+impl Site {
+    fn at(function: RunAddr) -> Result<Self, Refusal> {
+        let mut maps = Maps::read().map_err(Refusal::NoMaps)?;
+        let mapping = maps.find(function).filter(|mapping| mapping.executable);
+        Ok(Self {
+            function,
+            mapping: mapping.ok_or(Refusal::NotCode)?,
+            rules: unwinder::rules_at(function).filter(|rules| rules.start == function),
+        })
+    }
+
+    /// Its code, if its length is known, and what may be padding behind it.
+    fn bytes(&self) -> &[u8] {
+        let len = self.rules.as_ref().map_or(UNKNOWN_LEN, |rules| rules.len) + PADDING;
+        let left = self.mapping.end.0 - self.function.0;
+        // SAFETY: mapped and readable. Code is taken to stand still while nobody holds the lock.
+        unsafe { from_raw_parts(self.function.0 as *const u8, len.min(left) as usize) }
+    }
+
+    /// All code of the mapping.
+    fn around(&self) -> &[u8] {
+        let all = (self.mapping.end.0 - self.mapping.start.0) as usize;
+        // SAFETY: as above.
+        unsafe { from_raw_parts(self.mapping.start.0 as *const u8, all) }
+    }
+
+    fn entry(&self) -> Entry<'_> {
+        let code = self.bytes();
+        let known_len = self.rules.as_ref().map(|rules| rules.len as usize);
+        Entry {
+            code,
+            at: self.function,
+            body_len: known_len.map(|known| known.min(code.len())),
+        }
+    }
 }
 
 /// Plans the hook and writes all but the pad.
 fn make(
     hook: &mut Hook,
     text: &Text,
-    function: RunAddr,
+    site: &Site,
     purpose: Purpose,
+    way: Way,
 ) -> Result<Made, Refusal> {
-    let mut maps = Maps::read().map_err(Refusal::NoMaps)?;
-    let mapping = maps.find(function).filter(|mapping| mapping.executable);
-    let mapping = mapping.ok_or(Refusal::NotCode)?;
-    let rules = unwinder::rules_at(function).filter(|rules| rules.start == function);
-    let known_len = rules.as_ref().map(|rules| rules.len);
-    let left = mapping.end.0 - function.0;
-    let len = (known_len.unwrap_or(UNKNOWN_LEN) + PADDING).min(left) as usize;
-    let all = (mapping.end.0 - mapping.start.0) as usize;
-    // SAFETY: mapped and readable. Code is taken to stand still while nobody holds the lock.
-    let (code, around) = unsafe {
-        (
-            from_raw_parts(function.0 as *const u8, len),
-            from_raw_parts(mapping.start.0 as *const u8, all),
-        )
-    };
-    let entry = Entry {
-        code,
-        at: function,
-        body_len: known_len.map(|known| (known as usize).min(len)),
-    };
+    let function = site.function;
     let slot = hook.slot_at();
     let trampoline_at = slot.plus(RELAY);
-    // Straight to the replacement, where the pad reaches it.
-    let pad_to = match purpose {
-        Purpose::Replace(replacement) if is_near(function, replacement) => replacement,
-        _ => slot,
+    let plan = match way {
+        Way::OneByte => plan_one_byte(&site.entry(), trampoline_at),
+        Way::Pad => {
+            // Straight to the replacement, where the pad reaches it.
+            let pad_to = match purpose {
+                Purpose::Replace(replacement) if is_near(function, replacement) => replacement,
+                _ => slot,
+            };
+            plan_entry(&site.entry(), trampoline_at, pad_to)
+        }
     };
-    let plan = plan_entry(&entry, trampoline_at, pad_to).map_err(Refusal::Plan)?;
+    let plan = plan.map_err(Refusal::Plan)?;
     if plan.looped {
         return Err(Refusal::Looped);
     }
-    let spans = [plan.span()];
-    if find_inward_branches(around, mapping.start, &spans)
-        .next()
-        .is_some()
-    {
+    let is_entered = || {
+        let spans = [plan.span()];
+        let mut inward = find_inward_branches(site.around(), site.mapping.start, &spans);
+        inward.next().is_some()
+    };
+    if way == Way::Pad && is_entered() {
         return Err(Refusal::Plan(pointee_patch::Refusal::InwardBranch));
     }
     let mut relay = [0; RELAY as usize];
@@ -107,9 +181,9 @@ fn make(
     let mut pushed = 0;
     let emitted = match purpose {
         // Those have slots of another kind, made in `probe.rs`.
-        Purpose::Probe(_) => return Err(Refusal::AlreadyHooked),
+        Purpose::Probe(_) | Purpose::Relay(_) => return Err(Refusal::AlreadyHooked),
         Purpose::Replace(replacement) => emitter.jump(replacement),
-        Purpose::Wrap(_) => {
+        Purpose::Wrap(_) | Purpose::Callers(_) => {
             let (stub, record) = (stubs::entry_stub(), core::ptr::from_ref(hook) as u64);
             let emitted = emitter.push_from(emitter.jump_len(stub));
             pushed = emitter.len() as u8;
@@ -126,9 +200,13 @@ fn make(
             .and_then(|()| text.write(trampoline_at, &plan.trampoline))
             .map_err(Refusal::NoMemoryFile)?;
     }
-    let frames = Frames::of_slot(slot, RELAY, pushed, &plan, rules.as_ref());
+    let frames = Frames::of_slot(slot, RELAY, pushed, &plan, site.rules.as_ref());
     let name = unwinder::name_of(function).unwrap_or(b"function");
     hook.announcement.announce(&frames, slot, SLOT as u64, name);
+    let purpose = match purpose {
+        Purpose::Callers(callers) => Purpose::Callers(callers.with_table()?),
+        purpose => purpose,
+    };
     let change = Change {
         at: plan.pad_at(),
         len: PAD_LEN,

@@ -4,9 +4,6 @@
 //! A trampoline holds the first instructions of a function, so its rules are the function's own for those instructions,
 //! moved to where the copies lie. They are found through the process's unwinder; where the function has none, its
 //! trampoline gets none, and unwinding stops in it as it would have stopped in the function.
-//!
-//! Not exact for one instruction: a displaced call is copied as a push and a jump, and at the jump the frame is eight bytes
-//! larger than the rule tells.
 
 use pointee_model::addr::RunAddr;
 use pointee_patch::EntryPlan;
@@ -59,6 +56,9 @@ pub(crate) const THUNK_RULE: [u8; 11] = [
     0x06,
     0x22,
 ];
+
+/// `push [rip+d]`, as a call is copied (`relocate.rs` of `pointee-patch`).
+const PUSH_LEN: u64 = 6;
 
 /// As at a function's entry: the return address on top of the stack.
 const AT_ENTRY: [u8; 5] = [DEF_CFA, RSP, 8, OFFSET | RETURN_ADDRESS, 1];
@@ -311,9 +311,32 @@ impl Frames {
 
     /// The function's instructions for the displaced bytes, each put where the copy is that it speaks of.
     fn moved(&mut self, plan: &EntryPlan, rules: &Rules) -> Option<()> {
+        let mut copy = 0;
+        self.moved_to(plan, rules, &mut copy)?;
+        // A call is copied as a push and a jump, at which the frame is larger; it is the last of what is displaced.
+        if let Some(call) = plan.landings().last().filter(|landing| landing.pushes) {
+            let until = u64::from(plan.pad_offset) + u64::from(call.original);
+            let (register, offset) = Self::empty().rules_before(rules, until)?;
+            if register == RSP {
+                self.advance_to(u64::from(call.copy) + PUSH_LEN, &mut copy);
+                self.put(&[DEF_CFA_OFFSET]);
+                self.put_leb(offset + 8);
+            }
+        }
+        Some(())
+    }
+
+    fn advance_to(&mut self, to: u64, copy: &mut u64) {
+        if to > *copy {
+            self.put(&[ADVANCE_4]);
+            self.put(&((to - *copy) as u32).to_le_bytes());
+            *copy = to;
+        }
+    }
+
+    fn moved_to(&mut self, plan: &EntryPlan, rules: &Rules, copy: &mut u64) -> Option<()> {
         let mut program = rules.program;
         let mut original = 0_u64;
-        let mut copy = 0;
         while let Some((&code, rest)) = program.split_first() {
             let (advance, len) = step(code, rest)?;
             match advance {
@@ -323,11 +346,7 @@ impl Frames {
                     let Some(to) = copy_of(plan, into) else {
                         return Some(());
                     };
-                    if to > copy {
-                        self.put(&[ADVANCE_4]);
-                        self.put(&((to - copy) as u32).to_le_bytes());
-                        copy = to;
-                    }
+                    self.advance_to(to, copy);
                 }
                 None => self.put(program.get(..=len)?),
             }

@@ -29,22 +29,26 @@ impl Lock {
 
     pub(crate) fn take(&'static self) -> Held {
         loop {
-            let mask = sys::exchange_mask(u64::MAX);
-            let pid = sys::process_id();
-            let taken = self.0.compare_exchange(FREE, pid, Acquire, Relaxed);
-            match taken {
-                Ok(_) => return Held { lock: self, mask },
-                Err(holder) if holder != pid => {
-                    let inherited = self.0.compare_exchange(holder, pid, Acquire, Relaxed);
-                    if inherited.is_ok() {
-                        return Held { lock: self, mask };
-                    }
-                }
-                Err(_) => {}
+            match self.try_take() {
+                Some(held) => return held,
+                None => sys::wait_on(&self.0, sys::process_id(), PATIENCE),
             }
-            sys::exchange_mask(mask);
-            sys::wait_on(&self.0, pid, PATIENCE);
         }
+    }
+
+    pub(crate) fn try_take(&'static self) -> Option<Held> {
+        let mask = sys::exchange_mask(u64::MAX);
+        let pid = sys::process_id();
+        let taken = self.0.compare_exchange(FREE, pid, Acquire, Relaxed);
+        let inherited = |holder: u32| {
+            let from = |holder| self.0.compare_exchange(holder, pid, Acquire, Relaxed);
+            holder != pid && from(holder).is_ok()
+        };
+        if taken.is_ok() || taken.is_err_and(inherited) {
+            return Some(Held { lock: self, mask });
+        }
+        sys::exchange_mask(mask);
+        None
     }
 }
 

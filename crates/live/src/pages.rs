@@ -45,7 +45,7 @@ impl Drop for Pages {
 /// Any bits are a value; the alignment is a page's at most.
 pub(crate) unsafe trait Plain: Copy {}
 // SAFETY: plain numbers.
-unsafe impl Plain for u32 {}
+unsafe impl Plain for [u32; 2] {}
 // SAFETY: plain numbers.
 unsafe impl Plain for [u64; 2] {}
 // SAFETY: plain numbers.

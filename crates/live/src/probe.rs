@@ -29,8 +29,9 @@ use pointee_patch::arch::x86_64::emit::{EmitError, Emitter};
 use pointee_patch::arch::x86_64::liveness::{Convention, Live, Vectors};
 use pointee_patch::{Entry, EntryPlan, Place, find_inward_branches, plan_instruction};
 
+use crate::change::Change;
 use crate::frames::Frames;
-use crate::hook::{self, Change, Hook, Made, Purpose};
+use crate::hook::{self, Hook, Made, Purpose};
 use crate::island::{PROBE_SLOT, SLOT};
 use crate::maps::Maps;
 use crate::pages::Pages;

@@ -7,6 +7,14 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pointee_patch::arch::x86_64::context::{Processor, Width};
 
+/// Whether a processor that runs an instruction whose byte is being replaced runs the old one or the new, and nothing else. AMD64 APM 2,
+/// 7.6.1, promises it; Intel does for breakpoints only.
+pub(crate) fn takes_single_bytes() -> bool {
+    let id = __cpuid(0);
+    let vendor = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes);
+    matches!(vendor.as_flattened(), b"AuthenticAMD" | b"HygonGenuine")
+}
+
 /// State components that are switched on, a bit each.
 #[derive(Clone, Copy)]
 pub(crate) struct States(u64);

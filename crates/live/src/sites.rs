@@ -6,7 +6,8 @@
 //! ```
 //!
 //! No instruction moves and none changes its length, so no thread can stand in the middle of what is written. The
-//! instruction's return address, registers and stack are as ever.
+//! instruction's return address, registers and stack are as ever. With several threads the slot lies a multiple of 2²⁴ from where the
+//! instruction went, if there is free memory: then one byte of the distance changes, and nobody stands still for it (`change.rs`).
 
 #![allow(unsafe_code)] // Reads and writes code.
 
@@ -17,13 +18,18 @@ use pointee_patch::arch::x86_64::decode::{Flow, Instruction, decode};
 use pointee_patch::arch::x86_64::emit::{Emitter, distance};
 use pointee_patch::arch::x86_64::{MAX_INSTRUCTION_LEN, PAD_LEN};
 
+use crate::change::{self, Change};
 use crate::frames::Frames;
-use crate::hook::{self, Change, Hook, Installed, Made, Purpose};
+use crate::hook::{self, Hook, Installed, Made, Purpose, Slot};
 use crate::island::{RELAY, SLOT};
 use crate::maps::Maps;
 use crate::refusal::Refusal;
 use crate::stop::{self, Pause};
+use crate::tasks;
 use crate::text::Text;
+
+/// How many multiples of 2²⁴ are tried, up and down.
+const STEPS: i32 = 16;
 
 /// Has the call or jump at `site` go to `destination`. Before it first does, `original` holds where it went.
 ///
@@ -39,26 +45,110 @@ pub unsafe fn redirect(
     original: &AtomicU64,
 ) -> Result<(Installed, Pause), Refusal> {
     let mut held = stop::exclusive();
-    let make = |hook: &mut Hook, text: &Text| make(hook, text, site, destination);
-    let ready = |at: RunAddr| original.store(at.0, Release);
-    hook::install(&mut held, site, Purpose::Replace(destination), make, ready)
+    let reference = Reference::at(site)?;
+    let far = (change::single_bytes_may_change() && tasks::are_many())
+        .then(|| reference.slots_for_one_byte())
+        .into_iter()
+        .flatten();
+    let mut last = Refusal::NoRoom;
+    for slot in far.map(Slot::At).chain([Slot::Near(site)]) {
+        let make = |hook: &mut Hook, text: &Text| make(hook, text, &reference, destination);
+        let ready = |at: RunAddr| original.store(at.0, Release);
+        let purpose = Purpose::Replace(destination);
+        match hook::install(&mut held, site, purpose, slot, make, ready) {
+            Err(Refusal::NoRoom) => last = Refusal::NoRoom,
+            done => return done,
+        }
+    }
+    Err(last)
+}
+
+/// An instruction that goes to, or through, something at a distance.
+struct Reference {
+    site: RunAddr,
+    len: u8,
+    /// Where in it the distance stands.
+    field: u8,
+    distance: i32,
+    /// What is at that distance is a cell that holds the address.
+    through_cell: bool,
+}
+
+impl Reference {
+    fn at(site: RunAddr) -> Result<Self, Refusal> {
+        let mut maps = Maps::read().map_err(Refusal::NoMaps)?;
+        let mapping = maps.find(site).filter(|mapping| mapping.executable);
+        let mapping = mapping.ok_or(Refusal::NotCode)?;
+        let len = (mapping.end.0 - site.0).min(MAX_INSTRUCTION_LEN as u64) as usize;
+        // SAFETY: mapped and readable.
+        let code = unsafe { core::slice::from_raw_parts(site.0 as *const u8, len) };
+        let instruction = decode(code).map_err(|_| Refusal::NotACall)?;
+        let (field, through_cell) = field_of(&instruction).ok_or(Refusal::NotACall)?;
+        let bytes = code
+            .get(usize::from(field)..)
+            .and_then(|at| at.first_chunk());
+        Ok(Self {
+            site,
+            len: instruction.len,
+            field,
+            distance: i32::from_le_bytes(*bytes.ok_or(Refusal::NotACall)?),
+            through_cell,
+        })
+    }
+
+    fn end(&self) -> RunAddr {
+        self.site.plus(u64::from(self.len))
+    }
+
+    /// What it refers to: a function, or the cell.
+    fn target(&self) -> RunAddr {
+        RunAddr(self.end().0.wrapping_add_signed(i64::from(self.distance)))
+    }
+
+    /// What it would refer to in a slot at `slot`.
+    fn target_in(&self, slot: RunAddr) -> RunAddr {
+        slot.plus(if self.through_cell { RELAY } else { 0 })
+    }
+
+    /// Where a slot would have to lie, so that one byte of the distance changes.
+    fn slots_for_one_byte(&self) -> impl Iterator<Item = RunAddr> {
+        let into = self.target_in(RunAddr(0)).0;
+        let steps = (1..=STEPS).flat_map(|step| [step << 24, -(step << 24)]);
+        let near = steps.filter(|step| self.distance.checked_add(*step).is_some());
+        near.filter_map(move |step| {
+            let at = self.target().0.checked_add_signed(i64::from(step))?;
+            at.checked_sub(into).map(RunAddr)
+        })
+    }
+}
+
+/// Where the distance stands in the instruction, and whether it is that of a cell.
+fn field_of(instruction: &Instruction) -> Option<(u8, bool)> {
+    let prefixes = &instruction.prefixes;
+    if prefixes.short_operand() {
+        return None;
+    }
+    match (instruction.flow, instruction.rip_relative) {
+        (Flow::Call(relative) | Flow::Jump(relative), _) if relative.width == 4 => {
+            Some((relative.at, false))
+        }
+        (Flow::IndirectCall | Flow::IndirectJump, Some(field))
+            if !prefixes.address_size && prefixes.segment.is_none() =>
+        {
+            Some((field, true))
+        }
+        _ => None,
+    }
 }
 
 fn make(
     hook: &mut Hook,
     text: &Text,
-    site: RunAddr,
+    reference: &Reference,
     destination: RunAddr,
 ) -> Result<Made, Refusal> {
-    let mut maps = Maps::read().map_err(Refusal::NoMaps)?;
-    let mapping = maps.find(site).filter(|mapping| mapping.executable);
-    let mapping = mapping.ok_or(Refusal::NotCode)?;
-    let len = (mapping.end.0 - site.0).min(MAX_INSTRUCTION_LEN as u64) as usize;
-    // SAFETY: mapped and readable.
-    let code = unsafe { core::slice::from_raw_parts(site.0 as *const u8, len) };
-    let instruction = decode(code).map_err(|_| Refusal::NotACall)?;
+    let site = reference.site;
     let slot = hook.slot_at();
-    let (field, towards, original) = target(site, &instruction, slot)?;
     let mut relay = [0; RELAY as usize];
     let mut emitter = Emitter::new(&mut relay, slot);
     emitter.jump(destination).map_err(|_| Refusal::NoRoom)?;
@@ -69,21 +159,25 @@ fn make(
             .and_then(|()| text.write(slot.plus(RELAY), &destination.0.to_le_bytes()))
             .map_err(Refusal::NoMemoryFile)?;
     }
-    let end = site.plus(u64::from(instruction.len));
-    let way = distance(end, towards).ok_or(Refusal::NoRoom)?;
+    let target = reference.target_in(slot);
+    let way = distance(reference.end(), target).ok_or(Refusal::NoRoom)?;
     let mut change = Change {
-        at: site.plus(u64::from(field)),
+        at: site.plus(u64::from(reference.field)),
         len: 4,
         reach: 4,
         before: [0; PAD_LEN],
         after: [0; PAD_LEN],
     };
-    let now = code.get(usize::from(field)..usize::from(field) + 4);
-    change.before[..4].copy_from_slice(now.ok_or(Refusal::NotACall)?);
+    change.before[..4].copy_from_slice(&reference.distance.to_le_bytes());
     change.after[..4].copy_from_slice(&way.to_le_bytes());
     let frames = Frames::of_relay(slot, RELAY);
     hook.announcement
         .announce(&frames, slot, SLOT as u64, b"call");
+    let original = match reference.through_cell {
+        // SAFETY: what the instruction itself reads.
+        true => RunAddr(unsafe { (reference.target().0 as *const u64).read_unaligned() }),
+        false => reference.target(),
+    };
     Ok(Made {
         target: site,
         purpose: Purpose::Replace(destination),
@@ -91,34 +185,4 @@ fn make(
         original,
         plan: None,
     })
-}
-
-/// Where the distance is stored in the instruction, what it is to lead to, and where the instruction goes now.
-fn target(
-    site: RunAddr,
-    instruction: &Instruction,
-    slot: RunAddr,
-) -> Result<(u8, RunAddr, RunAddr), Refusal> {
-    if instruction.prefixes.short_operand() {
-        return Err(Refusal::NotACall);
-    }
-    match (
-        instruction.flow,
-        instruction.rip_relative,
-        instruction.rip_offset(),
-    ) {
-        (Flow::Call(relative) | Flow::Jump(relative), ..) if relative.width == 4 => {
-            let offset = instruction.target_offset().ok_or(Refusal::NotACall)?;
-            Ok((relative.at, slot, site.plus(offset as u64)))
-        }
-        (Flow::IndirectCall | Flow::IndirectJump, Some(field), Some(offset))
-            if !instruction.prefixes.address_size && instruction.prefixes.segment.is_none() =>
-        {
-            let cell = site.plus(offset as u64);
-            // SAFETY: what the instruction itself reads.
-            let now = unsafe { (cell.0 as *const u64).read_unaligned() };
-            Ok((field, slot.plus(RELAY), RunAddr(now)))
-        }
-        _ => Err(Refusal::NotACall),
-    }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!    the stopper                                   each other thread
-//!    list /proc/self/task ── signal ────────────►  handler: push a node (on its stack), count it
+//!    list /proc/self/task, and who blocks what
+//!    to each of the list ─── signal ────────────►  handler: push a node (on its stack), count it
 //!    wait until all have arrived                   sleep on the futex HELD
 //!    fstat: as many threads as arrived, and me?
 //!      no: one was born meanwhile; list again
@@ -145,6 +146,11 @@ pub(crate) fn exclusive() -> Exclusive {
     Exclusive(LOCK.take())
 }
 
+/// That right, if nobody has it.
+pub(crate) fn try_exclusive() -> Option<Exclusive> {
+    LOCK.try_take().map(Exclusive)
+}
+
 /// All other threads stand still until this is dropped.
 pub(crate) struct Stopped<'a> {
     began: u64,
@@ -162,11 +168,19 @@ pub struct Pause {
     pub nanoseconds: u64,
 }
 
+impl core::ops::AddAssign for Pause {
+    fn add_assign(&mut self, other: Self) {
+        self.threads = self.threads.max(other.threads);
+        self.nanoseconds += other.nanoseconds;
+    }
+}
+
 impl Exclusive {
     /// Stops all other threads.
     pub(crate) fn stop(&mut self) -> Result<Stopped<'_>, StopError> {
         let _ = &self.0;
-        let tasks = Tasks::open().map_err(StopError::NoTaskList)?;
+        // Listing takes longer than signalling: nobody stands still for it.
+        let mut crowd = Crowd::list()?;
         let number = begin();
         // From here on, dropping releases whoever has arrived.
         let mut stopped = Stopped {
@@ -175,9 +189,9 @@ impl Exclusive {
             restore: false,
             _exclusive: PhantomData,
         };
-        if tasks.count().map_err(StopError::NoTaskList)? > 1 {
+        if crowd.tasks.count().map_err(StopError::NoTaskList)? > 1 {
             set_handler()?;
-            gather(&tasks, number, stopped.began)?;
+            crowd.gather(number, stopped.began)?;
         }
         stopped.restore = true;
         Ok(stopped)
@@ -195,57 +209,156 @@ fn begin() -> u32 {
     number
 }
 
-/// Signals every other thread and waits until all have arrived.
-fn gather(tasks: &Tasks, number: u32, began: u64) -> Result<(), StopError> {
-    let deadline = began + PATIENCE;
-    let (pid, own) = (sys::process_id(), sys::thread_id());
-    let threads = tasks.count().map_err(StopError::NoTaskList)?;
-    // Room for twice as many: the listing comes first, who was signalled behind it.
-    let mut listing = Pages::new(4096 + threads * 32).map_err(StopError::NoMemory)?;
-    let room = 2 * threads + 64;
-    let mut signalled = Pages::new(room * 4).map_err(StopError::NoMemory)?;
-    let signalled: &mut [u32] = signalled.words();
-    let mut sent = 0;
-    loop {
-        let before = sent;
-        let mut failure = None;
-        let listed = tasks.visit(listing.bytes(), |tid| {
-            let known = signalled.get(..before).unwrap_or_default();
-            if tid == own || known.contains(&tid) {
+/// The threads that are to stand still.
+struct Crowd {
+    tasks: Tasks,
+    listing: Pages,
+    /// Each thread that was listed and the signal for it; from `signalled` on, it was not yet sent.
+    members: Pages,
+    len: usize,
+    signalled: usize,
+    pid: u32,
+    own: u32,
+}
+
+impl Crowd {
+    fn list() -> Result<Self, StopError> {
+        let tasks = Tasks::open().map_err(StopError::NoTaskList)?;
+        let threads = tasks.count().map_err(StopError::NoTaskList)?;
+        // Room for twice as many.
+        let mut crowd = Self {
+            tasks,
+            listing: Pages::new(4096 + threads * 32).map_err(StopError::NoMemory)?,
+            members: Pages::new((2 * threads + 64) * 8).map_err(StopError::NoMemory)?,
+            len: 0,
+            signalled: 0,
+            pid: sys::process_id(),
+            own: sys::thread_id(),
+        };
+        if threads > 1 {
+            crowd.list_again()?;
+        }
+        Ok(crowd)
+    }
+
+    /// Adds those that are not yet listed.
+    fn list_again(&mut self) -> Result<(), StopError> {
+        let (known, own) = (self.len, self.own);
+        let members: &mut [[u32; 2]] = self.members.words();
+        let mut len = known;
+        let mut room = true;
+        let listed = self.tasks.visit(self.listing.bytes(), |tid| {
+            let before = members.get(..known).unwrap_or_default();
+            if tid == own || before.iter().any(|member| member[0] == tid) {
                 return Ok(());
             }
-            let signal = if tasks::blocks_signal(tid, USUAL) {
-                UNBLOCKED
-            } else {
-                USUAL
+            let signal = match tasks::blocks_signal(tid, USUAL) {
+                true => UNBLOCKED,
+                false => USUAL,
             };
-            match send(pid, tid, signal, number, deadline) {
-                Ok(true) => match signalled.get_mut(sent) {
-                    Some(slot) => {
-                        *slot = tid;
-                        sent += 1;
-                    }
-                    None => failure = Some(StopError::Multiplying),
-                },
-                Ok(false) => {}
-                Err(error) => failure = Some(error),
+            match members.get_mut(len) {
+                Some(member) => {
+                    *member = [tid, signal];
+                    len += 1;
+                }
+                None => room = false,
             }
             Ok(())
         });
         listed.map_err(StopError::NoTaskList)?;
-        if let Some(failure) = failure {
-            return Err(failure);
+        self.len = len;
+        room.then_some(()).ok_or(StopError::Multiplying)
+    }
+
+    /// Signals those to whom nothing was sent yet; who is gone is struck off.
+    fn signal(&mut self, number: u32, deadline: u64) -> Result<(), StopError> {
+        let members: &mut [[u32; 2]] = self.members.words();
+        while self.signalled < self.len {
+            let [tid, signal] = members[self.signalled];
+            if send(self.pid, tid, signal, number, deadline)? {
+                self.signalled += 1;
+            } else {
+                self.len -= 1;
+                members.swap(self.signalled, self.len);
+            }
         }
-        let signalled = signalled.get(..sent).unwrap_or_default();
-        let ended = wait_for(pid, number, signalled, began)?;
-        let alive = tasks.count().map_err(StopError::NoTaskList)?;
-        // One that has ended may no longer be counted, and a new one be in its place: then only a listing without news will do.
-        let all_known = ended == 0 || sent == before;
-        if all_known && arrived() + 1 + ended >= alive {
-            return Ok(());
+        Ok(())
+    }
+
+    /// Signals every other thread and waits until all have arrived.
+    fn gather(&mut self, number: u32, began: u64) -> Result<(), StopError> {
+        let deadline = began + PATIENCE;
+        let mut news = true;
+        loop {
+            self.signal(number, deadline)?;
+            let ended = self.wait(number, began)?;
+            let alive = self.tasks.count().map_err(StopError::NoTaskList)?;
+            // One that has ended may no longer be counted, and a new one be in its place: then only a listing without news will do.
+            if (ended == 0 || !news) && arrived() + 1 + ended >= alive {
+                return Ok(());
+            }
+            if sys::now() > deadline {
+                return Err(StopError::Multiplying);
+            }
+            let before = self.len;
+            self.list_again()?;
+            news = self.len > before;
         }
-        if sys::now() > deadline {
-            return Err(StopError::Multiplying);
+    }
+
+    /// Waits until all who were signalled have arrived or ended. The answer: how many have ended and are still counted.
+    fn wait(&mut self, number: u32, began: u64) -> Result<usize, StopError> {
+        let pid = self.pid;
+        let members: &[[u32; 2]] = self.members.words();
+        let members = members.get(..self.signalled).unwrap_or_default();
+        let mut gone = 0;
+        let mut ended = 0;
+        let mut patience = LOOK_AGAIN;
+        loop {
+            let wanted = (members.len() - gone) as u32;
+            WANTED.store(wanted, Release);
+            let bell = BELL.load(Acquire);
+            if arrived() >= wanted as usize {
+                return Ok(ended);
+            }
+            let asleep = sys::now();
+            sys::wait_on(&BELL, bell, patience);
+            let now = sys::now();
+            if now - asleep < patience {
+                continue;
+            }
+            patience = (patience * 2).min(LOOK_AGAIN_MOST);
+            // Somebody takes long. Who is neither here nor alive is not waited for.
+            gone = 0;
+            ended = 0;
+            for &[tid, _] in members {
+                if is_here(tid) {
+                    continue;
+                }
+                if !sys::has_thread(pid, tid) {
+                    gone += 1;
+                    continue;
+                }
+                match tasks::look_at(tid, UNBLOCKED) {
+                    Seen::Ended => {
+                        gone += 1;
+                        ended += usize::from(sys::has_thread(pid, tid));
+                    }
+                    // It came while we looked.
+                    Seen::Alive(_) if is_here(tid) => {}
+                    Seen::Alive(hindrance) => {
+                        let patience = match hindrance {
+                            Hindrance::Slow => PATIENCE,
+                            _ => PATIENCE_WITH_SLEEPERS,
+                        };
+                        if now - began > patience {
+                            return Err(StopError::Unresponsive(tid, hindrance));
+                        }
+                        // Behind a signal of the program's own, ours was lost. A second one to who comes after all does nothing.
+                        send(pid, tid, USUAL, number, now)?;
+                    }
+                }
+            }
         }
     }
 }
@@ -271,59 +384,6 @@ fn send(pid: u32, tid: u32, signal: u32, number: u32, deadline: u64) -> Result<b
                 sys::wait_on(&HELD, number, 100_000);
             }
             Err(error) => return Err(StopError::SignalRefused(error)),
-        }
-    }
-}
-
-/// Waits until all who were signalled have arrived or ended. The answer: how many have ended and are still counted.
-fn wait_for(pid: u32, number: u32, signalled: &[u32], began: u64) -> Result<usize, StopError> {
-    let mut gone = 0;
-    let mut ended = 0;
-    let mut patience = LOOK_AGAIN;
-    loop {
-        let wanted = (signalled.len() - gone) as u32;
-        WANTED.store(wanted, Release);
-        let bell = BELL.load(Acquire);
-        if arrived() >= wanted as usize {
-            return Ok(ended);
-        }
-        let asleep = sys::now();
-        sys::wait_on(&BELL, bell, patience);
-        let now = sys::now();
-        if now - asleep < patience {
-            continue;
-        }
-        patience = (patience * 2).min(LOOK_AGAIN_MOST);
-        // Somebody takes long. Who is neither here nor alive is not waited for.
-        gone = 0;
-        ended = 0;
-        for &tid in signalled {
-            if is_here(tid) {
-                continue;
-            }
-            if !sys::has_thread(pid, tid) {
-                gone += 1;
-                continue;
-            }
-            match tasks::look_at(tid, UNBLOCKED) {
-                Seen::Ended => {
-                    gone += 1;
-                    ended += usize::from(sys::has_thread(pid, tid));
-                }
-                // It came while we looked.
-                Seen::Alive(_) if is_here(tid) => {}
-                Seen::Alive(hindrance) => {
-                    let patience = match hindrance {
-                        Hindrance::Slow => PATIENCE,
-                        _ => PATIENCE_WITH_SLEEPERS,
-                    };
-                    if now - began > patience {
-                        return Err(StopError::Unresponsive(tid, hindrance));
-                    }
-                    // Behind a signal of the program's own, ours was lost. A second one to who comes after all does nothing.
-                    send(pid, tid, USUAL, number, now)?;
-                }
-            }
         }
     }
 }

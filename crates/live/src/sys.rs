@@ -24,7 +24,7 @@ macro_rules! numbers {
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
-    READ = 0, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, MPROTECT = 10, MUNMAP = 11, RT_SIGACTION = 13, RT_SIGPROCMASK = 14,
+    READ = 0, WRITE = 1, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, MPROTECT = 10, MUNMAP = 11, RT_SIGACTION = 13, RT_SIGPROCMASK = 14,
     PREAD64 = 17, PWRITE64 = 18, GETPID = 39, GETTID = 186, FUTEX = 202, GETDENTS64 = 217, CLOCK_GETTIME = 228,
     TGKILL = 234, OPENAT = 257, RT_TGSIGQUEUEINFO = 297, MEMBARRIER = 324,
 }
@@ -71,6 +71,23 @@ impl File {
         let path = path.as_ptr() as usize;
         // SAFETY: reads the path.
         unsafe { call(OPENAT, [AT_FDCWD as usize, path, flags, 0, 0, 0]) }.map(Self)
+    }
+
+    /// Opens a file to write at its end, for the user alone if it is new; not through a symbolic link at its end.
+    pub(crate) fn open_to_append(path: &CStr) -> Result<Self, Errno> {
+        const AT_FDCWD: isize = -100;
+        // O_WRONLY, O_CREAT, O_APPEND, O_NOFOLLOW, O_CLOEXEC
+        const FLAGS: usize = 0o1 | 0o100 | 0o2000 | 0o400_000 | 0o2_000_000;
+        let path = path.as_ptr() as usize;
+        // SAFETY: reads the path.
+        unsafe { call(OPENAT, [AT_FDCWD as usize, path, FLAGS, 0o600, 0, 0]) }.map(Self)
+    }
+
+    /// Writes behind what is there, as much as the kernel takes.
+    pub(crate) fn append(&self, bytes: &[u8]) -> Result<(), Errno> {
+        let (at, len) = (bytes.as_ptr() as usize, bytes.len());
+        // SAFETY: reads `bytes`; the file is one that was opened to be written.
+        unsafe { call(WRITE, [self.0, at, len, 0, 0, 0]) }.map(|_| ())
     }
 
     /// Reads from where the file stands.
@@ -261,11 +278,18 @@ pub(crate) fn now() -> u64 {
     time[0] * 1_000_000_000 + time[1]
 }
 
-/// Has every running thread of the process forget instructions that it fetched ahead (Linux 4.16). Where
-/// the kernel does not know it, threads that return from a signal handler do so anyway, by `iret`.
+const REGISTER_SYNC_CORE: usize = 64;
+const SYNC_CORE: usize = 32;
+
+/// Whether [`synchronize_cores`] does what it says (Linux 4.16).
+pub(crate) fn can_synchronize_cores() -> bool {
+    // SAFETY: touches no memory.
+    unsafe { call(MEMBARRIER, [REGISTER_SYNC_CORE, 0, 0, 0, 0, 0]) }.is_ok()
+}
+
+/// Has every running thread of the process forget instructions that it fetched ahead. Where the kernel cannot, threads
+/// that return from a signal handler do so anyway, by `iret`.
 pub(crate) fn synchronize_cores() {
-    const REGISTER_SYNC_CORE: usize = 64;
-    const SYNC_CORE: usize = 32;
     // SAFETY: touches no memory.
     unsafe {
         if call(MEMBARRIER, [SYNC_CORE, 0, 0, 0, 0, 0]).is_err() {

@@ -60,6 +60,11 @@ impl Tasks {
     }
 }
 
+/// Whether this process has other threads than this one, as far as can be told.
+pub(crate) fn are_many() -> bool {
+    Tasks::open().and_then(|tasks| tasks.count()) != Ok(1)
+}
+
 /// The name in the first `struct linux_dirent64`, with the zeros behind it, and the entries that follow.
 fn next_name(entries: &[u8]) -> Option<(&[u8], &[u8])> {
     const LEN_AT: usize = 16;

@@ -1,21 +1,35 @@
-//! *What does the process's unwinder know, and what is it told?* libgcc's, when it is loaded: its functions are looked up as
-//! weak symbols, so that nothing is asked of a program that has none.
+//! *What do the process's unwinders know, and what are they told?* Their functions are looked up as weak symbols when this library
+//! is loaded, so that nothing is asked of a program that has none.
+//!
+//! | unwinder | is told by |
+//! | --- | --- |
+//! | libgcc's | `__register_frame`, a section |
+//! | LLVM's libunwind | `__unw_add_dynamic_eh_frame_section`; its `__register_frame` takes one record and leaves a section alone |
+//! | libunwind of nongnu.org | `_U_dyn_register`, a table with an entry for each stretch of code |
+//!
+//! Not told: one that is loaded later, or linked into the program without exporting these.
 
-#![allow(unsafe_code)] // Calls the unwinder and reads the rules it points to.
+#![allow(unsafe_code)] // Calls unwinders and reads the rules they point to.
 
 use pointee_model::addr::RunAddr;
 
 // Addresses that are zero where there is no such function.
 core::arch::global_asm!(
     ".weak _Unwind_Find_FDE, __register_frame, __deregister_frame, dladdr",
+    ".weak __unw_add_dynamic_eh_frame_section, __unw_remove_dynamic_eh_frame_section",
+    ".weak _U_dyn_register, _U_dyn_cancel",
     ".section .data.rel.ro.pointee_live,\"aw\",@progbits",
     ".balign 8",
     ".hidden pointee_live_find_fde",
     ".globl pointee_live_find_fde",
     "pointee_live_find_fde: .quad _Unwind_Find_FDE",
-    ".hidden pointee_live_frames",
-    ".globl pointee_live_frames",
-    "pointee_live_frames: .quad __register_frame, __deregister_frame",
+    ".hidden pointee_live_sections",
+    ".globl pointee_live_sections",
+    "pointee_live_sections: .quad __register_frame, __deregister_frame",
+    ".quad __unw_add_dynamic_eh_frame_section, __unw_remove_dynamic_eh_frame_section",
+    ".hidden pointee_live_tables",
+    ".globl pointee_live_tables",
+    "pointee_live_tables: .quad _U_dyn_register, _U_dyn_cancel",
     ".hidden pointee_live_dladdr",
     ".globl pointee_live_dladdr",
     "pointee_live_dladdr: .quad dladdr",
@@ -24,7 +38,8 @@ core::arch::global_asm!(
 
 unsafe extern "C" {
     static pointee_live_find_fde: Option<unsafe extern "C" fn(u64, *mut Bases) -> *const u8>;
-    static pointee_live_frames: [Option<unsafe extern "C" fn(*const u8)>; 2];
+    static pointee_live_sections: [[Option<unsafe extern "C" fn(*const u8)>; 2]; 2];
+    static pointee_live_tables: [Option<unsafe extern "C" fn(*mut Table)>; 2];
     static pointee_live_dladdr: Option<unsafe extern "C" fn(u64, *mut Symbol) -> i32>;
 }
 
@@ -37,23 +52,129 @@ struct Symbol {
     address: u64,
 }
 
-/// Tells libgcc of a section with rules; it stays until [`deregister`].
-pub(crate) fn register(frames: &[u8]) {
-    // SAFETY: a word of ours, and libgcc's function with a section that ends with a zero.
-    unsafe {
-        if let Some(register) = pointee_live_frames[0] {
-            register(frames.as_ptr());
-        }
-    }
+/// What the unwinders were told of one section with rules. May not move meanwhile.
+pub(crate) struct Registration {
+    told: bool,
+    table: Table,
+    entries: [[i32; 2]; STRETCHES],
 }
 
-/// Has libgcc forget a section that it was told of.
-pub(crate) fn deregister(frames: &[u8]) {
-    // SAFETY: as above; libgcc knows the section, or the same function was missing then.
-    unsafe {
-        if let Some(deregister) = pointee_live_frames[1] {
-            deregister(frames.as_ptr());
+/// Stretches of code that one section is about, at most.
+const STRETCHES: usize = 4;
+
+/// `unw_dyn_info_t` of libunwind-dynamic.h, for a table.
+#[repr(C)]
+struct Table {
+    next: *mut Self,
+    previous: *mut Self,
+    start: u64,
+    end: u64,
+    global_pointer: u64,
+    format: i32,
+    _padding: i32,
+    load_offset: u64,
+    name: u64,
+    base: u64,
+    /// In words of eight bytes.
+    len: u64,
+    /// Pairs of distances from the base: of code, sorted, and of its FDE.
+    entries: u64,
+}
+
+/// `UNW_INFO_FORMAT_REMOTE_TABLE`: the other kinds of table are for something else by now.
+const DISTANCES: i32 = 2;
+
+impl Registration {
+    pub(crate) const fn none() -> Self {
+        Self {
+            told: false,
+            table: Table {
+                next: core::ptr::null_mut(),
+                previous: core::ptr::null_mut(),
+                start: 0,
+                end: 0,
+                global_pointer: 0,
+                format: DISTANCES,
+                _padding: 0,
+                load_offset: 0,
+                name: 0,
+                base: 0,
+                len: 0,
+                entries: 0,
+            },
+            entries: [[0; 2]; STRETCHES],
         }
+    }
+
+    /// Tells of a section with rules for what lies at `at` and `len` bytes on; it stays until [`Self::withdraw`].
+    pub(crate) fn tell(&mut self, section: &[u8], at: RunAddr, len: u64) {
+        self.told = true;
+        // SAFETY: words of ours, and the unwinders' functions with a section that ends with a zero, and a table that stays.
+        unsafe {
+            for [register, _] in pointee_live_sections {
+                if let Some(register) = register {
+                    register(section.as_ptr());
+                }
+            }
+            if let [Some(register), Some(_)] = pointee_live_tables {
+                let count = self.write_entries(section, at);
+                self.table.start = at.0;
+                self.table.end = at.0 + len;
+                self.table.format = DISTANCES;
+                self.table.base = at.0;
+                self.table.len = count as u64;
+                self.table.entries = self.entries.as_ptr() as u64;
+                if count > 0 {
+                    register(&raw mut self.table);
+                }
+            }
+        }
+    }
+
+    /// Has the unwinders forget what they were told of `section`.
+    pub(crate) fn withdraw(&mut self, section: &[u8]) {
+        if !core::mem::take(&mut self.told) {
+            return;
+        }
+        // SAFETY: as above; they know the section, or the same functions were missing then.
+        unsafe {
+            for [_, deregister] in pointee_live_sections {
+                if let Some(deregister) = deregister {
+                    deregister(section.as_ptr());
+                }
+            }
+            if let [_, Some(deregister)] = pointee_live_tables
+                && self.table.len > 0
+            {
+                deregister(&raw mut self.table);
+                self.table.len = 0;
+            }
+        }
+    }
+
+    /// An entry for each FDE of the section: their number; 0 if one is out of reach. The section is one of `frames.rs`, whose
+    /// addresses are plain and in order.
+    fn write_entries(&mut self, section: &[u8], base: RunAddr) -> usize {
+        let word = |at: usize| Some(u32::from_le_bytes(*section.get(at..)?.first_chunk()?));
+        let mut at = 0;
+        let mut count = 0;
+        while let Some(len) = word(at).filter(|len| *len != 0) {
+            // A CIE has a zero where an FDE has the distance of its CIE.
+            if word(at + 4) != Some(0)
+                && let Some(start) = section.get(at + 8..).and_then(|rest| rest.first_chunk())
+            {
+                let fde = section.as_ptr() as u64 + at as u64;
+                let from_base = |to: u64| i32::try_from(to.wrapping_sub(base.0) as i64).ok();
+                let pair = from_base(u64::from_le_bytes(*start)).zip(from_base(fde));
+                let (Some((code, fde)), Some(entry)) = (pair, self.entries.get_mut(count)) else {
+                    return 0;
+                };
+                *entry = [code, fde];
+                count += 1;
+            }
+            at += 4 + len as usize;
+        }
+        count
     }
 }
 

@@ -33,6 +33,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 use pointee_model::addr::RunAddr;
 
 use crate::announce::Announcement;
+use crate::callers;
 use crate::entry;
 use crate::frames::Frames;
 use crate::hook::{Hook, Installed, Purpose};
@@ -217,9 +218,6 @@ pub(crate) unsafe extern "C" fn enter(
 ) -> u64 {
     // SAFETY: hooks stay while a thread is in the stub.
     let (function, RunAddr(original), purpose) = unsafe { Hook::served(hook) };
-    let Purpose::Wrap(observers) = purpose else {
-        return original;
-    };
     // SAFETY: this thread's own.
     let local = unsafe { &mut *stubs::local() };
     if local.is_busy(saved as u64) {
@@ -230,6 +228,21 @@ pub(crate) unsafe extern "C" fn enter(
     let busy = &raw mut local.busy;
     // SAFETY: the call's frame.
     let return_address = unsafe { *place };
+    let observers = match purpose {
+        Purpose::Wrap(observers) => observers,
+        Purpose::Callers(callers) => {
+            let destination = callers::first_hit(&callers, hook, return_address);
+            // SAFETY: as below.
+            unsafe { busy.write_volatile(0) };
+            return destination;
+        }
+        // No relay of theirs leads here.
+        Purpose::Replace(_) | Purpose::Probe(_) | Purpose::Relay(_) => {
+            // SAFETY: as below.
+            unsafe { busy.write_volatile(0) };
+            return original;
+        }
+    };
     if let Some((cell, thunk)) = local.push(place as u64) {
         cell.return_address = return_address;
         cell.place = place as u64;
@@ -351,7 +364,7 @@ struct Told(core::cell::UnsafeCell<Announcement>);
 unsafe impl Sync for Told {}
 
 /// What unwinder and debugger were told of the thunks. Under the engine's lock.
-fn announced() -> &'static mut Announcement {
+pub(crate) fn announced() -> &'static mut Announcement {
     static TOLD: Told = Told(core::cell::UnsafeCell::new(Announcement::new()));
     // SAFETY: under the lock, and not kept.
     unsafe { &mut *TOLD.0.get() }

@@ -20,17 +20,25 @@ pub enum Call {
     /// Allocates, and what for is not known: the site, if none further in was taken for it. The search ends.
     Untyped,
     /// Not among the allocating calls of code without debug info: perhaps the site.
-    /// [`FRAMES_BEYOND_UNKNOWN`](crate::entries::FRAMES_BEYOND_UNKNOWN) more are looked at.
     Unnoted,
-    /// There is no image, or it does not tell: perhaps the site. The search goes on.
+    /// There is no image, or it does not tell: perhaps the site.
     Unknown,
 }
 
 impl Call {
-    /// Whether nothing further out is looked at.
+    /// How many calls further out are looked at, at most, given what the next call further in tells; `None` for no limit.
+    ///
+    /// Beyond a call of code without debug info that is not known to allocate it is one: its function may be a wrapper that was not
+    /// recognised, and what lies further out says nothing about the block. Nor does anything beyond the call into the language's own
+    /// code by code that is not.
     #[must_use]
-    pub fn ends_the_search(self) -> bool {
-        matches!(self, Self::Site | Self::Untyped)
+    pub fn frames_beyond(self, below: impl FnOnce() -> Option<Self>) -> Option<u32> {
+        match self {
+            Self::Site | Self::Untyped => Some(0),
+            Self::Unknown if below() == Some(Self::InLibrary) => Some(0),
+            Self::Unnoted => Some(1),
+            Self::InWrapper | Self::InLibrary | Self::Unknown => None,
+        }
     }
 }
 
@@ -65,4 +73,32 @@ fn is_generic(image: &Image<'_>, return_address: LinkAddr) -> bool {
     let mut inlines = image.inlines_at(call).take(64);
     image.line_at(call).is_some_and(|row| is_library(row.file))
         && inlines.all(|inline| is_library(inline.call_file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Call::{self, InLibrary, InWrapper, Site, Unknown, Unnoted, Untyped};
+
+    fn check(call: Call, below: Option<Call>, expect: Option<u32>) {
+        assert_eq!(
+            call.frames_beyond(|| below),
+            expect,
+            "{call:?} above {below:?}"
+        );
+    }
+
+    #[test]
+    fn how_far_a_search_goes() {
+        check(Site, None, Some(0));
+        check(Untyped, Some(InWrapper), Some(0));
+        // malloc ◀─ strdup of a library without debug info ◀─ its caller ◀─ …
+        check(Unnoted, None, Some(1));
+        // __rust_alloc ◀─ RawVec::grow ◀─ the program's function, with line numbers only ◀─ …
+        check(InLibrary, None, None);
+        check(Unknown, Some(InLibrary), Some(0));
+        // malloc ◀─ a function that calls it in a way not seen ◀─ …
+        check(Unknown, None, None);
+        check(Unknown, Some(Unknown), None);
+        check(InWrapper, Some(InLibrary), None);
+    }
 }

@@ -277,10 +277,6 @@ pub fn is_language_library(file_name: &[u8]) -> bool {
         .any(|name| file_name.starts_with(name.as_bytes()))
 }
 
-/// Frames that are looked at beyond the innermost one of code without debug info whose call is not known to allocate. One
-/// may be a wrapper that was not recognised; what lies further out says nothing about the block.
-pub const FRAMES_BEYOND_UNKNOWN: u32 = 1;
-
 /// The role of a name, among the families.
 #[must_use]
 pub fn role_of(name: &str) -> Option<Named> {

@@ -107,5 +107,6 @@ pub mod plan;
 
 pub use branches::{InwardBranch, PadSpan, find_inward_branches};
 pub use plan::{
-    Entry, EntryPlan, Original, Place, Refusal, TRAMPOLINE_MAX, Write, plan_entry, plan_instruction,
+    Entry, EntryPlan, Original, Place, Refusal, TRAMPOLINE_MAX, Write, one_byte_jump, plan_entry,
+    plan_instruction, plan_one_byte,
 };

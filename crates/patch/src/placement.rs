@@ -15,11 +15,15 @@
 //! - The **counters**, 64 bits each, lie in the pages right behind the island, so that distances to
 //!   them never change. For each, **counters** has the offset of its instruction, `ds inc` of
 //!   memory. The first byte of it, a prefix without effect (`3E`), becomes `lock` (`F0`) before the
-//!   program has a second thread or process: counts are exact in both, and cheap in the first.
+//!   program has a second thread or process: counts are exact in both, and cheap in the first. Words among
+//!   them that no such instruction counts have the offset [`NOBODY`].
 //! - **pads** are the bytes to write in the module, sorted by address; with the distance to the
 //!   island corrected by `delta` where `is_relative`.
+//! - A pad that is a **trap**, one `int3`, says where in the island the thread that meets it goes on.
 //! - The island begins with one **slot** of eight bytes for each [`Event`], to be filled with the
 //!   address of a function that keeps all registers. Copies of certain functions' entries call it.
+//!   [`Event::SignalCall`] is not called: copies of system calls jump to it, with the address to go on at
+//!   in `rcx` and that of a `syscall` instruction in `r11`, the two registers that a system call takes.
 
 use pointee_model::addr::LinkAddr;
 
@@ -33,6 +37,8 @@ pub const PAGE: usize = 4096;
 pub const UNLOCKED: u8 = 0x3e;
 /// `lock`.
 pub const LOCKED: u8 = 0xf0;
+/// Instead of an instruction's offset: the word is written in other ways.
+pub const NOBODY: u32 = u32::MAX;
 /// Bytes of one pad's record.
 pub const PAD_RECORD_LEN: usize = 48;
 /// The most bytes that a pad has.
@@ -50,11 +56,13 @@ pub enum Event {
     Prctl,
     /// `syscall`.
     Syscall,
+    /// A system call that may be about signals, instead of its instruction.
+    SignalCall,
 }
 
 impl Event {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 
     /// Offset of its slot in the island.
     #[must_use]
@@ -72,6 +80,8 @@ pub struct PadBytes {
     pub len: u8,
     /// The last four are a distance to the island.
     pub is_relative: bool,
+    /// Of a trap: where it leads, an offset in the island.
+    pub trap: Option<u32>,
     /// What is written.
     pub bytes: [u8; PAD_MAX],
     /// What was there.
@@ -86,6 +96,8 @@ impl PadBytes {
         record[..8].copy_from_slice(&self.at.0.to_le_bytes());
         record[8] = self.len;
         record[9] = u8::from(self.is_relative);
+        record[10] = u8::from(self.trap.is_some());
+        record[12..16].copy_from_slice(&self.trap.unwrap_or(0).to_le_bytes());
         record[16..32].copy_from_slice(&self.bytes);
         record[32..].copy_from_slice(&self.original);
         record
@@ -98,6 +110,8 @@ impl PadBytes {
             at: LinkAddr(u64::from_le_bytes(record.get(..8)?.try_into().ok()?)),
             len,
             is_relative: *record.get(9)? != 0,
+            trap: (*record.get(10)? != 0)
+                .then_some(u32::from_le_bytes(record.get(12..16)?.try_into().ok()?)),
             bytes: record.get(16..32)?.try_into().ok()?,
             original: record.get(32..48)?.try_into().ok()?,
         };
@@ -136,6 +150,8 @@ pub struct Header {
     pub pads: u32,
     /// Functions that should call a slot, and do not: counters have to be locked from the start.
     pub unwatched: u32,
+    /// 1 where traps are allowed, there or in what is loaded with it: whoever applies it has to take `SIGTRAP`.
+    pub traps: u32,
 }
 
 impl Header {
@@ -152,6 +168,7 @@ impl Header {
             self.counters,
             self.pads,
             self.unwatched,
+            self.traps,
         ];
         for (at, count) in counts.iter().enumerate() {
             bytes[24 + 4 * at..28 + 4 * at].copy_from_slice(&count.to_le_bytes());
@@ -195,6 +212,7 @@ impl<'b> Placement<'b> {
             counters: u32_at(32)?,
             pads: u32_at(36)?,
             unwatched: u32_at(40)?,
+            traps: u32_at(44)?,
         };
         let mut rest = bytes.get(PAGE..)?;
         let mut section = |count: usize, each: usize| {
@@ -245,6 +263,31 @@ impl<'b> Placement<'b> {
                 *prefix = LOCKED;
             }
         }
+    }
+
+    /// Where in the island a thread goes on that met the trap at `at`; `None` if there is none of ours.
+    /// Allocates nothing, takes no lock.
+    #[must_use]
+    pub fn find_trap(&self, at: LinkAddr) -> Option<u32> {
+        let record = |number: usize| {
+            let from = number * PAD_RECORD_LEN;
+            self.pads
+                .get(from..from + PAD_RECORD_LEN)
+                .and_then(PadBytes::from_bytes)
+        };
+        let (mut low, mut high) = (0, self.pads.len() / PAD_RECORD_LEN);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let pad = record(middle)?;
+            if pad.at < at {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let pad = record(low)?;
+        let offset = pad.trap.filter(|_| pad.at == at)?;
+        (u64::from(offset) < self.header.island_len).then_some(offset)
     }
 
     /// What to write in the module, sorted by address.

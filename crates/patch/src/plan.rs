@@ -7,6 +7,8 @@
 //!
 //! See the crate's documentation for what is refused and why.
 
+mod one_byte;
+
 use core::fmt;
 
 use pointee_model::addr::RunAddr;
@@ -17,6 +19,8 @@ use crate::arch::x86_64::relocate::{Landing, MAX_DISPLACED, RelocateError, reloc
 use crate::arch::x86_64::sweep::{branch_target, sweep};
 use crate::arch::x86_64::{ENDBR64, PAD_LEN};
 use crate::branches::{Effect, PadSpan};
+
+pub use one_byte::{one_byte_jump, plan_one_byte};
 
 /// The most bytes that a trampoline takes. The worst that five bytes can touch: two `loop`s out of
 /// reach (18 bytes each in the copy), a third one stretched by prefixes to 15 bytes (31), and a far
@@ -337,37 +341,64 @@ fn plan(
     };
     let looped = check_branches(&entry.code[..body_len], entry.at, &span)?;
     let pad = near_jump(pad_at, relay_at).ok_or(Refusal::RelayOutOfReach)?;
-
-    let mut landings = [Landing::default(); MAX_DISPLACED];
-    let mut landing_count = 0;
-    let mut copies_len = 0;
-    let trampoline = Code::emit(trampoline_at, |emitter| {
-        let mut copy = [0; TRAMPOLINE_MAX];
-        let relocated = relocate(displaced, pad_at, trampoline_at, &mut copy)?;
-        let found = relocated.landings();
-        landings[..found.len()].copy_from_slice(found);
-        landing_count = found.len() as u8; // at most MAX_DISPLACED
-        copies_len = relocated.len as u8; // at most TRAMPOLINE_MAX
-        emitter.bytes(&copy[..relocated.len])?;
-        // Of a function shorter than the pad there is no rest: its last instruction leaves it.
-        if relocated.falls_through && displaced_len >= PAD_LEN {
-            emitter.jump(pad_at.plus(displaced_len as u64))?;
-        }
-        Ok::<_, RelocateError>(())
-    })?;
-    Ok(EntryPlan {
-        entry: entry.at,
-        pad_offset: u32::try_from(pad_offset).map_err(|_| Refusal::NoInstruction)?,
+    let pads = Pads {
+        offset: u32::try_from(pad_offset).map_err(|_| Refusal::NoInstruction)?,
         pad,
         original,
-        displaced_len: span.displaced_len,
-        trampoline_at,
-        trampoline,
         looped,
-        landings,
-        landing_count,
-        copies_len,
-    })
+    };
+    // Of a function shorter than the pad there is no rest: its last instruction leaves it.
+    pads.displace(entry.at, displaced, trampoline_at, displaced_len >= PAD_LEN)
+}
+
+/// A pad, and what it replaces.
+struct Pads {
+    offset: u32,
+    pad: [u8; PAD_LEN],
+    original: [u8; PAD_LEN],
+    looped: bool,
+}
+
+impl Pads {
+    /// The plan for the function at `entry` whose instructions `displaced` lie where the pad goes.
+    fn displace(
+        self,
+        entry: RunAddr,
+        displaced: &[u8],
+        trampoline_at: RunAddr,
+        has_rest: bool,
+    ) -> Result<EntryPlan, Refusal> {
+        let pad_at = entry.plus(u64::from(self.offset));
+        let mut landings = [Landing::default(); MAX_DISPLACED];
+        let mut landing_count = 0;
+        let mut copies_len = 0;
+        let trampoline = Code::emit(trampoline_at, |emitter| {
+            let mut copy = [0; TRAMPOLINE_MAX];
+            let relocated = relocate(displaced, pad_at, trampoline_at, &mut copy)?;
+            let found = relocated.landings();
+            landings[..found.len()].copy_from_slice(found);
+            landing_count = found.len() as u8; // at most MAX_DISPLACED
+            copies_len = relocated.len as u8; // at most TRAMPOLINE_MAX
+            emitter.bytes(&copy[..relocated.len])?;
+            if relocated.falls_through && has_rest {
+                emitter.jump(pad_at.plus(displaced.len() as u64))?;
+            }
+            Ok::<_, RelocateError>(())
+        })?;
+        Ok(EntryPlan {
+            entry,
+            pad_offset: self.offset,
+            pad: self.pad,
+            original: self.original,
+            displaced_len: displaced.len() as u8, // at most four bytes and an instruction
+            trampoline_at,
+            trampoline,
+            looped: self.looped,
+            landings,
+            landing_count,
+            copies_len,
+        })
+    }
 }
 
 /// How many bytes of `code`, which begins where the pad will, have to move: whole instructions

@@ -11,8 +11,18 @@ fn pad(at: u64, is_relative: bool) -> PadBytes {
         at: LinkAddr(at),
         len: 5,
         is_relative,
+        trap: None,
         bytes,
         original: [0x90; 16],
+    }
+}
+
+fn trap(at: u64, copy: u32) -> PadBytes {
+    PadBytes {
+        len: 1,
+        trap: Some(copy),
+        bytes: [0xcc; 16],
+        ..pad(at, false)
     }
 }
 
@@ -24,8 +34,9 @@ fn placement() -> Vec<u8> {
         relative: 1,
         absolute: 1,
         counters: 1,
-        pads: 2,
+        pads: 3,
         unwatched: 0,
+        traps: 1,
     };
     let mut island = vec![0xcc; PAGE];
     island[40..44].copy_from_slice(&0x100_i32.to_le_bytes());
@@ -36,7 +47,7 @@ fn placement() -> Vec<u8> {
     bytes.extend(island);
     bytes.extend([40_u32, 48, 60].iter().flat_map(|at| at.to_le_bytes()));
     bytes.extend(
-        [pad(0x1000, true), pad(0x2000, false)]
+        [pad(0x1000, true), trap(0x1800, 72), pad(0x2000, false)]
             .iter()
             .flat_map(PadBytes::to_bytes),
     );
@@ -49,11 +60,30 @@ fn what_was_written_is_read() {
     let placement = Placement::parse(&bytes).expect("a placement");
     assert_eq!(
         placement.pads().collect::<Vec<_>>(),
-        [pad(0x1000, true), pad(0x2000, false)]
+        [pad(0x1000, true), trap(0x1800, 72), pad(0x2000, false)]
     );
+    assert_eq!((placement.header.pads, placement.header.traps), (3, 1));
     let mut island = placement.island().to_vec();
     placement.lock(&mut island);
     assert_eq!((island[60], island[61]), (LOCKED, 0xcc));
+}
+
+#[test]
+fn traps_are_found_by_their_address() {
+    let bytes = placement();
+    let placement = Placement::parse(&bytes).expect("a placement");
+    let rows = [
+        (0x1800, Some(72)),
+        (0x1801, None),
+        (0x17ff, None),
+        // A pad that is a jump; before and behind all.
+        (0x1000, None),
+        (0, None),
+        (u64::MAX, None),
+    ];
+    for (at, expect) in rows {
+        assert_eq!(placement.find_trap(LinkAddr(at)), expect, "{at:#x}");
+    }
 }
 
 #[test]
@@ -106,6 +136,7 @@ fn any_bytes_are_harmless() {
                 let mut island = placement.island().to_vec();
                 let _ = placement.correct(&mut island, u64::MAX, -1);
                 placement.lock(&mut island);
+                let _ = placement.find_trap(LinkAddr(0x1800));
                 let _ = placement.pads().filter_map(|pad| pad.written(-1)).count();
             }
         }

@@ -199,7 +199,7 @@ fn refusals() {
     check("06 4889e5 53 c3", "", Err(Refusal::Undecodable));
     check("cc 4889e5 53 c3", "", Err(Refusal::Breakpoint));
     check("ffd0 90 90 90 c3", "", Err(Refusal::ReturnIntoPad));
-    check("90 ff542408 c3", "", Err(Refusal::CallThroughStack));
+    check("9090 ff1424 c3", "", Err(Refusal::CallThroughStack));
     check("c7f800010000 c3", "", Err(Refusal::NotRelocatable));
 }
 

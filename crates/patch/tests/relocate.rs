@@ -158,6 +158,13 @@ fn calls() {
             "41 ff 54 24 08",
             "ff 35 05000000 41 ff 64 24 08 0510000000000000",
         ),
+        // call [rsp+8], call [rsp+rcx*8-16], call [rsp+1000]: behind the return address
+        ("ff 54 24 08", "ff 35 04000000 ff 64 24 10 0410000000000000"),
+        ("ff 54 cc f0", "ff 35 04000000 ff 64 cc f8 0410000000000000"),
+        (
+            "ff 94 24 00100000",
+            "ff 35 07000000 ff a4 24 08100000 0710000000000000",
+        ),
         ("41 ff d4", "ff 35 03000000 41 ff e4 0310000000000000"),
         ("3e ff 14 c8", "ff 35 04000000 3e ff 24 c8 0410000000000000"),
         (
@@ -174,7 +181,8 @@ fn calls() {
         Ok("ff 35 0e000000 ff 25 00000000 0511000000000000 0510000000000000"),
     );
     check("ff d0 90", NEAR, Err(RelocateError::ReturnIntoPad));
-    check("ff 54 24 08", NEAR, Err(RelocateError::CallThroughStack));
+    check("ff 14 24", NEAR, Err(RelocateError::CallThroughStack));
+    check("ff 54 24 7f", NEAR, Err(RelocateError::CallThroughStack));
     check("ff d4", NEAR, Err(RelocateError::CallThroughStack));
     check("ff 18", NEAR, Err(RelocateError::NotRelocatable));
     check("ff 15 10000000", FAR, Err(RelocateError::OperandOutOfReach));
@@ -209,6 +217,8 @@ fn one_instruction_and_its_fields() {
         ("74 10", "0f 84 fa0f0000", (Some(2), None)),
         ("e2 10", "e2 02 eb 05 e9 f70f0000", (Some(5), None)),
         ("67 e3 10", "67 e3 02 eb 05 e9 f60f0000", (Some(6), None)),
+        // xbegin
+        ("c7 f8 10000000", "c7 f8 fa0f0000", (Some(2), None)),
         // call rel32, call rax, call [rip+10], call [r12+8]
         (
             "e8 00010000",
@@ -251,11 +261,12 @@ fn one_instruction_and_its_fields() {
             "{code}"
         );
     }
-    // call [rip+10], call [rbx+rcx*8], call [rsp+8]
+    // call [rip+10], call [rbx+rcx*8], call [rsp+8], call [rsp]
     let rows = [
         ("ff 15 10000000", Ok(("ff 25 10f0ffff", Some(2)))),
         ("ff 14 cb", Ok(("ff 24 cb", None))),
-        ("ff 54 24 08", Err(RelocateError::CallThroughStack)),
+        ("ff 54 24 08", Ok(("ff 64 24 10", None))),
+        ("ff 14 24", Err(RelocateError::CallThroughStack)),
     ];
     for (code, expect) in rows {
         let code_bytes = bytes(code);

@@ -38,7 +38,7 @@ fn main() {
             plan.functions.len(),
             plan.points.len(),
             plan.tactics(),
-            plan.excluded(),
+            plan.excluded,
             plan.placement.len() >> 10,
             begun.elapsed()
         );

@@ -21,6 +21,8 @@ pub(crate) struct Block {
     pub(crate) reached: bool,
     /// It may not be moved: no instruction, entered amid one, or known to others by its bytes.
     pub(crate) fixed: bool,
+    /// That, because it is one instruction which a branch enters amid; else it could be moved.
+    pub(crate) inner: bool,
 }
 
 /// The blocks of a file, sorted by address.
@@ -46,6 +48,8 @@ impl Blocks {
                         || code.places[block.first as usize].function != place.function
                 });
             if begins {
+                let returns_from_signal = code.functions[place.function as usize].exclusion
+                    == Some(Exclusion::SignalReturn);
                 all.push(Block {
                     first: at as u32,
                     last: at as u32,
@@ -53,9 +57,10 @@ impl Blocks {
                     end: place.at,
                     outside: place.is(mark::OUTSIDE),
                     reached: place.is(mark::REACHED),
-                    fixed: immovable
-                        || code.functions[place.function as usize].exclusion
-                            == Some(Exclusion::SignalReturn),
+                    fixed: immovable || returns_from_signal,
+                    inner: place.kind != Kind::Fixed
+                        && place.is(mark::INNER)
+                        && !returns_from_signal,
                 });
             }
             if let Some(block) = all.last_mut() {

@@ -55,7 +55,11 @@ pub(crate) enum Kind {
     Return,
     Trap,
     Syscall,
-    /// `xbegin`, and bytes that are no instruction: stay where they are.
+    /// An `int3` of the program's own: its handler may ask where it was.
+    Breakpoint,
+    /// `xbegin`: goes on, or to where it says.
+    Transaction,
+    /// Bytes that are no instruction, or one that cannot be moved: stay where they are.
     Fixed,
 }
 
@@ -65,8 +69,11 @@ impl Kind {
         let flow = instruction.flow;
         let short_branch = flow.relative().is_some() && instruction.prefixes.short_operand();
         let low_operand = instruction.rip_relative.is_some() && instruction.prefixes.address_size;
-        if short_branch || low_operand || instruction.is(Map::Primary, 0xcc) {
+        if short_branch || low_operand {
             return Self::Fixed;
+        }
+        if instruction.is(Map::Primary, 0xcc) {
+            return Self::Breakpoint;
         }
         match flow {
             Flow::Next => Self::Next,
@@ -78,7 +85,7 @@ impl Kind {
             Flow::Return => Self::Return,
             Flow::Trap => Self::Trap,
             Flow::Syscall => Self::Syscall,
-            Flow::TransactionBegin(_) => Self::Fixed,
+            Flow::TransactionBegin(_) => Self::Transaction,
         }
     }
 
@@ -89,7 +96,7 @@ impl Kind {
     /// Whether the copy of its block goes back for it, so that whoever looks at a thread that is
     /// inside — an unwinder, a debugger, a signal handler — sees the original code.
     pub(crate) fn stays(self) -> bool {
-        self.is_call() || self == Self::Syscall
+        self.is_call() || matches!(self, Self::Syscall | Self::Breakpoint)
     }
 
     /// Whether control never goes on to the next instruction.

@@ -19,13 +19,15 @@ use pointee_meta::elf::Elf;
 
 use crate::landing_pads;
 
-/// Why a stretch of code is not counted as a function.
+/// Why a stretch of code is not counted as a function, or an instruction is no point.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Exclusion {
     /// The rarely executed part of a function that was split.
     ColdPart,
     /// What the kernel lets a signal handler return to.
     SignalReturn,
+    /// Nothing known leads there.
+    Unreached,
 }
 
 impl Exclusion {
@@ -35,6 +37,7 @@ impl Exclusion {
         match self {
             Self::ColdPart => "cold part of a function",
             Self::SignalReturn => "signal-return stub",
+            Self::Unreached => "no known way leads there: it may be data",
         }
     }
 }

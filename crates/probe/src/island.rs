@@ -4,31 +4,34 @@
 //!   for each displaced block, in order of address:
 //!     for each of its instructions:
 //!       the counters that belong before it   [save flags] ds inc [rip+counter] [restore flags]
+//!       values that are taken down there     save; mov rax, register; lea rcx, [rip+record]; call; restore
 //!       the instruction, relocated           branches to displaced blocks go to their copies
 //!     a jump to what comes next, unless its copy comes next here too
 //! ```
 //!
 //! A call or a system call is not copied where it can stay: the copy jumps to it, and it returns to a
-//! pad. So a thread that waits is never seen in a copy.
+//! pad. So a thread that waits is never seen in a copy. System calls about signals are handed over to whoever
+//! keeps `SIGTRAP` for the traps ([`crate::signals`]).
 //!
 //! A counter is moved up over instructions that can neither fault nor go elsewhere, if the flags are
 //! dead there: nobody can tell. Where they are live nowhere near, they are kept by `lahf` and
 //! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
 //! psABI 3.2.2), with the stack pointer moved, so that a signal's frame does not hit it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::Register;
 use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_patch::arch::x86_64::decode::decode;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
-use pointee_patch::placement::{Event, Header, PAD_MAX, PAGE, PadBytes, UNLOCKED};
+use pointee_patch::placement::{Event, Header, NOBODY, PAD_MAX, PAGE, PadBytes, UNLOCKED};
 
 use crate::blocks::Blocks;
 use crate::code::{Code, Kind, Place};
 use crate::flags::{Liveness, dead_register, is_plain};
 use crate::place::{Displaced, Pad, Placement, callers};
+use crate::values::{self, Operands};
 
 /// How far a counter is moved up.
 const HOIST: usize = 8;
@@ -38,7 +41,8 @@ const LOOK_AHEAD: usize = 12;
 const JUMP: u8 = 0xe9;
 const SHORT_JUMP: u8 = 0xeb;
 const CALL: u8 = 0xe8;
-const FILL: u8 = 0xcc;
+const TRAP: u8 = 0xcc;
+const FILL: u8 = TRAP;
 /// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
 const FILLER: u8 = 0x67;
 
@@ -48,19 +52,36 @@ pub(crate) struct Island {
     pub(crate) bytes: Vec<u8>,
     /// For each counter, the instruction that it counts.
     pub(crate) counted: Vec<u32>,
+    /// For each value that is taken down, in order of its point, the number of its first word among the counters.
+    pub(crate) recorded: Vec<u32>,
 }
 
 /// Copies that do not fit: more than a 32-bit offset can name.
 #[derive(Debug)]
 pub(crate) struct TooLarge;
 
+/// What is done at which instructions, by the numbers of their places.
+#[derive(Debug)]
+pub(crate) struct Wishes<'w> {
+    /// These are counted.
+    pub(crate) points: &'w [bool],
+    /// These take down values that pass them.
+    pub(crate) operands: &'w Operands,
+    /// These call their event's slot.
+    pub(crate) watched: &'w BTreeMap<usize, Event>,
+    /// These system calls are handed over.
+    pub(crate) signal_calls: &'w BTreeSet<usize>,
+    /// Whoever applies the placement has to be ready for traps.
+    pub(crate) traps: bool,
+}
+
 struct Builder<'b, 'e> {
     code: &'b Code<'e>,
     blocks: &'b Blocks,
     placement: &'b Placement,
     base: u64,
-    watched: &'b BTreeMap<usize, Event>,
-    /// How many of them call their slots.
+    wishes: &'b Wishes<'b>,
+    /// How many of those that are watched call their slots.
     heard: usize,
     island: Vec<u8>,
     /// Where each block's copy begins.
@@ -70,6 +91,10 @@ struct Builder<'b, 'e> {
     /// Offset of each counter's instruction.
     counters: Vec<u32>,
     counted: Vec<u32>,
+    /// Where the routine is that takes values down.
+    routine: u32,
+    /// For each value, its point and where the distance to its record is.
+    records: Vec<(usize, u32)>,
     /// Distances to blocks: field, address. Known when all copies are written.
     links: Vec<(u32, u64)>,
     /// All direct branches and calls, if any of their targets is reached by them alone.
@@ -82,8 +107,7 @@ pub(crate) fn build(
     blocks: &Blocks,
     liveness: &Liveness,
     placement: &Placement,
-    points: &[bool],
-    watched: &BTreeMap<usize, Event>,
+    wishes: &Wishes<'_>,
 ) -> Result<Island, TooLarge> {
     let end = code
         .elf
@@ -99,7 +123,7 @@ pub(crate) fn build(
         blocks,
         placement,
         base,
-        watched,
+        wishes,
         heard: 0,
         island: vec![0; Event::COUNT * 8],
         starts: vec![None; blocks.all.len()],
@@ -107,9 +131,15 @@ pub(crate) fn build(
         absolute: Vec::new(),
         counters: Vec::new(),
         counted: Vec::new(),
+        routine: 0,
+        records: Vec::new(),
         links: Vec::new(),
         callers: Vec::new(),
     };
+    if !wishes.operands.is_empty() {
+        builder.routine = builder.island.len() as u32;
+        builder.island.extend(values::ROUTINE);
+    }
     if placement
         .displaced
         .iter()
@@ -120,7 +150,7 @@ pub(crate) fn build(
     }
     for (at, displaced) in placement.displaced.iter().enumerate() {
         if let Some(displaced) = displaced {
-            builder.copy(at, displaced, liveness, points)?;
+            builder.copy(at, displaced, liveness)?;
         }
     }
     builder.link();
@@ -138,7 +168,6 @@ impl Builder<'_, '_> {
         at: usize,
         displaced: &Displaced,
         liveness: &Liveness,
-        points: &[bool],
     ) -> Result<(), TooLarge> {
         if self.island.len() > 1 << 30 {
             return Err(TooLarge);
@@ -146,10 +175,12 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } => at != self.code.places[first].at,
+            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
+                at != self.code.places[first].at
+            }
             Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
-        let slots = self.slots(first, last, liveness, points);
+        let slots = self.slots(first, last, liveness);
         let mut slots = slots.into_iter().peekable();
         for index in first..last {
             let place = self.code.places[index];
@@ -157,13 +188,27 @@ impl Builder<'_, '_> {
             while let Some((_, point)) = slots.next_if(|(slot, _)| *slot == index) {
                 due.push(point);
             }
-            if let Some(event) = self.watched.get(&index) {
+            if let Some(event) = self.wishes.watched.get(&index) {
                 self.call_slot(*event);
             }
             self.count(index, last, &due, liveness);
+            if let Some(operands) = self
+                .wishes
+                .operands
+                .get(&index)
+                .filter(|_| self.wishes.points[index])
+            {
+                let fields = values::emit(&mut self.island, operands, self.routine);
+                self.records
+                    .extend(fields.into_iter().map(|field| (index, field)));
+            }
             let is_last = index + 1 == last;
             if index == first && behind_mark {
                 continue; // The `endbr64` runs at home.
+            }
+            if is_last && self.wishes.signal_calls.contains(&index) {
+                self.hand_over(&place, displaced.last_stays);
+                return Ok(());
             }
             if is_last && displaced.last_stays {
                 self.jump_to_module(place.at);
@@ -202,15 +247,9 @@ impl Builder<'_, '_> {
     }
 
     /// For each point among `first..last`, the instruction before which it is counted; sorted.
-    fn slots(
-        &self,
-        first: usize,
-        last: usize,
-        liveness: &Liveness,
-        points: &[bool],
-    ) -> Vec<(usize, usize)> {
+    fn slots(&self, first: usize, last: usize, liveness: &Liveness) -> Vec<(usize, usize)> {
         let mut slots: Vec<(usize, usize)> = (first..last)
-            .filter(|point| points[*point])
+            .filter(|point| self.wishes.points[*point])
             .map(|point| {
                 let lowest = first.max(point.saturating_sub(HOIST));
                 let mut slot = point;
@@ -234,6 +273,34 @@ impl Builder<'_, '_> {
         let end = self.island.len() + 4;
         let distance = event.slot().wrapping_sub(end) as u32;
         self.island.extend(distance.to_le_bytes());
+    }
+
+    /// A system call that may be about signals: whoever fills the slot makes it, or jumps to `r11`.
+    fn hand_over(&mut self, place: &Place, stays: bool) {
+        self.load_address(&[0x48, 0x8d, 0x0d], place.end()); // lea rcx, [rip+next]
+        let moved = if stays {
+            self.load_address(&[0x4c, 0x8d, 0x1d], place.at); // lea r11, [rip+syscall]
+            None
+        } else {
+            self.island.extend([0x4c, 0x8d, 0x1d, 6, 0, 0, 0]);
+            Some(place.end())
+        };
+        self.island.extend([0xff, 0x25]);
+        let end = self.island.len() + 4;
+        let distance = Event::SignalCall.slot().wrapping_sub(end) as u32;
+        self.island.extend(distance.to_le_bytes());
+        if let Some(next) = moved {
+            self.island.extend([0x0f, 0x05]);
+            self.jump(next);
+        }
+    }
+
+    /// `lea`, all but its distance, of an address in the module.
+    fn load_address(&mut self, lea: &[u8], address: u64) {
+        self.island.extend(lea);
+        self.relative.push(self.island.len() as u32);
+        let distance = address.wrapping_sub(self.here() + 4);
+        self.island.extend((distance as u32).to_le_bytes());
     }
 
     /// Counts `due` before instruction `index`.
@@ -416,6 +483,10 @@ impl Builder<'_, '_> {
                     head[len - 5] = CALL;
                     pads.extend(self.pad(at, &head[..len - 4], Some(copy)));
                 }
+                Pad::Trap { at } => pads.extend(self.pad(at, &[TRAP], None).map(|pad| PadBytes {
+                    trap: Some(start),
+                    ..pad
+                })),
                 Pad::Short { at, relay } => {
                     let distance = relay.wrapping_sub(at + 2) as u8;
                     pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
@@ -480,6 +551,7 @@ impl Builder<'_, '_> {
             at: LinkAddr(at),
             len: len as u8,
             is_relative: target.is_some(),
+            trap: None,
             bytes,
             original,
         })
@@ -488,11 +560,12 @@ impl Builder<'_, '_> {
     fn finish(mut self) -> Island {
         self.island
             .resize(self.island.len().next_multiple_of(PAGE), FILL);
-        let counters = std::mem::take(&mut self.counters);
+        let mut counters = std::mem::take(&mut self.counters);
         for (number, at) in counters.iter().enumerate() {
             let counter = self.island.len() as u64 + 8 * number as u64;
             self.fill(at + 4, counter.wrapping_sub(u64::from(*at) + 8) as u32);
         }
+        let recorded = self.place_records(&mut counters);
         let pads = self.pads();
         let header = Header {
             base: self.base,
@@ -501,7 +574,8 @@ impl Builder<'_, '_> {
             absolute: self.absolute.len() as u32,
             counters: counters.len() as u32,
             pads: pads.len() as u32,
-            unwatched: (self.watched.len() - self.heard) as u32,
+            unwatched: (self.wishes.watched.len() - self.heard) as u32,
+            traps: u32::from(self.wishes.traps),
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.resize(PAGE, 0);
@@ -513,6 +587,23 @@ impl Builder<'_, '_> {
         Island {
             bytes,
             counted: self.counted,
+            recorded,
         }
+    }
+
+    /// Puts the records behind the counters, as words that no single instruction counts. The answer: the first word of each.
+    fn place_records(&mut self, counters: &mut Vec<u32>) -> Vec<u32> {
+        let mut records = std::mem::take(&mut self.records);
+        // A block's values are written when the block is; what asks for them goes by the points.
+        records.sort_by_key(|(point, _)| *point);
+        let mut first_words = Vec::new();
+        for (_, field) in records {
+            let first = counters.len();
+            let record = self.island.len() as u64 + 8 * first as u64;
+            self.fill(field, record.wrapping_sub(u64::from(field) + 4) as u32);
+            first_words.push(first as u32);
+            counters.resize(first + values::WORDS, NOBODY);
+        }
+        first_words
     }
 }

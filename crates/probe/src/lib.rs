@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ELF file ─functions, landing_pads─▶ functions ─code, pointers, indirect─▶ instructions, marks
-//!        ─blocks─▶ blocks ─points─▶ points ─place, room─▶ pads ─flags, island─▶ placement (bytes)
+//!        ─blocks─▶ blocks ─points, signals─▶ points ─place, room─▶ pads ─flags, island─▶ placement (bytes)
 //! ```
 //!
 //! [`Plan::new`] reads one file and answers with a [`Plan`]: the bytes that put a counter at each
@@ -22,16 +22,20 @@
 //!   respected, no register is used but one that is about to be overwritten.
 //! - *Counts are exact*, in one thread and in many ([`pointee_patch::placement`], `lock`).
 //!
+//! - *Traps are the last resort*, and can be refused ([`Wanted::traps`]). Where they are allowed, system calls that may
+//!   block or take `SIGTRAP` are handed over to whoever applies the placement (module `signals`); in a file
+//!   where one of those cannot be, there is no trap.
+//!
 //! # What it needs
 //!
 //! - x86-64 ELF. Function bounds come from `.eh_frame` and symbols; code that is in neither is left
 //!   alone.
 //! - Code that does not read or check itself. A program that compares its own text will see pads.
+//! - For traps: that code which is in no file, made while the program runs, makes no system calls about signals; that a
+//!   debugger hands `SIGTRAP` on (gdb: `handle SIGTRAP nostop noprint pass`).
 //!
 //! # What it does not do yet
 //!
-//! - Traps: a function of one byte that others point to, with another function behind it, gets no
-//!   counter.
 //! - A breakpoint that a debugger sets in displaced code, in the original bytes, is not hit.
 //! - The copies have no unwind information of their own: an unwinder that starts *inside* a copy, in
 //!   a signal handler, does not get out of the innermost frame. (A thread that waits in the kernel, or
@@ -52,10 +56,13 @@ mod plan;
 mod pointers;
 mod points;
 mod room;
+mod signals;
 mod subjects;
 mod tactics;
+mod values;
 
 pub use functions::{Exclusion, Function};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};
+pub use values::{Form, Seen, Value, ValueKind};

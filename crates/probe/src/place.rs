@@ -19,14 +19,18 @@
 //!              within 128
 //!   (none)     a function that is only called  callers: each call or jump to it goes to the copy
 //!              and jumped to directly
+//!   CC         one byte                        trap: the handler of its signal goes on in the copy
 //! ```
 //!
 //! First the least is moved: at each point a **window** of just the instructions that the pad
 //! covers. Where that fails — a branch goes in, or there is no room — all blocks of the function are
 //! displaced: then inner branches are no obstacle, and the bytes between the starts that are
-//! entered from outside are free; then those of the functions beside it. What is left stays in place, and then its
+//! entered from outside are free; then those of the functions beside it. Points that are left get a trap, where that is
+//! allowed; what needs none stays in place, and then its
 //! successors are entered from code in place, and need pads of their own. That is repeated until
-//! nothing changes; each round only adds to what stays.
+//! nothing changes; each round only adds to what is trapped or stays.
+//!
+//! An instruction that a branch enters amid, over its `lock` prefix, keeps all bytes but the first: only a trap fits.
 
 use std::cell::OnceCell;
 
@@ -58,6 +62,9 @@ pub(crate) enum Pad {
     },
     /// All that lead here lead to the copy instead.
     Callers,
+    Trap {
+        at: u64,
+    },
 }
 
 /// What is moved of a block.
@@ -88,8 +95,15 @@ enum Choice {
 
 /// A round may always leave something; hostile files could make it a long time.
 const ROUNDS: usize = 64;
-/// Places a probe at each instruction with `points`.
-pub(crate) fn place(code: &Code<'_>, blocks: &Blocks, points: &[bool], dense: bool) -> Placement {
+
+/// Places a probe at each instruction with `points`; `dense` where that is nearly all of them.
+pub(crate) fn place(
+    code: &Code<'_>,
+    blocks: &Blocks,
+    points: &[bool],
+    dense: bool,
+    traps: bool,
+) -> Placement {
     let mut work = Work {
         code,
         blocks,
@@ -97,6 +111,8 @@ pub(crate) fn place(code: &Code<'_>, blocks: &Blocks, points: &[bool], dense: bo
         choices: vec![Choice::InPlace; blocks.all.len()],
         given_up: vec![false; blocks.all.len()],
         redirected: vec![false; blocks.all.len()],
+        traps,
+        trapped: vec![false; blocks.all.len()],
         callers: OnceCell::new(),
         whole: vec![dense; code.functions.len()],
     };
@@ -119,6 +135,8 @@ pub(crate) fn place(code: &Code<'_>, blocks: &Blocks, points: &[bool], dense: bo
                 // Tried once more, with their bytes.
             } else if !work.redirected[at] && rounds < ROUNDS && work.can_redirect(at) {
                 work.redirected[at] = true;
+            } else if traps && !work.trapped[at] && work.has_points(at) {
+                work.trapped[at] = true;
             } else if rounds < ROUNDS {
                 work.given_up[at] = true;
             } else {
@@ -140,6 +158,9 @@ struct Work<'w, 'e> {
     choices: Vec<Choice>,
     given_up: Vec<bool>,
     redirected: Vec<bool>,
+    /// Traps may be used, and are at these blocks.
+    traps: bool,
+    trapped: Vec<bool>,
     /// All direct branches and calls: target, source; sorted.
     callers: OnceCell<Vec<(u64, u32)>>,
     /// Functions of which every block is displaced.
@@ -168,6 +189,16 @@ impl Work<'_, '_> {
             }
         }
         any
+    }
+
+    fn has_points(&self, at: usize) -> bool {
+        let block = &self.blocks.all[at];
+        self.points[block.first as usize..block.last as usize].contains(&true)
+    }
+
+    /// Whether block `at` is one instruction that is entered amid, and gets a trap.
+    fn is_trapped_inner(&self, at: usize) -> bool {
+        self.traps && self.blocks.all[at].inner && self.has_points(at)
     }
 
     /// Whether control comes to block `at` only by branches and calls whose distance can be changed.
@@ -201,7 +232,12 @@ impl Work<'_, '_> {
         for at in 0..self.blocks.all.len() {
             let block = &self.blocks.all[at];
             let function = self.code.places[block.first as usize].function as usize;
-            self.choices[at] = if !block.reached || block.fixed || self.given_up[at] {
+            self.choices[at] = if !block.reached || self.given_up[at] {
+                Choice::InPlace
+            } else if self.is_trapped_inner(at) {
+                self.trapped[at] = true;
+                Choice::Window(block.first, block.last)
+            } else if block.fixed {
                 Choice::InPlace
             } else if self.whole[function] {
                 Choice::Whole
@@ -221,6 +257,12 @@ impl Work<'_, '_> {
         };
         let last_point = (first..last).rev().find(is_point).unwrap_or(first_point);
         let places = &self.code.places;
+        if self.trapped[at] {
+            let holder = (first_point
+                + usize::from(self.pad_at(first_point) != places[first_point].at))
+            .min(last - 1);
+            return Choice::Window(first_point as u32, last_point.max(holder) as u32 + 1);
+        }
         // A call of five bytes becomes another call.
         if first_point + 1 == last && is_long_call(&places[first_point]) {
             return Choice::Window(first_point as u32, last as u32);
@@ -262,13 +304,21 @@ impl Work<'_, '_> {
                 Choice::Window(_, to) => *to != self.blocks.all[at].last,
                 Choice::Whole => false,
             };
-            if leaves_in_place {
+            if leaves_in_place || self.is_trapped_inner(at) {
                 for to in self.blocks.successors(self.code, at) {
                     entered[to] = true;
                 }
             }
         }
         entered
+    }
+
+    /// Whether block `at`, an `endbr64` alone, can have its pad in the next block: if nothing else comes there
+    /// but by copies.
+    fn can_borrow(&self, at: usize, entered: &[bool]) -> bool {
+        self.blocks
+            .next(at)
+            .is_some_and(|next| self.choices[next] == Choice::Whole && !entered[next])
     }
 
     fn attempt(&self) -> Attempt {
@@ -287,8 +337,10 @@ impl Work<'_, '_> {
             let Some(end) = places.last().map(Place::end) else {
                 continue;
             };
-            bytes.set(places[0].at, end, FREE);
             let last_place = &self.code.places[last as usize - 1];
+            if !block.inner {
+                bytes.set(places[0].at, end, FREE);
+            }
             if last_place.kind.stays() {
                 let state = if can_move(self.code, last_place) {
                     CALL
@@ -300,7 +352,7 @@ impl Work<'_, '_> {
             let pad_at = self.pad_at(first as usize);
             if needs_pad {
                 bytes.set(places[0].at, pad_at, KEPT);
-                if pad_at < end && bytes.get(pad_at) != KEPT {
+                if pad_at < end && (block.inner || bytes.get(pad_at) != KEPT) {
                     bytes.set(pad_at, pad_at + 1, START);
                 }
             }
@@ -334,7 +386,19 @@ impl Work<'_, '_> {
                 continue;
             }
             if pad_at >= self.code.places[*last as usize - 1].end() {
-                failed.push(at); // An `endbr64` and nothing behind it.
+                if !self.can_borrow(at, &entered) || bytes.get(pad_at) != FREE {
+                    failed.push(at);
+                    continue;
+                }
+                bytes.set(pad_at, pad_at + 1, START);
+            }
+            if self.trapped[at] {
+                if bytes.get(pad_at) == START {
+                    bytes.set(pad_at, pad_at + 1, KEPT);
+                    *pad = Pad::Trap { at: pad_at };
+                } else {
+                    failed.push(at);
+                }
                 continue;
             }
             let only = &self.code.places[*first as usize];
@@ -389,10 +453,10 @@ fn is_long_call(place: &Place) -> bool {
     place.kind.is_call() && usize::from(place.len) >= PAD_LEN
 }
 
-/// Whether a call can be made from elsewhere. (All else that is displaced can: see `Kind::Fixed`.)
+/// Whether what stays can be made from elsewhere. (All else that is displaced can: see `Kind::Fixed`.)
 fn can_move(code: &Code<'_>, place: &Place) -> bool {
     if !place.kind.is_call() {
-        return true;
+        return place.kind != Kind::Breakpoint;
     }
     let mut buffer = [0; 64];
     let at = RunAddr(place.at);

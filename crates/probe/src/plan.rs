@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use pointee_meta::elf::Elf;
 use pointee_patch::placement::Event;
 
-use crate::blocks::Blocks;
-use crate::code::{Code, mark};
+use crate::blocks::{Block, Blocks};
+use crate::code::{Code, Kind, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
 use crate::island;
 use crate::place::{self, Pad, Placement};
-use crate::points::{At, mark_points};
+use crate::points::{At, is_padding, mark_points};
+use crate::signals;
 use crate::subjects::{self, Subjects};
 use crate::tactics::{Refusal, Tactic};
+use crate::values::{self, Operand, Operands, Source, Value, ValueKind};
 
 /// What is wanted of a file.
 #[derive(Clone, Copy)]
@@ -24,16 +26,19 @@ pub struct Wanted<'w> {
     pub functions: &'w dyn Fn(&str) -> bool,
     /// Of which things, by name, where the instructions are about things: variables that are written, functions that were inlined.
     pub subjects: &'w dyn Fn(&str) -> bool,
+    /// Whether what no jump fits at gets an `int3`.
+    pub traps: bool,
 }
 
 impl Wanted<'_> {
-    /// All of the kind.
+    /// All of the kind, traps allowed.
     #[must_use]
     pub fn all(at: At) -> Self {
         Self {
             at,
             functions: &|_| true,
             subjects: &|_| true,
+            traps: true,
         }
     }
 }
@@ -89,6 +94,10 @@ pub struct Plan {
     pub subjects: Vec<String>,
     /// In order of address.
     pub points: Vec<Point>,
+    /// By the number of a point's counter, the values that pass it as far as they are known.
+    pub values: BTreeMap<u32, Vec<Value>>,
+    /// How many of what is asked for are no points, by rule.
+    pub excluded: BTreeMap<Exclusion, u64>,
     /// See [`pointee_patch::placement`].
     pub placement: Vec<u8>,
 }
@@ -104,24 +113,56 @@ impl Plan {
         }
         let code = Code::read(elf);
         let blocks = Blocks::of(&code);
-        let about = match wanted.at {
-            At::Inlined => subjects::inlined(&code, &subjects::facts(&code), wanted.subjects),
-            At::Write => subjects::writes(&code, &subjects::facts(&code), wanted.subjects),
-            _ => Subjects::new(),
-        };
+        let (about, operands) = subjects_and_values(&code, wanted);
         let marked = mark_points(&code, wanted.at, &about, wanted.functions);
         let dense = wanted.at == At::Instruction;
         let watched = watched(&code);
         let mut needed = marked.clone();
         watched.keys().for_each(|place| needed[*place] = true);
-        let placement = place::place(&code, &blocks, &needed, dense);
+        let signal_calls = if wanted.traps {
+            signals::calls(&code, &blocks)
+        } else {
+            BTreeSet::new()
+        };
+        signal_calls.iter().for_each(|place| needed[*place] = true);
+        let mut placement = place::place(&code, &blocks, &needed, dense, wanted.traps);
+        let seen = |placement: &Placement| {
+            signal_calls
+                .iter()
+                .all(|place| tactic(&code, placement, blocks.of_place(*place), *place).is_some())
+        };
+        let unseen = !seen(&placement);
+        if unseen {
+            placement = place::place(&code, &blocks, &needed, dense, false);
+        }
         let liveness = Liveness::of(&code, &blocks);
-        let island = island::build(&code, &blocks, &liveness, &placement, &marked, &watched)
+        let wishes = island::Wishes {
+            points: &marked,
+            operands: &operands,
+            watched: &watched,
+            signal_calls: &signal_calls,
+            traps: wanted.traps,
+        };
+        let island = island::build(&code, &blocks, &liveness, &placement, &wishes)
             .map_err(|island::TooLarge| PlanError::TooLarge)?;
         let mut counters = vec![None; code.places.len()];
         for (number, place) in island.counted.iter().enumerate() {
             counters[*place as usize] = Some(number as u32);
         }
+        let mut records = island.recorded.into_iter();
+        let values_of = |(place, operands): (&usize, &Vec<Operand>)| {
+            let counter = counters.get(*place).copied().flatten()?;
+            let known = operands.iter().map(|operand| Value {
+                name: operand.name.clone(),
+                form: operand.form,
+                kind: match operand.source {
+                    Source::Constant(value) => ValueKind::Constant(value),
+                    _ => ValueKind::Recorded(records.next().unwrap_or(u32::MAX)),
+                },
+            });
+            Some((counter, known.collect()))
+        };
+        let values = operands.iter().filter_map(values_of).collect();
         let names: BTreeSet<&String> = about.values().collect();
         let names: Vec<String> = names.into_iter().cloned().collect();
         let mut points = Vec::new();
@@ -143,15 +184,18 @@ impl Plan {
                         .map(|number| number as u32),
                     placed: match (tactic, counters[index]) {
                         (Some(tactic), Some(counter)) => Ok((tactic, counter)),
-                        _ => Err(refusal(&code, block.fixed, index)),
+                        _ => Err(refusal(&code, block, index, unseen)),
                     },
                 });
             }
         }
+        let excluded = excluded(&code, wanted);
         Ok(Self {
+            excluded,
             functions: code.functions,
             subjects: names,
             points,
+            values,
             placement: island.bytes,
         })
     }
@@ -165,19 +209,51 @@ impl Plan {
         }
         counts
     }
+}
 
-    /// How many stretches of code were not counted as functions, by rule.
-    #[must_use]
-    pub fn excluded(&self) -> BTreeMap<Exclusion, u64> {
-        let mut counts = BTreeMap::new();
-        for exclusion in self
-            .functions
-            .iter()
-            .filter_map(|function| function.exclusion)
-        {
-            *counts.entry(exclusion).or_default() += 1;
+/// What is left out of the points by rule.
+fn excluded(code: &Code<'_>, wanted: &Wanted<'_>) -> BTreeMap<Exclusion, u64> {
+    let mut counts = BTreeMap::new();
+    for (function, (first, last)) in code.functions.iter().zip(&code.spans) {
+        if !(wanted.functions)(&function.label()) {
+            continue;
         }
-        counts
+        let places = &code.places[*first as usize..*last as usize];
+        match (wanted.at, function.exclusion) {
+            (At::Entry, Some(exclusion)) => *counts.entry(exclusion).or_default() += 1,
+            (At::Instruction, Some(Exclusion::SignalReturn)) => {
+                *counts.entry(Exclusion::SignalReturn).or_default() += places.len() as u64;
+            }
+            (At::Instruction, _) => {
+                // What is never reached and does nothing is padding, not an instruction.
+                let unreached = places
+                    .iter()
+                    .filter(|place| !place.is(mark::REACHED) && !is_padding(code, place))
+                    .count() as u64;
+                if unreached > 0 {
+                    *counts.entry(Exclusion::Unreached).or_default() += unreached;
+                }
+            }
+            _ => {}
+        }
+    }
+    counts
+}
+
+/// What the instructions that are asked for are about, and the values that pass them.
+fn subjects_and_values(code: &Code<'_>, wanted: &Wanted<'_>) -> (Subjects, Operands) {
+    let facts = match wanted.at {
+        At::Inlined | At::Write => subjects::facts(code),
+        _ => return Default::default(),
+    };
+    if wanted.at == At::Inlined {
+        let about = subjects::inlined(code, &facts, wanted.subjects);
+        let operands = values::parameters(code, &facts, &about);
+        (about, operands)
+    } else {
+        let about = subjects::writes(code, &facts, wanted.subjects);
+        let operands = values::stores(code, &facts, &about);
+        (about, operands)
     }
 }
 
@@ -202,11 +278,15 @@ fn watched(code: &Code<'_>) -> BTreeMap<usize, Event> {
     watched
 }
 
-fn refusal(code: &Code<'_>, fixed: bool, index: usize) -> Refusal {
+fn refusal(code: &Code<'_>, block: &Block, index: usize, unseen: bool) -> Refusal {
     let place = &code.places[index];
     if !place.is(mark::REACHED) {
         Refusal::Unreached
-    } else if fixed {
+    } else if block.fixed && !block.inner || place.kind == Kind::Breakpoint {
+        Refusal::Immovable
+    } else if unseen {
+        Refusal::Unseen
+    } else if block.fixed {
         Refusal::Immovable
     } else if code.unresolved[place.function as usize] {
         Refusal::UnknownJumps
@@ -242,6 +322,7 @@ fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Op
         Pad::Call { .. } => Tactic::Call,
         Pad::Short { .. } => Tactic::Relay,
         Pad::Callers => Tactic::Callers,
+        Pad::Trap { .. } => Tactic::Trap,
     };
     Some(if index == first {
         padded

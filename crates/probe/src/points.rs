@@ -1,6 +1,7 @@
 //! *At which instructions is counted?*
 
 use crate::code::{Code, Kind, Place, mark};
+use crate::functions::Exclusion;
 use crate::subjects::Subjects;
 
 /// Which instructions of a file are points.
@@ -34,6 +35,9 @@ pub(crate) fn mark_points(
         if !wanted(&function.label()) {
             continue;
         }
+        if function.exclusion == Some(Exclusion::SignalReturn) {
+            continue;
+        }
         let (first, last) = code.spans[number];
         let span = first as usize..last as usize;
         let places = &code.places[span.clone()];
@@ -53,8 +57,7 @@ pub(crate) fn mark_points(
                     jumps.contains(&place.kind) && reached
                 }
                 At::Syscall => place.kind == Kind::Syscall && reached,
-                // What is never reached and does nothing is padding, not an instruction.
-                At::Instruction => reached || !is_padding(code, place),
+                At::Instruction => reached,
                 At::Inlined | At::Write => false,
             };
         }
@@ -62,7 +65,8 @@ pub(crate) fn mark_points(
     points
 }
 
-fn is_padding(code: &Code<'_>, place: &Place) -> bool {
+/// Whether it does nothing, as what stands between functions.
+pub(crate) fn is_padding(code: &Code<'_>, place: &Place) -> bool {
     let bytes = code.bytes(place);
     matches!(bytes.first(), Some(0xcc | 0))
         || code

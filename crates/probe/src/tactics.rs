@@ -18,11 +18,13 @@ pub enum Tactic {
     Copied,
     /// Nothing is changed at a function's start: all its callers are known, and call the copy.
     Callers,
+    /// An `int3`, where nothing else fits: the handler of its signal goes on in the copy.
+    Trap,
 }
 
 impl Tactic {
     /// All, in order of preference.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Jump,
         Self::Neighbours,
         Self::Padding,
@@ -30,6 +32,7 @@ impl Tactic {
         Self::Relay,
         Self::Copied,
         Self::Callers,
+        Self::Trap,
     ];
 
     /// Its name in reports.
@@ -43,6 +46,7 @@ impl Tactic {
             Self::Relay => "relay",
             Self::Copied => "copied",
             Self::Callers => "callers",
+            Self::Trap => "trap",
         }
     }
 }
@@ -58,6 +62,8 @@ pub enum Refusal {
     Immovable,
     /// Nothing known leads to it: it may be data.
     Unreached,
+    /// A trap would fit, in a file where a system call that is about signals cannot be seen.
+    Unseen,
 }
 
 impl Refusal {
@@ -69,6 +75,9 @@ impl Refusal {
             Self::UnknownJumps => "no room for a jump, in a function with unknown jump targets",
             Self::Immovable => "the instruction cannot be moved",
             Self::Unreached => "no known way leads there: it may be data",
+            Self::Unseen => {
+                "only a trap fits, and a system call of this file that may block its signal cannot be seen"
+            }
         }
     }
 }

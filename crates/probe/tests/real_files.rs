@@ -102,9 +102,9 @@ fn every_function_and_nearly_every_instruction_has_its_counter() {
             .count() as f64;
         let share = placed / plan.points.len().max(1) as f64;
         let least = match at {
-            At::Entry => 0.99,
-            At::Instruction => 0.98,
-            _ => 0.95,
+            At::Entry => 0.999,
+            At::Instruction => 0.9999,
+            _ => 0.999,
         };
         assert!(
             share >= least || plan.points.is_empty(),
@@ -124,6 +124,35 @@ fn every_function_and_nearly_every_instruction_has_its_counter() {
                 .all(|(at, counter)| at as u32 == *counter),
             "{file} {at:?}"
         );
+    });
+}
+
+#[test]
+fn traps_are_few_and_can_be_refused() {
+    each_plan(|file, at, elf, plan| {
+        let traps: Vec<PadBytes> = pads(plan)
+            .into_iter()
+            .filter(|pad| pad.trap.is_some())
+            .collect();
+        assert!(
+            traps.len() <= 1 + plan.points.len() / 100,
+            "{file} {at:?}: {} traps",
+            traps.len()
+        );
+        let placement = Placement::parse(&plan.placement).expect("a placement");
+        for trap in &traps {
+            assert_eq!((trap.len, trap.bytes[0]), (1, 0xcc), "{file} {at:?}");
+            assert_eq!(placement.find_trap(trap.at), trap.trap, "{file} {at:?}");
+        }
+        let without = Wanted {
+            traps: false,
+            ..Wanted::all(at)
+        };
+        let refused = Plan::new(elf, &without).expect("a plan");
+        assert!(pads(&refused).iter().all(|pad| pad.trap.is_none()));
+        assert_eq!(refused.points.len(), plan.points.len(), "{file} {at:?}");
+        let placed = |plan: &Plan| plan.tactics().values().sum::<u64>();
+        assert!(placed(&refused) <= placed(plan), "{file} {at:?}");
     });
 }
 

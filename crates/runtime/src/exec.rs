@@ -189,6 +189,7 @@ unsafe fn exec_with(
     for name in [
         key::SOCKET,
         key::IMAGES,
+        key::CACHE,
         key::RUNTIME,
         key::PEAK,
         key::BLOCKS,

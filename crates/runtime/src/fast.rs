@@ -121,19 +121,14 @@ macro_rules! allocating {
                 "sar r9, 32",
                 "add r10, r9",
                 "32: mov r9d, [rcx + {id}]",
-                "mov rcx, r9",
-                "shl rcx, {parent_shift}",
                 "mov rax, [r10]",
-                "xor rcx, rax",
-                "imul rcx, [rip + {hash}]",
-                "shr rcx, {hash_shift}",
-                "shl rcx, {node_shift}",
+                "mov ecx, [rcx + {child}]",
                 "add rcx, [rip + {places} + {origins}]",
                 "cmp [rcx + {return_address}], rax",
-                "jne 5f",
+                "jne 38f",
                 "cmp [rcx + {parent}], r9d",
-                "jne 5f",
-                "mov r9, [rcx + {rule}]",
+                "jne 38f",
+                "33: mov r9, [rcx + {rule}]",
                 "test r9, r9",
                 "jnz 31b",
                 "4: mov ecx, [rcx + {id}]",
@@ -159,6 +154,19 @@ macro_rules! allocating {
                 "jz 37f",
                 "mov r8, [r10 + r9 + 8]",
                 "37: jmp 32b",
+
+                // Not the first child.
+                "38: mov rcx, r9",
+                "shl rcx, {parent_shift}",
+                "xor rcx, rax",
+                "imul rcx, [rip + {hash}]",
+                "shr rcx, {hash_shift}",
+                "shl rcx, {node_shift}",
+                "add rcx, [rip + {places} + {origins}]",
+                "cmp [rcx + {return_address}], rax",
+                "jne 5f",
+                "cmp [rcx + {parent}], r9d",
+                "je 33b",
 
                 // A node that is not in the first slot, or not there at all.
                 "5: test spl, 8",
@@ -216,6 +224,7 @@ macro_rules! allocating {
                 places = sym PLACES,
                 origins = const offset_of!(Places, origins),
                 return_address = const offset_of!(Node, return_address),
+                child = const offset_of!(Node, child),
                 parent = const offset_of!(Node, parent),
                 rule = const offset_of!(Node, rule),
                 id = const offset_of!(Node, id),
@@ -276,8 +285,9 @@ unsafe extern "C" fn record() {
         "shr ecx, {word_shift}",
         "and ecx, {word_mask}",
         "add rdx, rcx",
-        "cmp dword ptr [rdx], 0",
-        "jl 9f", // a block that was not seen freed
+        // Written too, though with what is there: see `pointee_index::table::open`.
+        "or dword ptr [rdx], 0",
+        "js 9f", // a block that was not seen freed
         "cmp rdi, {large}",
         "jae 9f",
         // Sizes come in no order that a branch could be predicted by: a block of one granule has its size stored aside.

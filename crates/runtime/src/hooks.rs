@@ -10,8 +10,9 @@
 //! Order: a free erases before the original frees; an allocation inserts after the original
 //! returned; so no other thread can be handed the same block in between.
 
-#![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
+#![allow(unsafe_code)] // Entry stubs in assembly; reads what an original stored.
 
+mod call;
 mod mapped;
 mod planted;
 mod pooled;
@@ -19,7 +20,8 @@ mod processes;
 
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{fast, mismatch, peak, pools, process, threads, walk};
+use crate::{fast, mismatch, peak, pools, process, threads};
+use call::{Call, Hook, hooks};
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;
@@ -32,17 +34,6 @@ pub(crate) use processes::is_filtered;
 use processes::{
     exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, prctl_stub, syscall_stub,
 };
-
-/// Return address and frame pointer of the hooked call.
-#[derive(Clone, Copy)]
-struct Caller {
-    slot: *const u64,
-    rbp: u64,
-}
-
-/// A hook: the three arguments that any allocation function has at most, where the return address lies,
-/// the caller's frame pointer, the entry's record.
-type Hook = unsafe extern "C" fn(usize, usize, usize, *const u64, u64, &'static Planted) -> usize;
 
 /// The way from a relay to a hook in Rust: the record says to which.
 #[unsafe(naked)]
@@ -110,19 +101,12 @@ pub(crate) fn destination(role: Role) -> u64 {
     code as *const () as u64
 }
 
-/// This thread, if it is outside at the call whose return address lies at `slot`.
+/// Calls the original with the thread marked as inside it.
 #[inline(always)]
-fn enter(slot: *const u64) -> Option<&'static State> {
-    let state = threads::current()?;
-    state.is_outside(slot).then_some(state)
-}
-
-/// Runs `original` with the thread marked as inside it.
-#[inline(always)]
-fn inside(state: &State, slot: *const u64, original: impl FnOnce() -> usize) -> usize {
-    state.gate.store(slot as u64, Relaxed);
+fn inside(state: &State, call: &Call) -> usize {
+    state.gate.store(call.slot as u64, Relaxed);
     compiler_fence(Acquire);
-    let result = original();
+    let result = call.original();
     compiler_fence(Release);
     result
 }
@@ -172,23 +156,14 @@ fn lost(region: &Region, thread: &Thread, block: Recorded) {
 
 /// Calls an allocating original and records what it returns.
 #[inline(always)]
-unsafe fn allocate(
-    planted: &'static Planted,
-    caller: Caller,
-    args: [usize; 3],
-    size: usize,
-) -> usize {
-    // SAFETY: the arguments are the caller's.
-    let original = || unsafe { planted.call(args[0], args[1], args[2]) };
-    let Some(state) = enter(caller.slot) else {
-        return original();
+fn allocate(call: &Call, size: usize) -> usize {
+    let Some(state) = call.enter() else {
+        return call.original();
     };
-    let block = inside(state, caller.slot, original);
+    let block = inside(state, call);
     begin_writing(state);
     if block != 0 {
-        // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
-        record(region(), state.thread(), origin, block, size);
+        record(region(), state.thread(), call.origin(), block, size);
     }
     end_writing(state);
     block
@@ -205,132 +180,96 @@ pub(crate) extern "C" fn finish(block: usize, state: &State) -> usize {
     block
 }
 
-pub(crate) unsafe extern "C" fn on_malloc(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a) }
-}
+hooks! {
+    pub(crate) fn on_malloc(call) {
+        allocate(&call, call.args[0])
+    }
 
-pub(crate) unsafe extern "C" fn on_calloc(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // A product that overflows is refused by the original, and nothing is recorded.
-    // SAFETY: the program's own call.
-    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], a.wrapping_mul(b)) }
-}
+    pub(crate) fn on_calloc(call) {
+        // A product that overflows is refused by the original, and nothing is recorded.
+        allocate(&call, call.args[0].wrapping_mul(call.args[1]))
+    }
 
-pub(crate) unsafe extern "C" fn on_memalign(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    unsafe { allocate(planted, Caller { slot, rbp }, [a, b, c], b) }
-}
+    pub(crate) fn on_memalign(call) {
+        allocate(&call, call.args[1])
+    }
 
-unsafe extern "C" fn on_posix_memalign(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the arguments are the caller's.
-    let original = || unsafe { planted.call(a, b, c) };
-    let Some(state) = enter(slot) else {
-        return original();
-    };
-    let error = inside(state, slot, original);
-    begin_writing(state);
-    if error as i32 == 0 {
-        // SAFETY: on success the original has stored the block's address at `a`.
-        unsafe {
-            let block = *(a as *const usize);
+    fn on_posix_memalign(call) {
+        let Some(state) = call.enter() else {
+            return call.original();
+        };
+        let error = inside(state, &call);
+        begin_writing(state);
+        if error as i32 == 0 {
+            let [to, _, size] = call.args;
+            // SAFETY: on success the original has stored the block's address there.
+            let block = unsafe { *(to as *const usize) };
             if block != 0 {
-                let origin = walk::origin(planted.root(), slot, rbp);
-                record(region(), state.thread(), origin, block, c);
+                record(region(), state.thread(), call.origin(), block, size);
             }
         }
+        end_writing(state);
+        error
     }
-    end_writing(state);
-    error
+
+    pub(crate) fn on_free(call) {
+        free(&call)
+    }
+
+    fn on_realloc(call) {
+        reallocate(&call, call.args[1])
+    }
+
+    fn on_reallocarray(call) {
+        reallocate(&call, call.args[1].saturating_mul(call.args[2]))
+    }
 }
 
-pub(crate) unsafe extern "C" fn on_free(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    let original = || unsafe { planted.call(a, b, c) };
-    if a == 0 {
-        return original();
+#[inline(always)]
+fn free(call: &Call) -> usize {
+    let block = call.args[0] as u64;
+    if block == 0 {
+        return call.original();
     }
-    let Some(state) = enter(slot) else {
-        mismatch::inner_free(a as u64, planted);
-        return original();
+    let Some(state) = call.enter() else {
+        mismatch::inner_free(block, call.planted);
+        return call.original();
     };
     let region = region();
     begin_writing(state);
     keep_peak(region, state);
     let mut noted = None;
-    if let Some(block) = region.writer.erase(a as u64) {
+    if let Some(recorded) = region.writer.erase(block) {
         let thread = state.thread();
-        if Class::of(block.origin).is_container() {
-            pools::container_freed(region, thread, a as u64, block);
+        if Class::of(recorded.origin).is_container() {
+            pools::container_freed(region, thread, block, recorded);
         }
-        region.counters.freed(thread, block.origin, block.size);
-        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
-    } else if let Some(block) = pools::freed_otherwise(region, a as u64, planted) {
-        noted = note_mismatch(region, a, block, planted, Caller { slot, rbp });
+        region
+            .counters
+            .freed(thread, recorded.origin, recorded.size);
+        noted = note_mismatch(region, recorded, call);
+    } else if let Some(recorded) = pools::freed_otherwise(region, block, call.planted) {
+        noted = note_mismatch(region, recorded, call);
     }
     end_writing(state);
     let Some(noted) = noted else {
-        return original();
+        return call.original();
     };
-    let result = inside(state, slot, original);
+    let result = inside(state, call);
     noted.finish();
     state.leave();
     result
 }
 
-/// Notes that a function frees a block of another class, if it does.
+/// Notes that the function called frees a block of another class, if it does.
 #[inline(always)]
-fn note_mismatch(
-    region: &Region,
-    address: usize,
-    block: Recorded,
-    planted: &'static Planted,
-    caller: Caller,
-) -> Option<mismatch::Noted> {
+fn note_mismatch(region: &Region, block: Recorded, call: &Call) -> Option<mismatch::Noted> {
     let class = Class::of(block.origin);
-    if class == planted.class() || class.is_container() {
+    if class == call.planted.class() || class.is_container() {
         return None;
     }
-    // SAFETY: `slot` is the stack pointer at the hooked entry, and holds the return address.
-    let (freed, return_address) = unsafe {
-        let freed = walk::origin(planted.root(), caller.slot, caller.rbp);
-        (freed, *caller.slot)
-    };
-    mismatch::note(region, address as u64, block, freed, return_address)
+    let address = call.args[0] as u64;
+    mismatch::note(region, address, block, call.origin(), call.return_address())
 }
 
 /// A reallocation counts as one free and one allocation, a failed one as neither.
@@ -339,33 +278,25 @@ fn note_mismatch(
 /// Where there is no other thread it is taken out afterwards, if nothing is asked of it before: until then its words have come into
 /// the cache, in which they often are not, while the original works.
 #[inline(always)]
-unsafe fn reallocate(
-    planted: &'static Planted,
-    caller: Caller,
-    args: [usize; 3],
-    size: usize,
-) -> usize {
-    // SAFETY: the arguments are the caller's.
-    let original = || unsafe { planted.call(args[0], args[1], args[2]) };
-    let Some(state) = enter(caller.slot) else {
-        mismatch::inner_free(args[0] as u64, planted);
-        return original();
+fn reallocate(call: &Call, size: usize) -> usize {
+    let address = call.args[0] as u64;
+    let Some(state) = call.enter() else {
+        mismatch::inner_free(address, call.planted);
+        return call.original();
     };
     let (region, thread) = (region(), state.thread());
-    region.writer.prefetch(args[0] as u64);
+    region.writer.prefetch(address);
     let is_plain =
         planted::is_one_class() && !region.nested.any() && !region.counters.is_capture_due(thread);
     if is_plain && threads::is_single() {
-        let block = inside(state, caller.slot, original);
+        let block = inside(state, call);
         begin_writing(state);
         if block != 0 || size == 0 {
-            if let Some(old) = region.writer.erase(args[0] as u64) {
+            if let Some(old) = region.writer.erase(address) {
                 region.counters.freed(thread, old.origin, old.size);
             }
             if block != 0 {
-                // SAFETY: `slot` is the stack pointer at the hooked entry.
-                let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
-                record(region, thread, origin, block, size);
+                record(region, thread, call.origin(), block, size);
             }
         }
         end_writing(state);
@@ -374,67 +305,34 @@ unsafe fn reallocate(
     begin_writing(state);
     keep_peak(region, state);
     // Gone from blocks and counters together: another thread may copy both meanwhile.
-    let old = region.writer.erase(args[0] as u64);
+    let old = region.writer.erase(address);
     if let Some(old) = old {
         region.counters.freed(thread, old.origin, old.size);
     }
-    let noted = old.and_then(|old| note_mismatch(region, args[0], old, planted, caller));
+    let noted = old.and_then(|old| note_mismatch(region, old, call));
     compiler_fence(Release);
-    let block = inside(state, caller.slot, original);
+    let block = inside(state, call);
     begin_writing(state);
     if let Some(noted) = noted {
         noted.finish();
     }
     let failed = block == 0 && size != 0;
     if let Some(old) = old {
-        if Class::of(old.origin).is_container() && block != args[0] && !failed {
-            pools::container_freed(region, thread, args[0] as u64, old);
+        if Class::of(old.origin).is_container() && block as u64 != address && !failed {
+            pools::container_freed(region, thread, address, old);
         }
         if failed {
-            region.writer.insert(args[0] as u64, old.size, old.origin);
+            region.writer.insert(address, old.size, old.origin);
             region.counters.not_freed(thread, old.origin, old.size);
         }
     }
     if block != 0 {
-        // SAFETY: `slot` is the stack pointer at the hooked entry.
-        let origin = unsafe { walk::origin(planted.root(), caller.slot, caller.rbp) };
-        record(region, thread, origin, block, size);
-        if block == args[0] && old.is_some_and(|old| Class::of(old.origin).is_container()) {
+        record(region, thread, call.origin(), block, size);
+        if block == call.args[0] && old.is_some_and(|old| Class::of(old.origin).is_container()) {
             // It grew, or shrank, where it is: what was cut out of it is still there.
             region.writer.mark_container(block as u64);
         }
     }
     end_writing(state);
     block
-}
-
-unsafe extern "C" fn on_realloc(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    unsafe { reallocate(planted, Caller { slot, rbp }, [a, b, c], b) }
-}
-
-unsafe extern "C" fn on_reallocarray(
-    a: usize,
-    b: usize,
-    c: usize,
-    slot: *const u64,
-    rbp: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    unsafe {
-        reallocate(
-            planted,
-            Caller { slot, rbp },
-            [a, b, c],
-            b.saturating_mul(c),
-        )
-    }
 }

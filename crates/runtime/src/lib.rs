@@ -20,6 +20,7 @@
 //!     heap       the index ahead of a growing heap
 //!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
+//!     traps      what an `int3` of theirs does, and the program's own SIGTRAP (signal_calls: its calls about it)
 //!   peak       the blocks at the highest point, copied
 //!   process    fork and exit: where one region ends and another begins
 //!   exec       how the next program comes to be recorded
@@ -51,7 +52,9 @@ mod pools;
 mod probes;
 mod process;
 mod region;
+mod signal_calls;
 mod start;
 mod sys;
 mod threads;
+mod traps;
 mod walk;

@@ -20,7 +20,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32};
 use pointee_index::class::{Class, Kind};
-use pointee_index::origins::{Node, UNDECIDED};
+use pointee_index::origins::Node;
 use pointee_index::records::Role;
 use pointee_model::entries::is_language_library;
 
@@ -138,42 +138,38 @@ fn operator_at(address: u64) -> Option<Kind> {
 }
 
 /// The class of the origin of a call that returns to `return_address`, called by the frame of `below` (`None`: called the hooked
-/// function itself), given the class so far; with the bit that says whether that is certain.
+/// function itself), given the class so far; and whether that is undecided.
 pub(crate) fn class_of_frame(
     so_far: Class,
     return_address: u64,
     below: Option<&Node>,
-) -> (Class, u32) {
+) -> (Class, bool) {
     if TABLE.used.load(Relaxed) == 0 {
-        return (so_far, 0);
+        return (so_far, false);
     }
-    let certain_if = |holds: bool| if holds { 0 } else { UNDECIDED };
     // A return address may lie right behind the function, if it calls what does not return.
     if let Some(kind) = operator_at(return_address - 1) {
-        return (so_far.with_kind(kind), certain_if(kind == Kind::NewArray));
+        return (so_far.with_kind(kind), kind != Kind::NewArray);
     }
     let Some(below) = below else {
         if !MAY_LEAVE_NO_FRAME.load(Relaxed) {
-            return (so_far, 0);
+            return (so_far, false);
         }
         let called = callee::called_before(return_address);
         return match called.and_then(operator_at) {
-            Some(kind) => (so_far.with_kind(kind), 0),
-            None => (
-                so_far,
-                certain_if(called.and_then(hooks::planted_at).is_some()),
-            ),
+            Some(kind) => (so_far.with_kind(kind), false),
+            None => (so_far, called.and_then(hooks::planted_at).is_none()),
         };
     };
     let inner = below.return_address.load(Relaxed);
-    let undecided = below.depth.load(Relaxed) & UNDECIDED;
-    if undecided == 0 || operator_at(inner - 1).is_none() {
-        return (so_far, undecided);
+    let is_undecided = below.frame().is_undecided;
+    if !is_undecided || operator_at(inner - 1).is_none() {
+        return (so_far, is_undecided);
     }
     let called = callee::called_before(return_address).and_then(operator_at);
     match called {
-        Some(kind) => (so_far.with_kind(kind), 0),
-        None => (so_far, UNDECIDED),
+        Some(kind) => (so_far.with_kind(kind), false),
+        None => (so_far, true),
     }
 }
 

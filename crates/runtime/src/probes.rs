@@ -20,11 +20,13 @@
 use crate::modules::{self, Module};
 use crate::region::region;
 use crate::sys::{self, map};
+use crate::{signal_calls, traps};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::AtomicBool;
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicUsize};
 use pointee_index::handoff::{ANSWER_MAGIC, Answer, REQUEST_MAGIC, Request, key};
+use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::{Event, PAGE, Placement};
 
 /// Objects with probes at most.
@@ -44,9 +46,18 @@ struct Applied {
     island: u64,
 }
 
+impl Applied {
+    /// Bytes of island and counters.
+    fn len(&self) -> usize {
+        let header = self.placement.header;
+        header.island_len as usize + header.counters_len()
+    }
+}
+
 struct Ledger {
     applied: [Option<Applied>; ROOM],
-    count: usize,
+    /// How many of them are complete; a handler of traps reads those while another is added.
+    count: AtomicUsize,
 }
 
 struct Cell(UnsafeCell<Ledger>);
@@ -56,7 +67,7 @@ unsafe impl Sync for Cell {}
 
 static LEDGER: Cell = Cell(UnsafeCell::new(Ledger {
     applied: [None; ROOM],
-    count: 0,
+    count: AtomicUsize::new(0),
 }));
 
 /// Whether counters have to be locked.
@@ -74,6 +85,11 @@ pub(crate) fn can_be_added() -> bool {
     !FILTERED.load(Relaxed)
 }
 
+/// Whether a system call of ours may end the process.
+pub(crate) fn is_filtered() -> bool {
+    FILTERED.load(Relaxed)
+}
+
 /// Puts probes into everything that is loaded.
 pub(crate) fn start() {
     modules::each(add);
@@ -85,21 +101,49 @@ pub(crate) fn add(module: &Module) {
         return;
     }
     // SAFETY: see `Cell`.
-    let ledger = unsafe { &mut *LEDGER.0.get() };
+    let ledger = unsafe { &*LEDGER.0.get() };
     let same = |applied: &Applied| applied.bias == module.bias && applied.start == module.start;
     let before = ledger.applied.iter().flatten().copied().find(same);
     if before.is_some_and(|applied| write_pads(&applied)) {
         return; // The same file at the same place; its island serves again.
     }
-    if ledger.count == ROOM {
+    let count = ledger.count.load(Relaxed);
+    if count == ROOM {
         return;
     }
     let Some(applied) = apply(module) else { return };
-    ledger.applied[ledger.count] = Some(applied);
-    ledger.count += 1;
-    if applied.placement.header.unwatched > 0 {
+    // SAFETY: see `Cell`; nobody reads it before it is counted.
+    unsafe { (&raw mut (*LEDGER.0.get()).applied[count]).write(Some(applied)) };
+    // A trap may be met as soon as it is written.
+    ledger.count.store(count + 1, Release);
+    if !write_pads(&applied) {
+        ledger.count.store(count, Release);
+        let (island, len) = (applied.island as *mut u8, applied.len());
+        // SAFETY: mapped by `map_near`, and nothing leads there.
+        unsafe { sys::munmap(island, len) };
+    } else if applied.placement.header.unwatched > 0 {
         lock_all();
     }
+}
+
+/// Where a thread goes on that met a trap at `at`; `None` if it is none of ours.
+pub(crate) fn copy_of_trap(at: u64) -> Option<u64> {
+    // SAFETY: what is counted is not written any more.
+    let ledger = unsafe { &*LEDGER.0.get() };
+    let count = ledger.count.load(Acquire);
+    // The latest first: an object may lie where another was.
+    ledger
+        .applied
+        .get(..count)?
+        .iter()
+        .rev()
+        .flatten()
+        .find_map(|applied| {
+            let offset = applied
+                .placement
+                .find_trap(LinkAddr(at.wrapping_sub(applied.bias)))?;
+            Some(applied.island + u64::from(offset))
+        })
 }
 
 fn apply(module: &Module) -> Option<Applied> {
@@ -107,6 +151,9 @@ fn apply(module: &Module) -> Option<Applied> {
     let placement = map_placement(files.placement);
     let applied = placement.and_then(|placement| {
         let header = placement.header;
+        if header.traps != 0 && !traps::take_over() {
+            return None;
+        }
         let island_len = usize::try_from(header.island_len).ok()?;
         let len = island_len.checked_add(header.counters_len())?;
         let island = map_near(module, len)?;
@@ -116,7 +163,7 @@ fn apply(module: &Module) -> Option<Applied> {
             placement,
             island: island as u64,
         };
-        if write_island(&applied, island, island_len, files.counters) && write_pads(&applied) {
+        if write_island(&applied, island, island_len, files.counters) {
             Some(applied)
         } else {
             // SAFETY: mapped by `map_near`, and nothing leads there.
@@ -241,7 +288,7 @@ fn write_island(applied: &Applied, at: *mut u8, len: usize, counters: usize) -> 
     {
         return false;
     }
-    let stubs: [(Event, unsafe extern "C" fn()); Event::COUNT] = [
+    let stubs: [(Event, unsafe extern "C" fn()); 4] = [
         (Event::LinkMap, link_map_stub),
         (Event::Concurrency, concurrency_stub),
         (Event::Prctl, prctl_stub),
@@ -251,6 +298,8 @@ fn write_island(applied: &Applied, at: *mut u8, len: usize, counters: usize) -> 
         let address = (stub as usize as u64).to_le_bytes();
         island[event.slot()..event.slot() + 8].copy_from_slice(&address);
     }
+    let slot = Event::SignalCall.slot();
+    island[slot..slot + 8].copy_from_slice(&signal_calls::stub().to_le_bytes());
     if CONCURRENT.load(Relaxed) {
         placement.lock(island);
     }

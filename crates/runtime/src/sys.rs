@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)] // System calls are made by hand.
 
+use crate::traps::{Action, Info};
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
@@ -14,17 +15,17 @@ macro_rules! numbers {
 
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
-    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, RT_SIGPROCMASK = 14, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
+    CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
     MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, FTRUNCATE = 77, READLINK = 89,
-    GETPPID = 110, PRCTL = 157, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
+    GETPPID = 110, PRCTL = 157, GETTID = 186, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     TGKILL = 234, OPENAT = 257,
-    FACCESSAT = 269, PRLIMIT64 = 302, MEMFD_CREATE = 319, MEMBARRIER = 324,
+    FACCESSAT = 269, RT_TGSIGQUEUEINFO = 297, PRLIMIT64 = 302, PROCESS_VM_READV = 310, KCMP = 312, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
 
 /// # Safety
 /// The call with these arguments must not break memory this program relies on.
 #[inline(always)]
-unsafe fn call(number: usize, a: [usize; 6]) -> isize {
+pub(crate) unsafe fn call(number: usize, a: [usize; 6]) -> isize {
     let result: isize;
     // SAFETY: the kernel preserves all registers but rax, rcx and r11; the rest is the caller's promise.
     unsafe {
@@ -63,6 +64,8 @@ safe_calls! {
     brk(end) = BRK;
     /// Process id.
     getpid() = GETPID;
+    /// Thread id.
+    gettid() = GETTID;
     /// Parent's process id.
     getppid() = GETPPID;
     /// Length of a file.
@@ -176,6 +179,77 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
         )
     };
     before
+}
+
+/// Whether this process runs in the memory of `other`; `false` where the kernel does not tell.
+pub(crate) fn shares_memory_with(other: u32) -> bool {
+    const KCMP_VM: usize = 1;
+    // SAFETY: touches no memory.
+    unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) == 0 }
+}
+
+/// Whether a debugger has this process.
+pub(crate) fn is_traced() -> bool {
+    const FIELD: &[u8] = b"TracerPid:\t";
+    let Ok(file) = usize::try_from(open(c"/proc/self/status", false)) else {
+        return false;
+    };
+    let mut text = [0; 1024];
+    let len = usize::try_from(pread(file, &mut text, 0)).unwrap_or(0);
+    close(file);
+    let text = text.get(..len).unwrap_or(&[]);
+    let field = text.windows(FIELD.len()).position(|bytes| bytes == FIELD);
+    field
+        .and_then(|at| text.get(at + FIELD.len()))
+        .is_some_and(|digit| *digit != b'0')
+}
+
+/// Exchanges what a signal does; 0, or an error.
+///
+/// # Safety
+/// The new handler can run wherever the signal comes.
+pub(crate) unsafe fn signal_action(
+    signal: u64,
+    new: Option<&Action>,
+    old: Option<&mut Action>,
+) -> isize {
+    let new = new.map_or(0, |new| core::ptr::from_ref(new) as usize);
+    let old = old.map_or(0, |old| core::ptr::from_mut(old) as usize);
+    // SAFETY: reads and writes what the kernel's structure is; the rest is the caller's promise.
+    unsafe {
+        call(
+            RT_SIGACTION,
+            [signal as usize, new, old, size_of::<u64>(), 0, 0],
+        )
+    }
+}
+
+/// Sends this thread a signal.
+pub(crate) fn queue_to_self(info: &Info) {
+    let (process, thread) = (getpid() as usize, gettid() as usize);
+    let at = core::ptr::from_ref(info) as usize;
+    // SAFETY: reads the structure.
+    unsafe {
+        call(
+            RT_TGSIGQUEUEINFO,
+            [process, thread, info.signal as usize, at, 0, 0],
+        )
+    };
+}
+
+/// Reads `words` from this process's memory at `at`; `false` where all of it is not readable.
+pub(crate) fn read_own(at: u64, words: &mut [u64]) -> bool {
+    let len = size_of_val(words);
+    let (local, remote) = ([words.as_mut_ptr() as usize, len], [at as usize, len]);
+    let (local, remote) = ((&raw const local) as usize, (&raw const remote) as usize);
+    // SAFETY: writes into `words` only.
+    let read = unsafe {
+        call(
+            PROCESS_VM_READV,
+            [getpid() as usize, local, 1, remote, 1, 0],
+        )
+    };
+    read == len as isize
 }
 
 /// Which pages of `[at, at + 4096 * map.len())` are resident: bit 0 of each byte.

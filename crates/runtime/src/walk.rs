@@ -13,9 +13,7 @@ use crate::region::region;
 use crate::{modules, operators};
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::class::Class;
-use pointee_index::origins::{Node, Rule, UNDECIDED};
-use pointee_model::call::Call;
-use pointee_model::entries::FRAMES_BEYOND_UNKNOWN;
+use pointee_index::origins::{Frame, Node, Rule};
 
 /// Frames at most. Of four C programs' allocations, the classified site was never more than five
 /// frames up; C++ without inlining needs more.
@@ -58,7 +56,10 @@ unsafe fn climb(
     loop {
         // SAFETY: the stack slot of a return address, by the caller's promise or by the rule of the frame below.
         let return_address = unsafe { *(slot as *const u64) };
-        let found = origins.find(parent, return_address);
+        let found = match below {
+            Some(below) => origins.find_above(below, return_address),
+            None => origins.find(parent, return_address),
+        };
         let node = found
             .or_else(|| add(parent, return_address, below))
             .ok_or(parent)?;
@@ -86,35 +87,32 @@ fn add(parent: u32, return_address: u64, below: Option<&Node>) -> Option<&'stati
         return None;
     }
     let origins = &region().origins;
-    let mut depth = below.map_or(1, |node| (node.depth.load(Relaxed) & !UNDECIDED) + 1);
-    let (class, certainty) = operators::class_of_frame(Class::of(parent), return_address, below);
+    let mut depth = below.map_or(1, |node| node.frame().depth + 1);
+    let (class, is_undecided) = operators::class_of_frame(Class::of(parent), return_address, below);
+    let add = |rule, module, depth| {
+        let frame = Frame {
+            module,
+            depth,
+            is_undecided,
+        };
+        origins.add(parent, below, return_address, rule, frame, class)
+    };
     let Some(module) = modules::find(return_address) else {
         // Generated code, or a stack that is none: a leaf of no module.
-        return origins.add(
-            parent,
-            return_address,
-            Rule::LEAF,
-            u32::MAX,
-            depth | certainty,
-            class,
-        );
+        return add(Rule::LEAF, u32::MAX, depth);
     };
-    let call = module.call(return_address);
-    if call == Call::Unnoted {
+    let call_below = || {
+        let return_address = below?.return_address.load(Relaxed);
+        Some(modules::find(return_address)?.call(return_address))
+    };
+    if let Some(beyond) = module.call(return_address).frames_beyond(call_below) {
         // Counts for as many frames as leave those that readers look at.
-        depth = depth.max(DEPTH - FRAMES_BEYOND_UNKNOWN);
+        depth = depth.max(DEPTH.saturating_sub(beyond));
     }
-    let rule = if depth == DEPTH || call.ends_the_search() {
+    let rule = if depth == DEPTH {
         Rule::LEAF
     } else {
         cfi::rule(module, return_address).unwrap_or(Rule::LEAF)
     };
-    origins.add(
-        parent,
-        return_address,
-        rule,
-        module.number,
-        depth | certainty,
-        class,
-    )
+    add(rule, module.number, depth)
 }

@@ -30,13 +30,15 @@ const VARIANTS: [(&str, Option<&str>, &str); 5] = [
 ];
 const FORWARDER: usize = 1;
 
-/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook, in `--runs N` processes.
+/// `--rounds N` runs of each variant, `--times N` comings and goings of a hook, in `--runs N` processes; `--stops N` of those
+/// for which all threads have to stand still.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    let (mut rounds, mut times, mut runs) = (9, 10_000, 10);
+    let (mut rounds, mut times, mut stops, mut runs) = (9, 10_000, 1000, 10);
     for pair in words.chunks(2) {
         match pair {
             ["--rounds", number] => rounds = number.parse().context("--rounds wants a number")?,
             ["--times", number] => times = number.parse().context("--times wants a number")?,
+            ["--stops", number] => stops = number.parse().context("--stops wants a number")?,
             ["--runs", number] => runs = number.parse().context("--runs wants a number")?,
             _ => bail!("unknown option {}", pair.join(" ")),
         }
@@ -47,7 +49,9 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     build(&workspace, &folder)?;
     costs(&folder, rounds)?;
     probes(&folder)?;
-    races(&folder.join("races"), times, runs)
+    let program = folder.join("races");
+    races(&program, "one byte changed", &[], times, runs)?;
+    races(&program, "five bytes changed", &["stop"], stops, runs)
 }
 
 /// What probes at one instruction of a loop add to it.
@@ -69,12 +73,12 @@ fn probes(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How long threads stood still, over all runs; a run that saw a wrong result, a call of a removed hook, changed text or
+/// How long threads stood still and changes took, over all runs; a run that saw a wrong result, a call of a removed hook, changed text or
 /// growing memory ends with an error, and so does this. One that takes longer than [`PATIENCE`] a change hangs.
-fn races(program: &Path, times: u64, runs: u32) -> Result<()> {
-    println!("## Hooked and unhooked {times} times, in each of {runs} runs\n");
-    let mut table = Table::new(["pause below, µs"].into_iter().chain(THREADS));
-    let mut counts: BTreeMap<u64, [u64; THREADS.len()]> = BTreeMap::new();
+fn races(program: &Path, way: &str, words: &[&str], times: u64, runs: u32) -> Result<()> {
+    println!("## {way}: hooked and unhooked {times} times, in each of {runs} runs\n");
+    // By what is measured and the upper limit, one count for each number of threads.
+    let mut counts: BTreeMap<(String, u64), [u64; THREADS.len()]> = BTreeMap::new();
     for (column, threads) in THREADS.iter().enumerate() {
         for run in 1..=runs {
             let title = format!("{threads} threads, run {run}");
@@ -82,26 +86,34 @@ fn races(program: &Path, times: u64, runs: u32) -> Result<()> {
                 let limit = format!("{}", 60 + times * PATIENCE.as_millis() as u64 / 1000);
                 let mut command = Command::new("timeout");
                 command.args(["--signal=ABRT", &limit]).arg(program);
-                let text = shell::output(command.args([*threads, &times.to_string()]))?;
-                for (limit, count) in text.lines().filter_map(histogram_line) {
-                    counts.entry(limit).or_default()[column] += count;
+                command.args([*threads, &times.to_string()]).args(words);
+                let text = shell::output(&mut command)?;
+                for (what, limit, count) in text.lines().filter_map(histogram_line) {
+                    counts.entry((what.to_owned(), limit)).or_default()[column] += count;
                 }
                 Ok(())
             })?;
         }
     }
-    for (limit, row) in counts {
-        table.row([limit].iter().chain(&row).map(u64::to_string));
+    for (what, title) in [
+        ("pause", "threads stood still, below µs"),
+        ("change", "the change took, below µs"),
+    ] {
+        let mut table = Table::new([title].into_iter().chain(THREADS));
+        for ((_, limit), row) in counts.iter().filter(|((of, _), _)| of == what) {
+            table.row([limit].into_iter().chain(row).map(u64::to_string));
+        }
+        table.print();
     }
-    table.print();
-    println!("No crash, no hang, no wrong result, no call of a removed hook.");
+    println!("No crash, no hang, no wrong result, no call of a removed hook.\n");
     Ok(())
 }
 
-/// `LIMIT us  COUNT`.
-fn histogram_line(line: &str) -> Option<(u64, u64)> {
-    let (limit, count) = line.split_once(" us  ")?;
-    Some((limit.trim().parse().ok()?, count.parse().ok()?))
+/// `WHAT LIMIT us  COUNT`.
+fn histogram_line(line: &str) -> Option<(&str, u64, u64)> {
+    let (what, rest) = line.split_once(' ')?;
+    let (limit, count) = rest.split_once(" us  ")?;
+    Some((what, limit.trim().parse().ok()?, count.parse().ok()?))
 }
 
 fn build(workspace: &Workspace, folder: &Path) -> Result<()> {

@@ -1,11 +1,10 @@
 //! *How many instructions does recording take?* — counted by callgrind: the same on every run and machine.
 //!
-//! The difference of two lengths of one program is taken, so that start and end of the process drop out.
+//! The difference of two lengths of one program is taken, so that start and end of the process drop out. No image tells the
+//! runtime here where a walk may end: each goes as far as unwind information leads, up to the start of `main`'s thread.
 
 use super::table::Table;
 use super::{Bench, Context, Result, shell};
-use serde_json::Value;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,11 +12,11 @@ use std::process::Command;
 const SHORT: u64 = 20_000;
 const LONG: u64 = 120_000;
 
-/// A program and what it finds in its environment.
+/// A program and what is preloaded into it.
 struct Variant<'a> {
     title: &'static str,
     program: &'a Path,
-    environment: Option<(&'static str, OsString)>,
+    preload: Option<&'a Path>,
 }
 
 pub(super) fn measure(bench: &Bench) -> Result<()> {
@@ -29,28 +28,21 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
     let plain = bench.folder.join("pairs");
     bench.compile("pairs.c", &plain, &[])?;
     let hooked = link_with_runtime(bench)?;
-    let mut handoff = OsString::from("images=");
-    handoff.push(images(bench, &hooked)?);
     let variants = [
         Variant {
             title: "plain",
             program: &plain,
-            environment: None,
+            preload: None,
         },
         Variant {
             title: "forwarder",
             program: &plain,
-            environment: Some(("LD_PRELOAD", bench.tools.forwarder.clone().into())),
+            preload: Some(&bench.tools.forwarder),
         },
         Variant {
-            title: "runtime, no image",
+            title: "runtime",
             program: &hooked,
-            environment: None,
-        },
-        Variant {
-            title: "runtime, image known",
-            program: &hooked,
-            environment: Some(("POINTEE_HANDOFF", handoff)),
+            preload: None,
         },
     ];
     let titles = variants.iter().map(|variant| variant.title);
@@ -82,23 +74,6 @@ fn link_with_runtime(bench: &Bench) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A folder with the program's metadata image under the name by which the runtime looks for it.
-fn images(bench: &Bench, program: &Path) -> Result<PathBuf> {
-    let mut command = Command::new(&bench.tools.pointee);
-    command.args(["meta", "--format", "json"]).arg(program);
-    let known: Value = serde_json::from_str(&shell::output(&mut command)?)?;
-    let text = |key: &str| {
-        let value = known[0][key].as_str();
-        value.with_context(|| format!("pointee meta names no {key} of {}", program.display()))
-    };
-    let folder = bench.folder.join("images");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder)?;
-    let name = format!("{}.img", text("build_id")?);
-    fs::copy(text("image")?, folder.join(name))?;
-    Ok(folder)
-}
-
 /// Instructions that callgrind collects in a run of `pairs`.
 fn count(variant: &Variant<'_>, depth: &str, pairs: u64) -> Result<u64> {
     let mut command = Command::new("valgrind");
@@ -106,8 +81,8 @@ fn count(variant: &Variant<'_>, depth: &str, pairs: u64) -> Result<u64> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(variant.program)
         .args([depth, &pairs.to_string()]);
-    if let Some((name, value)) = &variant.environment {
-        command.env(name, value);
+    if let Some(library) = variant.preload {
+        command.env("LD_PRELOAD", library);
     }
     let output = command.output().context("valgrind does not start")?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -17,7 +17,7 @@ use std::process::Command;
 const HEAD: &str = "
 # Probes: how they are placed, and what they cost
 
-Made by `cargo xtask bench probe`; `pointee probe --help` says how to ask. No traps are used: what is not placed has no
+Made by `cargo xtask bench probe`; `pointee probe --help` says how to ask. What is not placed has no
 counter, and is listed by name and reason in the report.
 
 | word | how control comes to the counter |
@@ -29,9 +29,11 @@ counter, and is listed by name and reason in the report.
 | relay | a two-byte jump to a five-byte one in dead bytes near by |
 | callers | nothing is changed at a function's start; all that call it call the copy |
 | copied | through a copy that it follows, or that branches to it |
+| trap | an `int3`, where nothing else fits; `--no-traps` refuses it |
 
 Not counted as functions, by rule: linkage stubs (`.plt`, `.plt.got`, `.plt.sec`, `.iplt`), cold parts of functions (a symbol
-that says `.cold`, or an FDE that begins with a frame already set up), signal-return stubs.
+that says `.cold`, or an FDE that begins with a frame already set up), signal-return stubs. Not counted as instructions: those
+of signal-return stubs, and what no known way leads to (it may be data). Each object with counters takes three more mappings: copies, counters, and what is known of both.
 ";
 
 /// Files whose placement is shown, where they are installed.
@@ -56,9 +58,24 @@ const FILES: [&str; 14] = [
 const CALLS: &str = "#include <stdlib.h>\n\
     __attribute__((noinline)) void empty(void) { __asm__ volatile(\"\"); }\n\
     int main(int n, char **words) { for (long i = atol(words[1]); i > 0; i--) empty(); return n > 9; }\n";
+/// A loop of calls of a function of one byte, with another behind it, which pointers lead to: what one trap costs.
+const TRAPS: &str = "#include <stdlib.h>\n\
+    __asm__(\".text\\n.type one, @function\\none: ret\\n.size one, . - one\\n.type two, @function\\ntwo: ret\\n.size two, . - two\\n\");\n\
+    void one(void), two(void); static void (*volatile const both[])(void) = {one, two};\n\
+    int main(int n, char **words) { for (long i = atol(words[1]); i > 0; i--) both[0](); return n > 9; }\n";
+
+/// A C++ program that throws, and catches two frames up.
+const THROWS: &str = "#include <cstdio>\n#include <cstdlib>\n#include <map>\n#include <stdexcept>\n#include <string>\n\
+    __attribute__((noinline)) long work(long i) { if (i % 7 == 0) throw std::runtime_error(std::to_string(i)); return i; }\n\
+    __attribute__((noinline)) long between(long i) { std::string kept = std::to_string(i); return work(i) + kept.size(); }\n\
+    int main(int, char **words) { long sum = 0; std::map<std::string, long> seen;\n\
+    for (long i = atol(words[1]); i > 0; i--) try { sum += between(i); seen[std::to_string(i % 97)] += i; } catch (const std::exception &e) { sum += e.what()[0]; }\n\
+    printf(\"%ld %zu\\n\", sum, seen.size()); }\n";
+
 /// Calls of the small and of the large run.
 const SMALL: u64 = 1000;
 const LARGE: u64 = 200_000_000;
+const LARGE_TRAPS: u64 = 300_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
@@ -80,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn place(pointee: &Path) -> Result<()> {
-    const TACTICS: [&str; 7] = [
+    const TACTICS: [&str; 8] = [
         "jump",
         "neighbours",
         "padding",
@@ -88,9 +105,10 @@ fn place(pointee: &Path) -> Result<()> {
         "relay",
         "callers",
         "copied",
+        "trap",
     ];
     for at in ["entry", "instruction"] {
-        println!("## Placement, `--at {at}`, without traps\n");
+        println!("## Placement, `--at {at}`\n");
         let head = ["file", "points", "placed", "%"].into_iter().chain(TACTICS);
         let mut table = Table::new(head);
         for file in FILES.iter().filter(|file| Path::new(file).exists()) {
@@ -135,7 +153,7 @@ fn slow_down(pointee: &Path, folder: &Path, rounds: usize) -> Result<()> {
     let programs = programs(folder)?;
     println!("## Processor time, everything loaded, as multiples of plain\n");
     let mut table = Table::new(["program", "plain, s", "entry", "instruction"]);
-    let mut a_call = None;
+    let (mut a_call, mut a_trap) = (None, None);
     for program in &programs {
         let variants = [Variant::Plain, Variant::Entry, Variant::Instruction];
         let runs = interleaved(rounds, &variants, |variant| {
@@ -148,22 +166,29 @@ fn slow_down(pointee: &Path, folder: &Path, rounds: usize) -> Result<()> {
         };
         let (plain, entry, instruction) = (seconds(0), seconds(1), seconds(2));
         let over = |value: Option<f64>| Some(value? / plain?);
-        table.row([
-            program.name.to_owned(),
-            figure(plain, 2),
-            figure(over(entry), 2),
-            figure(over(instruction), 2),
-        ]);
-        if program.name == "calls" {
-            a_call = entry
-                .zip(plain)
-                .map(|(entry, plain)| (entry - plain) / (LARGE - SMALL) as f64 * 1e9);
+        if program.name != "traps" {
+            table.row([
+                program.name.to_owned(),
+                figure(plain, 2),
+                figure(over(entry), 2),
+                figure(over(instruction), 2),
+            ]);
+        }
+        let each = |count: u64| {
+            let more = entry.zip(plain).map(|(entry, plain)| entry - plain);
+            more.map(|more| more / (count - SMALL) as f64 * 1e9)
+        };
+        match program.name {
+            "calls" => a_call = each(LARGE),
+            "traps" => a_trap = each(LARGE_TRAPS),
+            _ => {}
         }
     }
     table.print();
     println!(
-        "One counter at a function that does nothing, called in a loop: {} ns.",
-        figure(a_call, 2)
+        "One counter at a function that does nothing, called in a loop: {} ns; one that only a trap fits: {} ns.",
+        figure(a_call, 2),
+        figure(a_trap, 0)
     );
     Ok(())
 }
@@ -186,11 +211,15 @@ fn command(pointee: &Path, variant: Variant, words: &[String]) -> Command {
 }
 
 fn programs(folder: &Path) -> Result<Vec<Program>> {
-    let calls: PathBuf = folder.join("calls");
-    let source = folder.join("calls.c");
-    std::fs::write(&source, CALLS)?;
-    shell::gcc(&[source], &calls, &["-O2"])?;
-    let calls = calls.to_string_lossy().into_owned();
+    let compiled = |file: &str, text: &str, flags: &[&str]| {
+        let (source, program) = (folder.join(file), folder.join(file).with_extension(""));
+        std::fs::write(&source, text)?;
+        shell::gcc(&[source], &program, flags)?;
+        anyhow::Ok(program.to_string_lossy().into_owned())
+    };
+    let calls = compiled("calls.c", CALLS, &["-O2"])?;
+    let traps = compiled("traps.c", TRAPS, &["-O2"])?;
+    let throws = compiled("throws.cc", THROWS, &["-O2", "-lstdc++"])?;
     let (small, large) = (folder.join("small"), folder.join("large"));
     let text = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").context("libc.so.6")?;
     std::fs::write(&small, &text[..1000])?;
@@ -217,11 +246,16 @@ fn programs(folder: &Path) -> Result<Vec<Program>> {
         )
     };
     let python = |n: &str| format!("print(sum(len(str(i * i)) for i in range({n})))");
-    let rows: [(&str, (Words, Words)); 6] = [
+    let rows: [(&str, (Words, Words)); 8] = [
         (
             "calls",
             both(&[&calls], &SMALL.to_string(), &LARGE.to_string()),
         ),
+        (
+            "traps",
+            both(&[&traps], &SMALL.to_string(), &LARGE_TRAPS.to_string()),
+        ),
+        ("throws", both(&[&throws], "10", "300000")),
         ("gzip", both(&["gzip", "-kc"], &small, &large)),
         ("xz", both(&["xz", "-1", "-T1", "-kc"], &small, &large)),
         ("perl", both(&["perl", "-e"], &perl("10"), &perl("3000000"))),

@@ -1,6 +1,7 @@
 /* A hot function of one-byte pushes, called back to back by THREADS threads, is hooked and unhooked TIMES times:
- * races THREADS TIMES. Threads are born and end, get signals, and block signals all the while. Prints a histogram of the
- * pauses. Ends with 1 when a result is wrong, when a call comes to the hook after its removal, or when text or memory are
+ * races THREADS TIMES [stop]. With "stop" the memory is taken to which the function would lead if one byte of it were changed,
+ * so that five have to be, and all threads to stand still for it. Threads are born and end, get signals, and block signals all the while.
+ * Prints histograms of how long threads stood still, and of how long the changes took. Ends with 1 when a result is wrong, when a call comes to the hook after its removal, or when text or memory are
  * not what they were. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -10,8 +11,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "pointee_hooks.h"
@@ -36,13 +39,16 @@ __asm__(".text\n.globl hot\n.type hot, @function\n.balign 64\nhot:\n.cfi_startpr
 enum { HOOKED = 1000, MOST_THREADS = 256, CLASSES = 24 };
 
 static void *original;
-static atomic_int stop;
+static pthread_t hooking;
+static atomic_int stop, started, came;
 static atomic_long calls, hooked, wrong, late, missed, ticks;
 /* Rises by one at each step: not hooked, about to be, hooked, about to be unhooked. */
 static atomic_long phase;
 
 static uint64_t hook(uint64_t x)
 {
+	if (!atomic_load_explicit(&came, memory_order_relaxed) && !pthread_equal(pthread_self(), hooking))
+		atomic_store(&came, 1);
 	return ((uint64_t(*)(uint64_t))original)(x) + HOOKED;
 }
 
@@ -54,6 +60,7 @@ static void *caller(void *blocks)
 	if (blocks)
 		pthread_sigmask(SIG_BLOCK, &all, NULL);
 	long count = 0, through = 0;
+	atomic_fetch_add(&started, 1);
 	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
 		uint64_t x = (uint64_t)count++;
 		long before = atomic_load(&phase);
@@ -130,16 +137,56 @@ static int tried_in_vain(struct pointee_result result)
 	return !strcmp(result.refusal, "a thread does not come to run") && left-- > 0;
 }
 
+static double now_us(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1e6 + time.tv_nsec / 1e3;
+}
+
+/* Takes the memory to which the function leads when its first byte becomes that of "jmp rel32". */
+static int take_memory(void)
+{
+	int32_t distance;
+	memcpy(&distance, (char *)hot + 1, sizeof distance);
+	uint64_t page = ((uint64_t)hot + 5 + (int64_t)distance) & ~4095ul;
+	return mmap((void *)page, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == (void *)page;
+}
+
+struct histogram {
+	long classes[CLASSES];
+	double sum, most;
+};
+
+static void add(struct histogram *histogram, double us)
+{
+	int class = 0;
+	while (class < CLASSES - 1 && us >= (1 << class))
+		class++;
+	histogram->classes[class]++;
+	histogram->sum += us;
+	histogram->most = us > histogram->most ? us : histogram->most;
+}
+
+static void print(const char *what, const struct histogram *histogram, int count)
+{
+	printf("%s: mean %.1f us, longest %.1f us\n", what, histogram->sum / count, histogram->most);
+	for (int i = 0; i < CLASSES; i++)
+		if (histogram->classes[i])
+			printf("%s %10d us  %ld\n", what, 1 << i, histogram->classes[i]);
+}
+
 int main(int argc, char **argv)
 {
 	int threads = argc > 1 ? atoi(argv[1]) : 8, times = argc > 2 ? atoi(argv[2]) : 1000;
 	static pthread_t all[MOST_THREADS];
-	static long classes[CLASSES];
+	int stops = argc > 3 && !strcmp(argv[3], "stop");
+	static struct histogram pauses, changes;
 	uint8_t before[64];
-	double sum = 0, most = 0;
-	if (threads < 1 || threads > MOST_THREADS - 1)
+	if (threads < 1 || threads > MOST_THREADS - 1 || (stops && !take_memory()))
 		return 2;
 	memcpy(before, (void *)hot, sizeof before);
+	hooking = pthread_self();
 	signal(SIGPROF, tick);
 	struct itimerval every = { { 0, 997 }, { 0, 997 } };
 	setitimer(ITIMER_PROF, &every, NULL);
@@ -148,39 +195,41 @@ int main(int argc, char **argv)
 	pthread_create(&all[threads], NULL, mother, NULL);
 	/* Where that is allowed: 64 busy threads leave the one that hooks a 65th of the time, and it is the hooking that is tested. */
 	setpriority(PRIO_PROCESS, (id_t)gettid(), -20);
-	long start = 0;
+	while (atomic_load(&started) < threads)
+		usleep(1000);
+	long start = 0, stood = 0;
 	for (int i = 0; i < times; i++) {
 		atomic_fetch_add(&phase, 1);
 		struct pointee_result in, out;
+		double before_change = now_us();
 		do
 			in = pointee_replace((void *)hot, (void *)hook, &original);
 		while (tried_in_vain(in));
+		add(&changes, now_us() - before_change);
 		check(in, "installation");
 		atomic_fetch_add(&phase, 1);
 		if (hot(5) != 6 + HOOKED)
 			atomic_fetch_add(&wrong, 1);
 		if (i % 64 == 0)
 			usleep(1000);
+		/* On a busy machine the callers may not have had a processor while the hook was there. */
+		for (int ms = 0; i == times - 1 && !atomic_load(&came) && ms < 30000; ms++)
+			usleep(1000);
 		atomic_fetch_add(&phase, 1);
+		before_change = now_us();
 		do
 			out = pointee_remove(in.hook);
 		while (tried_in_vain(out));
+		add(&changes, now_us() - before_change);
 		check(out, "removal");
 		atomic_fetch_add(&phase, 1);
 		if (hot(5) != 6)
 			atomic_fetch_add(&late, 1);
 		if (i % 64 == 0)
 			usleep(1000);
-		uint64_t pauses[] = { in.pause, out.pause };
-		for (int j = 0; j < 2; j++) {
-			double us = pauses[j] / 1e3;
-			int class = 0;
-			while (class < CLASSES - 1 && us >= (1 << class))
-				class++;
-			classes[class]++;
-			sum += us;
-			most = us > most ? us : most;
-		}
+		add(&pauses, in.pause / 1e3);
+		add(&pauses, out.pause / 1e3);
+		stood += in.threads + out.threads;
 		if (i == times / 10)
 			start = resident();
 	}
@@ -194,9 +243,8 @@ int main(int argc, char **argv)
 	int text = memcmp(before, (void *)hot, sizeof before) != 0;
 	printf("%d threads, %d times: %ld calls, %ld hooked, %ld wrong, %ld late, %ld missed, %ld ticks; text %s, %d left, grown %ld KiB\n", threads, times,
 	       calls, hooked, wrong, late, missed, ticks, text ? "CHANGED" : "restored", left, end - start);
-	printf("pause: mean %.1f us, longest %.1f us\n", sum / (2.0 * times), most);
-	for (int i = 0; i < CLASSES; i++)
-		if (classes[i])
-			printf("%10d us  %ld\n", 1 << i, classes[i]);
-	return wrong || late || missed || text || left || (hooked == 0 && times > 100) || end - start > 256;
+	print("pause", &pauses, 2 * times);
+	print("change", &changes, 2 * times);
+	int unexpected = stops && stood < 2L * times * threads;
+	return wrong || late || missed || text || left || unexpected || !came || end - start > 256 + 24L * threads;
 }

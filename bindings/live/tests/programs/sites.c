@@ -58,6 +58,8 @@ int main(int argc, char **argv)
 			if (in[j].refusal[0])
 				return printf("%d refused: %s\n", j, in[j].refusal), 1;
 			failures += functions[j](5) < MORE || neighbour(5) != 6;
+			/* One byte of each distance changes where the processor lets it, and nobody stands still. */
+			failures += __builtin_cpu_is("amd") && in[j].threads != 0;
 		}
 		for (int j = 0; j < 3; j++) {
 			failures += pointee_remove(in[j].hook).refusal[0] != 0;

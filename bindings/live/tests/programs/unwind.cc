@@ -1,5 +1,7 @@
-// Exceptions, backtraces, cancellation and jumps through functions that are replaced, wrapped, and have a probe at their entry or at a call of
-// theirs: unwind KIND, where KIND is "replace", "wrap", "probe" or "call". "unwind KIND stop" stops in the innermost function, for a debugger.
+// Exceptions, backtraces, cancellation and jumps through functions that are hooked in every way: unwind KIND. KIND is "replace", "wrap", "site" and
+// "callers" (the call of the function), "probe", "general" and "count" (at its entry), "call" (at a call of its own). "unwind KIND threads" has another
+// thread, so that entries are changed by one byte; "unwind KIND uncancelled" cancels nobody: that goes wrong by itself where there are two unwinders,
+// since glibc brings its own; "unwind KIND stop" stops in the innermost function, for a debugger.
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -89,27 +91,52 @@ static void handler(pointee_state *, uint64_t data)
 	}
 }
 
-// The call of innermost() in hooked().
-static void *call_in_hooked()
+// The call of CALLED in CALLER.
+static void *call_in(void *caller, void *called)
 {
-	for (unsigned char *at = (unsigned char *)hooked; at < (unsigned char *)hooked + 200; at++) {
+	for (unsigned char *at = (unsigned char *)caller; at < (unsigned char *)caller + 200; at++) {
 		int distance;
 		memcpy(&distance, at + 1, sizeof distance);
-		if (*at == 0xe8 && at + 5 + distance == (unsigned char *)innermost)
+		if (*at == 0xe8 && at + 5 + distance == (unsigned char *)called)
 			return at;
 	}
 	return nullptr;
+}
+
+// What a handler that may use no vector registers can do.
+__attribute__((target("general-regs-only"))) static void count_general(pointee_state *, uint64_t data)
+{
+	entered += data;
+}
+
+static void *choose(void *, uint64_t)
+{
+	return (void *)replacement;
 }
 
 static pointee_result put(const char *kind)
 {
 	if (!strcmp(kind, "wrap"))
 		return pointee_wrap((void *)hooked, enter, leave, 1);
+	if (!strcmp(kind, "site"))
+		return pointee_redirect_call(call_in((void *)outer, (void *)hooked), (void *)replacement, &original);
+	if (!strcmp(kind, "callers"))
+		return pointee_redirect_callers((void *)hooked, choose, 0, &original);
 	if (!strcmp(kind, "probe"))
 		return pointee_probe((void *)hooked, POINTEE_EVERYTHING, handler, 1, POINTEE_PSABI);
+	if (!strcmp(kind, "general"))
+		return pointee_probe((void *)hooked, POINTEE_GENERAL, count_general, 1, POINTEE_PSABI);
+	if (!strcmp(kind, "count"))
+		return pointee_count((void *)hooked, (uint64_t *)&entered, 1, POINTEE_PSABI);
 	if (!strcmp(kind, "call"))
-		return pointee_probe(call_in_hooked(), POINTEE_EVERYTHING, handler, 1, POINTEE_ANY);
+		return pointee_probe(call_in((void *)hooked, (void *)innermost), POINTEE_EVERYTHING, handler, 1, POINTEE_ANY);
 	return pointee_replace((void *)hooked, (void *)replacement, &original);
+}
+
+static void *sleeper(void *)
+{
+	for (;;)
+		pause();
 }
 
 static void *cancelled(void *)
@@ -121,9 +148,17 @@ static void *cancelled(void *)
 int main(int argc, char **argv)
 {
 	const char *kind = argc > 1 ? argv[1] : "replace";
-	const bool probes = !strcmp(kind, "probe") || !strcmp(kind, "call");
+	const bool looks = !strcmp(kind, "probe") || !strcmp(kind, "call");
+	const bool probes = looks || !strcmp(kind, "general") || !strcmp(kind, "count");
 	void *frames[4];
 	backtrace(frames, 4); // loads the unwinder
+	if (argc > 2 && !strcmp(argv[2], "threads")) {
+		pthread_t thread;
+		pthread_create(&thread, nullptr, sleeper, nullptr);
+	}
+	Dl_info unwinder;
+	if (dladdr((void *)backtrace, &unwinder))
+		printf("backtrace() of %s\n", unwinder.dli_fname);
 	pointee_result in = put(kind);
 	if (in.refusal[0]) {
 		printf("refused: %s\n", in.refusal);
@@ -131,13 +166,13 @@ int main(int argc, char **argv)
 	}
 	CHECK(outer(5) == 7);
 	CHECK(entered == 1 && left_ == !probes);
-	if (probes) {
+	if (looks) {
 		// The handler's callers are those of the function.
 		CHECK(seen_by_handler.find("outer main") != std::string::npos);
 		if (failures)
 			printf("%s\n", seen_by_handler.c_str());
 	}
-	if (argc > 2)
+	if (argc > 2 && !strcmp(argv[2], "stop"))
 		return outer(5) != 7 || outer(0) != 2;
 
 	outer(0);
@@ -165,7 +200,8 @@ int main(int argc, char **argv)
 	CHECK(entered == 1000 && left_ == 0);
 	CHECK(outer(5) == 7 && left_ == !probes);
 
-	for (int i = 0; i < 20; i++) {
+	const bool cancels = argc < 3 || strcmp(argv[2], "uncancelled");
+	for (int i = 0; cancels && i < 20; i++) {
 		pthread_t thread;
 		destroyed = 0;
 		entered = 0;

@@ -14,7 +14,7 @@ pub(crate) fn build(source: &str, compiler: &str, options: &[&str]) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
         "{}-{compiler}{}",
         source.replace('.', "-"),
-        options.concat()
+        options.concat().replace('/', "-")
     ));
     // Tests run side by side, and some want the same program: it appears when it is whole.
     let unfinished = program.with_extension(format!("{:?}", std::thread::current().id()));

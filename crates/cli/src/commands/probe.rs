@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Plan};
+use pointee_probe::{At, Plan, Seen, Value, ValueKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,12 +27,19 @@ use std::sync::Arc;
   pointee probe --at call --module 'libc.so*' --function 'mem*' -- ls
   pointee probe --at instruction --dry-run /usr/bin/perl
   pointee probe --inlined 'jv_*' -- ./jq . big.json       bodies that have no entry of their own
-  pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, and how often
+  pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, how often, and what
+
+With --inlined and --written values are shown too: the parameters of the bodies, what is stored, as far as
+they are constants or in registers. The first sixteen different ones are counted one by one, all by
+their size.
 
 The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
 threads too, and include what the program's forked children do until they execute another program,
 which is not counted. Functions are named by symbols; in stripped files by their addresses. Not
-counted as functions: linkage stubs, cold parts of functions, signal-return stubs.")]
+counted as functions: linkage stubs, cold parts of functions, signal-return stubs.
+
+Where no jump fits, a trap (int3) is placed. The program's own SIGTRAP stays what it made it; a debugger has to hand the
+signal on (gdb: handle SIGTRAP nostop noprint pass).")]
 pub(crate) struct Arguments {
     /// Which instructions are counted.
     #[arg(long, value_enum, default_value_t = Which::Entry, value_name = "WHICH")]
@@ -55,7 +62,7 @@ pub(crate) struct Arguments {
     /// Where the report goes: a file, or `-` for standard output [default: standard error].
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Leave out what only a trap (int3) could serve: so it is always, no traps are used.
+    /// Place no traps: leave out what nothing else fits at.
     #[arg(long)]
     no_traps: bool,
     /// Show how the points of FILE would be placed; nothing is run.
@@ -110,6 +117,8 @@ struct ModuleRow {
     placed: u64,
     tactics: BTreeMap<&'static str, u64>,
     refused: Vec<RefusedRow>,
+    /// How many of what was asked for are no points, by rule.
+    excluded: BTreeMap<&'static str, u64>,
     hits: Vec<HitRow>,
 }
 
@@ -128,6 +137,101 @@ struct HitRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
     count: u64,
+    /// The values that passed, as far as they are known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<ValueRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct ValueRow {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<i128>,
+    /// The most frequent first; the first sixteen that came.
+    counts: Vec<CountRow>,
+    /// How often any other came.
+    others: u64,
+    /// All of them, by size as numbers without a sign.
+    ranges: Vec<RangeRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct CountRow {
+    value: i128,
+    count: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct RangeRow {
+    from: u64,
+    to: u64,
+    count: u64,
+}
+
+impl ValueRow {
+    /// What is known of `value`, which passed a point `count` times.
+    fn new(value: &Value, count: u64, words: &[u64]) -> Option<Self> {
+        let name = value.name.clone();
+        match value.kind {
+            ValueKind::Constant(constant) => Some(Self {
+                name,
+                last: None,
+                counts: vec![CountRow {
+                    value: value.form.read(constant as u64),
+                    count,
+                }],
+                others: 0,
+                ranges: Vec::new(),
+            }),
+            ValueKind::Recorded(first) => {
+                let seen = Seen::read(words.get(first as usize..)?, value.form)?;
+                let counts = seen.values.into_iter();
+                let ranges = seen.classes.into_iter();
+                Some(Self {
+                    name,
+                    last: Some(seen.last),
+                    counts: counts
+                        .map(|(value, count)| CountRow { value, count })
+                        .collect(),
+                    others: seen.others,
+                    ranges: ranges
+                        .map(|(from, to, count)| RangeRow { from, to, count })
+                        .collect(),
+                })
+            }
+        }
+    }
+
+    /// In one line: the most frequent values, then the ranges if not all have a place of their own.
+    fn text(&self) -> String {
+        const SHOWN: usize = 8;
+        // What looks like an address is read as one.
+        let number = |value: i128| match value >> 32 {
+            0 | -1 => value.to_string(),
+            _ => format!("{value:#x}"),
+        };
+        let mut parts: Vec<String> = self
+            .counts
+            .iter()
+            .take(SHOWN)
+            .map(|row| format!("{} × {}", number(row.value), grouped(row.count)))
+            .collect();
+        let rest = self.counts.iter().skip(SHOWN).map(|row| row.count);
+        let rest = rest.sum::<u64>() + self.others;
+        if rest > 0 {
+            parts.push(format!("others × {}", grouped(rest)));
+        }
+        let mut text = format!("{} = {}", self.name, parts.join(", "));
+        if self.others > 0 {
+            let ranges = self.ranges.iter().map(|row| {
+                let (from, to) = (i128::from(row.from), i128::from(row.to));
+                format!("{}–{} × {}", number(from), number(to), grouped(row.count))
+            });
+            let ranges: Vec<String> = ranges.collect();
+            let _ = write!(text, "; by size: {}", ranges.join(", "));
+        }
+        text
+    }
 }
 
 impl ModuleRow {
@@ -153,6 +257,13 @@ impl ModuleRow {
                                 .and_then(|number| plan.subjects.get(number as usize))
                                 .cloned(),
                             count,
+                            values: plan
+                                .values
+                                .get(&counter)
+                                .into_iter()
+                                .flatten()
+                                .filter_map(|value| ValueRow::new(value, count, counts))
+                                .collect(),
                         });
                     }
                 }
@@ -168,6 +279,11 @@ impl ModuleRow {
                 .map(|(tactic, count)| (tactic.name(), count))
                 .collect(),
             refused,
+            excluded: plan
+                .excluded
+                .iter()
+                .map(|(rule, count)| (rule.name(), *count))
+                .collect(),
             hits,
         }
     }
@@ -184,6 +300,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         subjects: subjects.to_vec(),
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),
+        traps: !arguments.no_traps,
     };
     match &arguments.dry_run {
         Some(file) => {
@@ -280,6 +397,9 @@ fn text(report: &Report) -> String {
             grouped(module.points),
             tactics.join(", ")
         );
+        for (rule, count) in &module.excluded {
+            let _ = writeln!(text, "    left out {}: {rule}", grouped(*count));
+        }
         for refused in module.refused.iter().take(ROWS) {
             let _ = writeln!(
                 text,
@@ -316,6 +436,9 @@ fn text(report: &Report) -> String {
             hit.function,
             hit.offset
         );
+        for value in &hit.values {
+            let _ = writeln!(text, "{:>18}{}", "", value.text());
+        }
     }
     text
 }

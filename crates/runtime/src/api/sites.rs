@@ -20,7 +20,7 @@ use pointee_index::origins::{HASH, Node, ROOTS, UNLOADED};
 use pointee_index::words;
 use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
-use pointee_model::entries::{self, FRAMES_BEYOND_UNKNOWN, OPERATORS, is_language_library};
+use pointee_model::entries::{self, OPERATORS, is_language_library};
 use pointee_model::evidence::Role;
 use pointee_model::image::{Image, NO_TYPE, SiteRecord};
 
@@ -203,7 +203,7 @@ fn path(origin: u32, frames: &mut [Frame; LONGEST]) -> (u32, usize) {
         };
         frames[len] = Frame {
             return_address: node.return_address.load(Acquire) & !UNLOADED,
-            module: modules::numbered(node.module.load(Relaxed)),
+            module: modules::numbered(node.frame().module),
         };
         len += 1;
         at = words::origin(node.parent.load(Relaxed));
@@ -215,20 +215,20 @@ fn path(origin: u32, frames: &mut [Frame; LONGEST]) -> (u32, usize) {
 fn choose(frames: &[Frame]) -> Option<(Frame, Option<&'static SiteRecord>)> {
     let mut outside = None;
     let mut frames_left = u32::MAX;
+    let mut below = None;
     for frame in frames {
         if frames_left == 0 {
             break;
         }
-        frames_left -= 1;
         let (call, record) = frame.call();
+        frames_left = (frames_left - 1).min(call.frames_beyond(|| below).unwrap_or(u32::MAX));
+        below = Some(call);
         match call {
             Call::InWrapper | Call::InLibrary => continue,
             // What lies between is not known to be the function that jumps.
             _ if outside.is_some() && record.is_some_and(SiteRecord::stands_in) => break,
             Call::Site => return Some((*frame, record)),
-            Call::Untyped => frames_left = 0,
-            Call::Unnoted => frames_left = frames_left.min(FRAMES_BEYOND_UNKNOWN),
-            Call::Unknown => {}
+            Call::Untyped | Call::Unnoted | Call::Unknown => {}
         }
         outside.get_or_insert((*frame, record));
     }

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
+use super::call::hooks;
 use super::{Planted, mapped};
 use crate::exec::{self, Named};
 use crate::{heap, mappings, process};
@@ -104,33 +105,44 @@ pub(super) unsafe extern "C" fn exec_stub() {
     );
 }
 
-pub(super) unsafe extern "C" fn on_fork(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    process::fork(|| unsafe { planted.call(a, b, c) })
-}
+hooks! {
+    pub(super) fn on_fork(call) {
+        process::fork(|| call.original())
+    }
 
-/// `execve(path, argv, envp)` and `fexecve(fd, argv, envp)`.
-pub(super) unsafe extern "C" fn on_exec(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    let program = match planted.role() {
-        Role::ExecFd => Named::Descriptor(a),
-        _ => Named::Path(a),
-    };
-    // SAFETY: the program's own call; path or open file, and arrays, are what the function is given.
-    unsafe { exec::exec(program, c, |environment| planted.call(a, b, environment)) }
+    /// `execve(path, argv, envp)` and `fexecve(fd, argv, envp)`.
+    pub(super) fn on_exec(call) {
+        let [named, argv, environment] = call.args;
+        let program = match call.planted.role() {
+            Role::ExecFd => Named::Descriptor(named),
+            _ => Named::Path(named),
+        };
+        let original = |environment| {
+            // SAFETY: the program's own call, with another environment.
+            unsafe { call.planted.call(named, argv, environment) }
+        };
+        // SAFETY: path or open file, and arrays, are what the function is given.
+        unsafe { exec::exec(program, environment, original) }
+    }
+
+    pub(super) fn on_exit(call) {
+        process::note_exit(call.args[0] as u32 & 0xff);
+        call.original()
+    }
+
+    pub(super) fn on_brk(call) {
+        let error = call.original();
+        if error as i32 == 0 {
+            mappings::heap_ends_at(call.args[0] as u64);
+            heap::grown(call.args[0] as u64);
+        }
+        error
+    }
+
+    pub(super) fn on_link_map(call) {
+        crate::start::link_map_changed();
+        call.original()
+    }
 }
 
 /// `execveat(fd, path, argv, envp, flags)`, and `syscall` with the number of an exec before its arguments.
@@ -153,47 +165,4 @@ unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static P
     };
     // SAFETY: as above; what names the program and the environment are where the call has them.
     unsafe { exec::exec(program, arguments[at], original) }
-}
-
-pub(super) unsafe extern "C" fn on_exit(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    process::note_exit(a as u32 & 0xff);
-    // SAFETY: the program's own call.
-    unsafe { planted.call(a, b, c) }
-}
-
-pub(super) unsafe extern "C" fn on_brk(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    // SAFETY: the program's own call.
-    let error = unsafe { planted.call(a, b, c) };
-    if error as i32 == 0 {
-        mappings::heap_ends_at(a as u64);
-        heap::grown(a as u64);
-    }
-    error
-}
-
-pub(super) unsafe extern "C" fn on_link_map(
-    a: usize,
-    b: usize,
-    c: usize,
-    _: *const u64,
-    _: u64,
-    planted: &'static Planted,
-) -> usize {
-    crate::start::link_map_changed();
-    // SAFETY: the linker's own call.
-    unsafe { planted.call(a, b, c) }
 }

@@ -45,7 +45,7 @@ pub enum RelocateError {
     /// A call that would return into the displaced bytes.
     ReturnIntoPad,
     /// A call through an address that is computed from the stack pointer, which the pushed
-    /// return address moves.
+    /// return address moves, and no displacement of the same length makes up for it.
     CallThroughStack,
     /// A branch into the middle of a displaced instruction.
     BranchIntoInstruction,
@@ -234,7 +234,11 @@ pub fn relocate_one(
                 absolute: Some(6 + instruction.len),
             })
         }
-        Flow::TransactionBegin(_) => Err(RelocateError::NotRelocatable),
+        // The transaction then runs in copies; if it aborts, what it counted there is undone with all else.
+        Flow::TransactionBegin(_) => {
+            emitter.relative(&[0xc7, 0xf8], destination, 0)?;
+            Ok(field(2))
+        }
         Flow::Trap if instruction.is(Map::Primary, 0xcc) => Err(RelocateError::Breakpoint),
         Flow::Next | Flow::IndirectJump | Flow::Return | Flow::Trap | Flow::Syscall => {
             copy_rebased(instruction, bytes, at, emitter)?;
@@ -420,11 +424,26 @@ fn jump_instead(
         (_, Some(sib)) => sib & 7,
         _ => 0,
     };
-    if base == 4 && !extended {
-        return Err(RelocateError::CallThroughStack);
-    }
     let mut jump = [0; super::MAX_INSTRUCTION_LEN];
     jump[..bytes.len()].copy_from_slice(bytes);
+    if base == 4 && !extended {
+        // The return address is on the stack already: what lies there is eight bytes further.
+        let at = usize::from(instruction.opcode_at) + 3;
+        let moved = match (modrm.mode(), bytes.get(at..)) {
+            (1, Some([near])) => {
+                let near = near.cast_signed().checked_add(8);
+                near.map(|near| jump[at] = near.cast_unsigned())
+            }
+            (2, Some(far)) => far.try_into().ok().and_then(|far| {
+                let far = i32::from_le_bytes(far).checked_add(8)?;
+                jump.get_mut(at..at + 4)?
+                    .copy_from_slice(&far.to_le_bytes());
+                Some(())
+            }),
+            _ => None,
+        };
+        moved.ok_or(RelocateError::CallThroughStack)?;
+    }
     if let Some(byte) = jump.get_mut(usize::from(instruction.opcode_at) + 1) {
         *byte = (modrm.0 & !0x38) | 4 << 3;
     }
