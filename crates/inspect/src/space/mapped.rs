@@ -41,7 +41,7 @@ pub struct PagesSeen {
     pub as_seen: u64,
 }
 
-impl<'a> Space<'a> {
+impl Space<'_> {
     /// Who mapped the page that holds `address`; `None` if that was not seen.
     #[must_use]
     pub fn mapper_of(&self, address: RunAddr) -> Option<Mapper> {
