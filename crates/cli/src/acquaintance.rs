@@ -4,7 +4,7 @@
 //! records faster when it has the images. Only images that are still what would be made now may be given: a
 //! walk that was cut short by an outdated one could not be continued later. Which objects a program loads is only known
 //! when it has run; so what was seen is noted, and next time those objects' images are checked and linked into
-//! the session's folder, by build ID:
+//! the session's folder, by build ID. The first time, those are looked at that the dynamic linker would load with it:
 //!
 //! ```text
 //!   CACHE/programs/<hash of the path>      one object's path a line, as of the last run
@@ -21,9 +21,12 @@ use pointee_meta::elf::Elf;
 use pointee_model::entries::Declared;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// Objects of one program that are noted at most.
 const OBJECTS: usize = 512;
@@ -43,10 +46,13 @@ fn note_of(program: &Path) -> Option<PathBuf> {
 pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     let folder = session.join("images");
     let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
+    let note = note.unwrap_or_else(|| linked_with(program).unwrap_or_default());
     make_if_it_locates(program);
-    if !configuration::config().is_empty() {
-        let noted = note.iter().flat_map(|note| note.lines()).map(Path::new);
-        noted.take(OBJECTS).for_each(make_if_it_locates);
+    let says_something = !configuration::config().is_empty();
+    for object in note.lines().take(OBJECTS).map(Path::new) {
+        if says_something || config::built_in().names_hidden_functions_of(object) {
+            make_if_it_locates(object);
+        }
     }
     if std::fs::create_dir(&folder).is_err() {
         return folder;
@@ -54,7 +60,6 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
     // Where it cannot be written, pools stay unseen at the first run.
     let _ = std::fs::write(folder.join(DECLARED), declared());
     let options = configuration::options();
-    let note = note.unwrap_or_default();
     let program = program.to_str().into_iter();
     let paths: Vec<&str> = note.lines().take(OBJECTS).chain(program).collect();
     let introduce = |path: &&str| introduce_one(Path::new(path), &folder, &options);
@@ -65,6 +70,27 @@ pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
         paths.par_iter().for_each(introduce);
     }
     folder
+}
+
+/// The objects that are loaded with `program`, a line each, as its dynamic linker says without running it (ld.so(8), `--list`).
+fn linked_with(program: &Path) -> Option<String> {
+    let elf = Elf::open(program).ok()?;
+    let linker = elf.stored_bytes(elf.section(".interp")?);
+    let linker = linker.strip_suffix(b"\0")?;
+    let output = Command::new(OsStr::from_bytes(linker))
+        .arg("--list")
+        .arg(program)
+        .env_remove("LD_PRELOAD")
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    // "	libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f…)"
+    let listed = String::from_utf8(output.stdout).ok()?;
+    let path = |line: &str| {
+        let (path, _) = line.split_once(" => ")?.1.rsplit_once(" (")?;
+        path.starts_with('/').then(|| format!("{path}\n"))
+    };
+    Some(listed.lines().filter_map(path).collect())
 }
 
 /// The functions that are declared by their whole names, a line each, as the runtime reads them.

@@ -253,6 +253,16 @@ impl Config {
         }
     }
 
+    /// Whether it has functions to hook in files of this very name: not all may be among the symbols.
+    #[must_use]
+    pub fn names_hidden_functions_of(&self, file: &Path) -> bool {
+        let file = file.to_string_lossy();
+        let hooked = |rule: &Rule| rule.module.is_some() && rule.hooked_as().is_some();
+        self.rules
+            .iter()
+            .any(|rule| rule.is_in(&file) && hooked(rule))
+    }
+
     /// What the analysis of sites is to take for allocation functions.
     #[must_use]
     pub fn declared(&self) -> Vec<Declared> {
