@@ -10,9 +10,11 @@
 
 use pointee_model::addr::RunAddr;
 
-use crate::arch::x86_64::PAD_LEN;
-use crate::arch::x86_64::decode::{Flow, Instruction};
-use crate::arch::x86_64::sweep::{branch_target, sweep};
+use crate::arch::sweep::{branch_target, sweep};
+use crate::arch::{Architecture, Decoded, Native};
+
+const PAD_LEN: usize = Native::PAD_LEN;
+type Instruction = <Native as Architecture>::Instruction;
 
 /// The bytes of a launch pad and of the instructions that it displaces.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -53,10 +55,10 @@ impl PadSpan {
         }
         let displaced_len = u64::from(self.displaced_len);
         let displaced = at.0.wrapping_sub(self.at.0) < displaced_len;
-        match instruction.flow {
-            Flow::Call(_) if into == 0 => Effect::Call,
+        match into {
+            0 if instruction.is_direct_call() => Effect::Call,
             _ if displaced && into < displaced_len => Effect::None,
-            _ if into == 0 => Effect::Loop,
+            0 => Effect::Loop,
             _ => Effect::Inward,
         }
     }
@@ -80,7 +82,7 @@ pub fn find_inward_branches<'a>(
     at: RunAddr,
     pads: &'a [PadSpan],
 ) -> impl Iterator<Item = InwardBranch> + 'a {
-    sweep(code, at).filter_map(move |(from, instruction)| {
+    sweep(code, at).filter_map(move |(from, instruction): (_, Instruction)| {
         let target = branch_target(from, &instruction)?;
         let pad = pads
             .partition_point(|pad| pad.at <= target)

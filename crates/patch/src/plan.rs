@@ -13,14 +13,17 @@ use core::fmt;
 
 use pointee_model::addr::RunAddr;
 
-use crate::arch::x86_64::decode::{Flow, Instruction, Map, decode};
-use crate::arch::x86_64::emit::{Code, near_jump};
-use crate::arch::x86_64::relocate::{Landing, MAX_DISPLACED, RelocateError, relocate};
-use crate::arch::x86_64::sweep::{branch_target, sweep};
-use crate::arch::x86_64::{ENDBR64, PAD_LEN};
+use crate::arch::sweep::{branch_target, sweep};
+use crate::arch::x86_64::emit::Code;
+use crate::arch::x86_64::relocate::{Landing, MAX_DISPLACED, RelocateError};
+use crate::arch::{Architecture, Decoded, Native};
 use crate::branches::{Effect, PadSpan};
 
 pub use one_byte::{one_byte_jump, plan_one_byte};
+
+const PAD_LEN: usize = Native::PAD_LEN;
+const LANDING_MARK: &[u8] = Native::LANDING_MARK;
+type Instruction = <Native as Architecture>::Instruction;
 
 /// The most bytes that a trampoline takes. The worst that five bytes can touch: two `loop`s out of
 /// reach (18 bytes each in the copy), a third one stretched by prefixes to 15 bytes (31), and a far
@@ -257,12 +260,7 @@ pub fn plan_entry(
     trampoline_at: RunAddr,
     relay_at: RunAddr,
 ) -> Result<EntryPlan, Refusal> {
-    let pad_offset = if entry.code.starts_with(&ENDBR64) {
-        ENDBR64.len()
-    } else {
-        0
-    };
-    plan(entry, pad_offset, trampoline_at, relay_at)
+    plan(entry, pad_offset(entry.code), trampoline_at, relay_at)
 }
 
 /// An instruction of a function that is known as a whole.
@@ -298,22 +296,30 @@ pub fn plan_instruction(
     let mut unknown = place.catches;
     let mut begins = false;
     while let Some(rest) = body.get(at..).filter(|rest| !rest.is_empty()) {
-        let instruction = decode(rest).map_err(|_| Refusal::Undecodable)?;
+        let instruction = Instruction::decoded(rest).ok_or(Refusal::Undecodable)?;
         begins |= at == offset;
-        unknown |= instruction.flow == Flow::IndirectJump;
-        at += usize::from(instruction.len);
+        unknown |= instruction.is_indirect_jump();
+        at += instruction.size();
     }
     if !begins {
         return Err(Refusal::NoInstruction);
     }
-    if offset == 0 && body.starts_with(&ENDBR64) {
-        offset = ENDBR64.len();
+    if offset == 0 {
+        offset = pad_offset(body);
     }
     let plan = plan(&place.function, offset, trampoline_at, probe_at)?;
     // Where the prologue is nothing but the entry leads there.
-    match unknown && plan.pad_covers_several() && offset > ENDBR64.len() {
+    match unknown && plan.pad_covers_several() && offset > LANDING_MARK.len() {
         true => Err(Refusal::UnknownTargets),
         false => Ok(plan),
+    }
+}
+
+/// Where a pad at the entry of `code` goes.
+fn pad_offset(code: &[u8]) -> usize {
+    match code.starts_with(LANDING_MARK) {
+        true => LANDING_MARK.len(),
+        false => 0,
     }
 }
 
@@ -340,7 +346,7 @@ fn plan(
         displaced_len: displaced_len as u8, // at most four bytes and an instruction
     };
     let looped = check_branches(&entry.code[..body_len], entry.at, &span)?;
-    let pad = near_jump(pad_at, relay_at).ok_or(Refusal::RelayOutOfReach)?;
+    let pad = Native::pad(pad_at, relay_at).ok_or(Refusal::RelayOutOfReach)?;
     let pads = Pads {
         offset: u32::try_from(pad_offset).map_err(|_| Refusal::NoInstruction)?,
         pad,
@@ -374,7 +380,7 @@ impl Pads {
         let mut copies_len = 0;
         let trampoline = Code::emit(trampoline_at, |emitter| {
             let mut copy = [0; TRAMPOLINE_MAX];
-            let relocated = relocate(displaced, pad_at, trampoline_at, &mut copy)?;
+            let relocated = Native::relocate(displaced, pad_at, trampoline_at, &mut copy)?;
             let found = relocated.landings();
             landings[..found.len()].copy_from_slice(found);
             landing_count = found.len() as u8; // at most MAX_DISPLACED
@@ -410,15 +416,15 @@ fn displaced_len(code: &[u8], own_len: usize) -> Result<usize, Refusal> {
         if at >= own_len {
             return Err(Refusal::TooShort);
         }
-        let instruction = decode(&code[at..]).map_err(|_| Refusal::Undecodable)?;
-        if instruction.is(Map::Primary, 0xcc) {
+        let instruction = Instruction::decoded(&code[at..]).ok_or(Refusal::Undecodable)?;
+        if instruction.is_breakpoint() {
             return Err(Refusal::Breakpoint);
         }
         if let Some(target) = inner_target(at, &instruction) {
             furthest_inner_target = furthest_inner_target.max(target);
         }
-        at += usize::from(instruction.len);
-        let ends = instruction.flow.ends_block() && furthest_inner_target < at;
+        at += instruction.size();
+        let ends = instruction.ends_block() && furthest_inner_target < at;
         if ends && at < PAD_LEN {
             return match is_padding(code, at) {
                 true => Ok(at),
@@ -442,8 +448,8 @@ fn inner_target(at: usize, instruction: &Instruction) -> Option<usize> {
 /// Whether only padding lies between `at` and the end of the pad. The last of it may reach further.
 fn is_padding(code: &[u8], mut at: usize) -> bool {
     while at < PAD_LEN {
-        match code.get(at..).map(decode) {
-            Some(Ok(i)) if i.is_nop() || code[at] == 0xcc => at += usize::from(i.len),
+        match code.get(at..).and_then(Instruction::decoded) {
+            Some(instruction) if instruction.is_padding() => at += instruction.size(),
             _ => return false,
         }
     }
@@ -453,11 +459,11 @@ fn is_padding(code: &[u8], mut at: usize) -> bool {
 /// Searches the function for branches into the pad. The answer: whether a jump goes to its start.
 fn check_branches(body: &[u8], at: RunAddr, pad: &PadSpan) -> Result<bool, Refusal> {
     let mut looped = false;
-    for (branch_at, instruction) in sweep(body, at) {
+    for (branch_at, instruction) in sweep::<_, Instruction>(body, at) {
         match pad.effect(branch_at, &instruction) {
-            // By way of the `endbr64`.
+            // By way of the landing mark.
             Effect::None if pad.at != at && branch_target(branch_at, &instruction) == Some(at) => {
-                looped |= !matches!(instruction.flow, Flow::Call(_));
+                looped |= !instruction.is_direct_call();
             }
             Effect::None | Effect::Call => {}
             Effect::Loop => looped = true,

@@ -10,16 +10,16 @@
 //! Who stands behind the first instruction finds there what was there before, and a byte is never seen half written. So nobody has
 //! to stand still for it, branches behind the first instruction are harmless, and a function may be shorter than a jump. The price:
 //! where the jump arrives is not ours to choose. It is some place within 2 GiB, most of which is free memory in most processes.
+//! For architectures whose instructions differ in length; where all have one, a whole one is written at once.
 //! (Chamith and others, *Instruction punning*, PLDI 2017.)
 
 use core::ops::Range;
 
 use pointee_model::addr::RunAddr;
 
-use super::{Entry, EntryPlan, Pads, Refusal};
-use crate::arch::x86_64::decode::{Flow, Map, decode};
-use crate::arch::x86_64::sweep::{branch_target, sweep};
-use crate::arch::x86_64::{ENDBR64, PAD_LEN};
+use super::{Entry, EntryPlan, Instruction, PAD_LEN, Pads, Refusal, pad_offset};
+use crate::arch::Decoded;
+use crate::arch::sweep::{branch_target, sweep};
 
 /// The first byte of `jmp rel32`.
 const JUMP: u8 = 0xe9;
@@ -47,11 +47,11 @@ pub fn plan_one_byte(entry: &Entry<'_>, trampoline_at: RunAddr) -> Result<EntryP
     let body = body.ok_or(Refusal::NoInstruction)?;
     let offset = pad_offset(entry.code);
     let from_pad = body.get(offset..).ok_or(Refusal::TooShort)?;
-    let first = decode(from_pad).map_err(|_| Refusal::Undecodable)?;
-    if first.is(Map::Primary, 0xcc) {
+    let first = Instruction::decoded(from_pad).ok_or(Refusal::Undecodable)?;
+    if first.is_breakpoint() {
         return Err(Refusal::Breakpoint);
     }
-    let displaced = &from_pad[..usize::from(first.len)];
+    let displaced = &from_pad[..first.size()];
     let original = entry.code[offset..].first_chunk::<PAD_LEN>();
     let original = *original.ok_or(Refusal::TooShort)?;
     let mut pad = original;
@@ -65,24 +65,17 @@ pub fn plan_one_byte(entry: &Entry<'_>, trampoline_at: RunAddr) -> Result<EntryP
     pads.displace(entry.at, displaced, trampoline_at, true)
 }
 
-fn pad_offset(code: &[u8]) -> usize {
-    match code.starts_with(&ENDBR64) {
-        true => ENDBR64.len(),
-        false => 0,
-    }
-}
-
 /// Whether a jump of the function's own goes to its start. Refused: one into the middle of its first instruction, which is at `first`.
 fn is_looped(body: &[u8], at: RunAddr, first: Range<usize>) -> Result<bool, Refusal> {
     let mut looped = false;
-    for (branch_at, instruction) in sweep(body, at) {
+    for (branch_at, instruction) in sweep::<_, Instruction>(body, at) {
         let Some(target) = branch_target(branch_at, &instruction) else {
             continue;
         };
         let into = target.0.wrapping_sub(at.0);
         let displaced = branch_at == at.plus(first.start as u64);
         if into == 0 || into == first.start as u64 {
-            looped |= !displaced && !matches!(instruction.flow, Flow::Call(_));
+            looped |= !displaced && !instruction.is_direct_call();
         } else if into < first.end as u64 {
             return Err(Refusal::InwardBranch);
         }
