@@ -7,8 +7,8 @@ use pointee_fuzz::questions::{ask_index, ask_process};
 use pointee_fuzz::region::{Flat, Pages};
 use pointee_fuzz::seeds;
 use pointee_index::Index;
-use pointee_inspect::space::Layout;
 use pointee_inspect::images::{AlignedBytes, Images};
+use pointee_inspect::space::Layout;
 use pointee_model::image::Image;
 
 fuzz_target!(init: seeds::plant(seed), |data: &[u8]| {

@@ -25,7 +25,12 @@ fn ask(bytes: Vec<u8>) {
     ask_index(&snapshot.index);
     let contents = snapshot.contents.as_ref();
     let contents = contents.map(|pages| pages as &dyn Contents);
-    ask_process(&snapshot.index, &snapshot.images, &snapshot.layout, contents);
+    ask_process(
+        &snapshot.index,
+        &snapshot.images,
+        &snapshot.layout,
+        contents,
+    );
     let process = ProcessData::read(&snapshot.index);
     assert!(process.modules.len() <= 1 << 16);
 }

@@ -1,15 +1,15 @@
 //! *What can be asked of an index?* — all of it, of any index, with any images and any memory.
 
 use pointee_index::{Index, Memory};
+use pointee_inspect::census::census;
 use pointee_inspect::explain::Explanation;
 use pointee_inspect::images::Images;
-use pointee_inspect::census::census;
 use pointee_inspect::lookup::what;
-use pointee_inspect::space::{Layout, Space};
 use pointee_inspect::memory::Region;
 use pointee_inspect::process::ProcessData;
 use pointee_inspect::report::{Circumstances, Grouping, ProcessReport, State};
 use pointee_inspect::resolve::Resolver;
+use pointee_inspect::space::{Layout, Space};
 use pointee_inspect::text::{self, Style};
 use pointee_inspect::value::Contents;
 use pointee_model::addr::Alleged;

@@ -12,7 +12,7 @@ use pointee_index::table::{directory_index, granule};
 use pointee_index::{Geometry, Header, words};
 use pointee_inspect::images::{AlignedBytes, ImageBytes, Images};
 use pointee_inspect::process::ProcessData;
-use pointee_inspect::report::State;
+use pointee_inspect::report::{Circumstances, State};
 use pointee_inspect::running::Mapping;
 use pointee_inspect::snapshot::{self, Heap, Info};
 use pointee_inspect::space::{self, Frame, Object, Span, Thread, ThreadLocalSegment};
@@ -269,13 +269,16 @@ pub fn snapshot_with(image: &[u8]) -> Option<Vec<u8>> {
     let aligned = AlignedBytes::copy_of(image);
     let index = region_with(&Image::parse(aligned.as_ref()).ok()?).as_saved()?;
     let process = ProcessData::read(&index);
-    let info = Info {
+    let circumstances = Circumstances {
         pid: 77,
         parent: 1,
         generation: 0,
         state: State::Running,
         exit: None,
         unseen: vec!["something".to_owned()],
+    };
+    let info = Info {
+        circumstances,
         at_peak: false,
         blocks_at_peak: false,
         no_contents: None,
@@ -284,7 +287,16 @@ pub fn snapshot_with(image: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let images = images_with(image);
     let layout = layout();
-    snapshot::write(&mut bytes, info, &index, &process, &images, &layout, &Heap::Gone).ok()?;
+    snapshot::write(
+        &mut bytes,
+        info,
+        &index,
+        &process,
+        &images,
+        &layout,
+        &Heap::Gone,
+    )
+    .ok()?;
     Some(bytes)
 }
 
