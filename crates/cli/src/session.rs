@@ -9,6 +9,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, recvmsg,
     setsockopt, socket, sockopt,
 };
+use nix::sys::statvfs::FsFlags;
 use pointee_index::handoff::Hello;
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -37,6 +38,12 @@ pub(crate) struct Session {
     socket: OwnedFd,
 }
 
+/// Whether files there may be executed: where the cache cannot be written, the runtime is put there.
+fn may_hold_code(folder: &Path) -> bool {
+    nix::sys::statvfs::statvfs(folder)
+        .is_ok_and(|about| !about.flags().contains(FsFlags::ST_NOEXEC))
+}
+
 impl Session {
     /// Opens one.
     pub(crate) fn open() -> Result<Self> {
@@ -50,12 +57,14 @@ impl Session {
             .flatten()
             .map(PathBuf::from)
             .filter(|parent| parent.is_absolute() && parent.as_os_str().len() < 80)
+            // In memory: on a disk the few files may cost more to remove than a short program takes.
+            .chain(Some(PathBuf::from("/dev/shm")).filter(|parent| may_hold_code(parent)))
             .chain([PathBuf::from("/tmp")]);
         let folder = parents
             .filter_map(|parent| nix::unistd::mkdtemp(&parent.join("pointee-XXXXXX")).ok())
             .next()
             .context(
-                "no folder for the session can be made (tried XDG_RUNTIME_DIR, TMPDIR and /tmp)",
+                "no folder for the session can be made (tried XDG_RUNTIME_DIR, TMPDIR, /dev/shm and /tmp)",
             )?;
         let socket = listen(&folder.join("socket"));
         let socket = socket.inspect_err(|_| {
