@@ -133,10 +133,11 @@ impl Attached {
 
     /// Whether the process runs, and is still the program that was attached to.
     pub(crate) fn is_there(&self) -> bool {
-        let state = tasks::status(self.pid, self.pid, "State");
-        state.is_some_and(|state| {
-            !state.starts_with(['Z', 'X']) || self.holders().contains(&self.pid)
-        })
+        if self.objects.is_empty() {
+            let state = tasks::status(self.pid, self.pid, "State").unwrap_or_default();
+            return !state.is_empty() && !state.starts_with(['Z', 'X']);
+        }
+        self.holds(self.pid)
     }
 
     /// Takes the probes away, from the process and from what it forked. The answer: where something had to stay.
@@ -152,20 +153,27 @@ impl Attached {
         Ok(left)
     }
 
-    /// Processes that have counters mapped.
-    fn holders(&self) -> BTreeSet<Pid> {
-        let numbers: Vec<u64> = self
+    /// Whether `pid` has counters mapped.
+    fn holds(&self, pid: Pid) -> bool {
+        let counters = self
             .objects
             .iter()
-            .filter_map(|object| Some(object.counters.as_ref()?.metadata().ok()?.ino()))
+            .filter_map(|object| object.counters.as_ref());
+        let numbers: Vec<u64> = counters
+            .filter_map(|file| Some(file.metadata().ok()?.ino()))
             .collect();
         let ours = |mapping: &Mapping| {
             mapping.path.starts_with("/memfd:pointee-counters") && numbers.contains(&mapping.file.1)
         };
+        space::mappings(pid).is_ok_and(|all| all.iter().any(ours))
+    }
+
+    /// Processes that have counters mapped.
+    fn holders(&self) -> BTreeSet<Pid> {
         let entries = std::fs::read_dir("/proc").into_iter().flatten();
         let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         pids.map(Pid::from_raw)
-            .filter(|pid| space::mappings(*pid).is_ok_and(|all| all.iter().any(ours)))
+            .filter(|pid| self.holds(*pid))
             .collect()
     }
 
@@ -186,7 +194,7 @@ impl Attached {
                 match Stopped::stop(pid) {
                     Ok(process) => drop(stopped.insert(pid, process)),
                     // Ended meanwhile, or about to.
-                    Err(_) if !self.holders().contains(&pid) => {}
+                    Err(_) if !self.holds(pid) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -26,12 +26,33 @@ pub(super) struct Mapping {
 
 /// All of a process, in order.
 pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
-    let text = std::fs::read(format!("/proc/{pid}/maps"))
+    let text = std::fs::read(format!("{}/maps", folder(pid)))
         .with_context(|| format!("the memory of process {pid} may not be read"))?;
     Ok(String::from_utf8_lossy(&text)
         .lines()
         .filter_map(parse)
         .collect())
+}
+
+/// Where `/proc` has the memory of `pid`: a first thread that ended before the others has none.
+fn folder(pid: Pid) -> String {
+    let process = format!("/proc/{pid}");
+    let has_memory = |folder: &String| {
+        std::fs::read_to_string(format!("{folder}/stat")).is_ok_and(|stat| {
+            !stat
+                .rsplit(") ")
+                .next()
+                .is_some_and(|rest| rest.starts_with(['Z', 'X']))
+        })
+    };
+    if has_memory(&process) {
+        return process;
+    }
+    let tasks = std::fs::read_dir(format!("{process}/task"))
+        .into_iter()
+        .flatten();
+    let mut tasks = tasks.filter_map(|task| Some(task.ok()?.path().to_str()?.to_owned()));
+    tasks.find(has_memory).unwrap_or(process)
 }
 
 fn parse(line: &str) -> Option<Mapping> {
@@ -85,7 +106,7 @@ pub(super) struct Memory(File);
 
 impl Memory {
     pub(super) fn open(pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/mem");
+        let path = format!("{}/mem", folder(pid));
         let file = File::options().read(true).write(true).open(&path);
         file.map(Self).context(path)
     }
