@@ -20,14 +20,11 @@ fn start(command: &[&str]) -> Child {
 }
 
 fn line(process: &mut Child) -> String {
-    let mut line = Vec::new();
     let output = process.stdout.as_mut().expect("a pipe");
-    // By bytes, so that nothing is read ahead.
-    for byte in output.bytes() {
-        match byte.expect("reads") {
-            b'\n' => break,
-            byte => line.push(byte),
-        }
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    // Byte by byte, so that nothing is read ahead.
+    while output.read(&mut byte).expect("reads") == 1 && byte != *b"\n" {
+        line.extend(byte);
     }
     String::from_utf8(line).expect("UTF-8")
 }

@@ -102,8 +102,8 @@ pub(super) fn status(pid: Pid, task: Pid, key: &str) -> Option<String> {
 
 /// Interrupts `task`; `false` if it has ended.
 fn seize(pid: Pid, task: Pid) -> Result<bool> {
-    let state = status(pid, task, "State").unwrap_or_default();
-    if state.is_empty() || state.starts_with(['Z', 'X']) {
+    let has_ended = || status(pid, task, "State").is_none_or(|state| state.starts_with(['Z', 'X']));
+    if has_ended() {
         return Ok(false);
     }
     match status(pid, task, "TracerPid").as_deref() {
@@ -119,6 +119,8 @@ fn seize(pid: Pid, task: Pid) -> Result<bool> {
     match ptrace::seize(task, ptrace::Options::PTRACE_O_TRACESYSGOOD) {
         Ok(()) => {}
         Err(Errno::ESRCH) => return Ok(false),
+        // So says the kernel of one that ends, too.
+        Err(Errno::EPERM) if has_ended() => return Ok(false),
         Err(Errno::EPERM) => bail!(
             "process {pid} may not be traced: it is another user's, or kernel.yama.ptrace_scope forbids it"
         ),
