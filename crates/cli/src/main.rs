@@ -7,6 +7,7 @@
 //!        └ supervise (signals, end) ─▶ processes ─▶ report, snapshot
 //!   commands/{histo, what, maps, explain, snapshot} ── subject: a process or a snapshot
 //!   commands/probe ── program, launch ──▶ the program ◀── placements: where its probes go
+//!   commands/probe --pid ── outside ──▶ a process that runs already
 //!   commands/{sites, types, meta} ── files
 //! ```
 //!
@@ -21,6 +22,7 @@ mod group_witness;
 mod images;
 mod launch;
 mod output;
+mod outside;
 mod placements;
 mod program;
 mod runtime_file;

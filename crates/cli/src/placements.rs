@@ -41,25 +41,35 @@ pub(crate) struct Wish {
     pub(crate) subjects: Vec<String>,
     /// Whether what no jump fits at gets an `int3`.
     pub(crate) traps: bool,
+    /// Whether the process tells of its threads, children and objects.
+    pub(crate) watched: bool,
 }
 
 impl Wish {
+    /// Whether anything is wanted of the object at `path`.
+    pub(crate) fn wants(&self, path: &str) -> bool {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        any(&self.modules, &[path, name])
+    }
+
     /// Plans for one file.
     pub(crate) fn plan(&self, elf: &Elf, path: &str) -> Result<Plan> {
-        let name = path.rsplit('/').next().unwrap_or(path);
-        let any = |patterns: &[String], names: &[&str]| {
-            let fits = |pattern: &String| names.iter().any(|name| glob::matches(pattern, name));
-            patterns.is_empty() || patterns.iter().any(fits)
-        };
-        let module = any(&self.modules, &[path, name]);
+        let module = self.wants(path);
         let wanted = Wanted {
             at: self.at,
             functions: &|name| module && any(&self.functions, &[name]),
             subjects: &|name| module && any(&self.subjects, &[name]),
             traps: self.traps,
+            watched: self.watched,
         };
         Ok(Plan::new(elf, &wanted)?)
     }
+}
+
+/// Whether one of `patterns` matches one of `names`, or there is none.
+fn any(patterns: &[String], names: &[&str]) -> bool {
+    let fits = |pattern: &String| names.iter().any(|name| glob::matches(pattern, name));
+    patterns.is_empty() || patterns.iter().any(fits)
 }
 
 /// One object that was asked for.
@@ -75,19 +85,21 @@ pub(crate) struct Planned {
 impl Planned {
     /// The counters as they are now.
     pub(crate) fn counts(&self) -> Vec<u64> {
-        let len = self
-            .counters
-            .metadata()
-            .map_or(0, |metadata| metadata.len());
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        if self.counters.read_exact_at(&mut bytes, 0).is_err() {
-            return Vec::new();
-        }
-        let words = bytes
-            .chunks_exact(8)
-            .filter_map(|word| word.try_into().ok());
-        words.map(u64::from_le_bytes).collect()
+        counts(&self.counters)
     }
+}
+
+/// What is in a file of counters now.
+pub(crate) fn counts(counters: &File) -> Vec<u64> {
+    let len = counters.metadata().map_or(0, |metadata| metadata.len());
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    if counters.read_exact_at(&mut bytes, 0).is_err() {
+        return Vec::new();
+    }
+    let words = bytes
+        .chunks_exact(8)
+        .filter_map(|word| word.try_into().ok());
+    words.map(u64::from_le_bytes).collect()
 }
 
 type ByFile = Mutex<HashMap<(u64, u64), Option<Arc<Planned>>>>;

@@ -54,6 +54,8 @@ pub(crate) struct Island {
     pub(crate) counted: Vec<u32>,
     /// For each value that is taken down, in order of its point, the number of its first word among the counters.
     pub(crate) recorded: Vec<u32>,
+    /// See [`crate::Plan::copies`].
+    pub(crate) copies: Vec<(LinkAddr, u32)>,
 }
 
 /// Copies that do not fit: more than a 32-bit offset can name.
@@ -91,6 +93,7 @@ struct Builder<'b, 'e> {
     /// Offset of each counter's instruction.
     counters: Vec<u32>,
     counted: Vec<u32>,
+    copies: Vec<(LinkAddr, u32)>,
     /// Where the routine is that takes values down.
     routine: u32,
     /// For each value, its point and where the distance to its record is.
@@ -131,6 +134,7 @@ pub(crate) fn build(
         absolute: Vec::new(),
         counters: Vec::new(),
         counted: Vec::new(),
+        copies: Vec::new(),
         routine: 0,
         records: Vec::new(),
         links: Vec::new(),
@@ -184,6 +188,11 @@ impl Builder<'_, '_> {
         let mut slots = slots.into_iter().peekable();
         for index in first..last {
             let place = self.code.places[index];
+            // Whoever comes to a copy by a call has the return address on the stack already.
+            if !matches!(displaced.pad, Pad::Call { .. }) {
+                self.copies
+                    .push((LinkAddr(place.at), self.island.len() as u32));
+            }
             let mut due = Vec::new();
             while let Some((_, point)) = slots.next_if(|(slot, _)| *slot == index) {
                 due.push(point);
@@ -588,6 +597,7 @@ impl Builder<'_, '_> {
             bytes,
             counted: self.counted,
             recorded,
+            copies: self.copies,
         }
     }
 

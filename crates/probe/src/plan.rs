@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pointee_meta::elf::Elf;
+use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::Event;
 
 use crate::blocks::{Block, Blocks};
@@ -28,6 +29,8 @@ pub struct Wanted<'w> {
     pub subjects: &'w dyn Fn(&str) -> bool,
     /// Whether what no jump fits at gets an `int3`.
     pub traps: bool,
+    /// Whether the placement's slots are called ([`Event`]): of what happens in the process, whoever applies it hears nothing else.
+    pub watched: bool,
 }
 
 impl Wanted<'_> {
@@ -39,6 +42,7 @@ impl Wanted<'_> {
             functions: &|_| true,
             subjects: &|_| true,
             traps: true,
+            watched: true,
         }
     }
 }
@@ -100,6 +104,9 @@ pub struct Plan {
     pub excluded: BTreeMap<Exclusion, u64>,
     /// See [`pointee_patch::placement`].
     pub placement: Vec<u8>,
+    /// Displaced instructions in order of address, and the offset in the island where the copy of each begins, its counters first. A
+    /// thread about to execute the one may go on at the other: registers, stack, and all flags that are read are the same.
+    pub copies: Vec<(LinkAddr, u32)>,
 }
 
 impl Plan {
@@ -116,7 +123,11 @@ impl Plan {
         let (about, operands) = subjects_and_values(&code, wanted);
         let marked = mark_points(&code, wanted.at, &about, wanted.functions);
         let dense = wanted.at == At::Instruction;
-        let watched = watched(&code);
+        let watched = if wanted.watched {
+            watched(&code)
+        } else {
+            BTreeMap::new()
+        };
         let mut needed = marked.clone();
         watched.keys().for_each(|place| needed[*place] = true);
         let signal_calls = if wanted.traps {
@@ -197,6 +208,7 @@ impl Plan {
             points,
             values,
             placement: island.bytes,
+            copies: island.copies,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::launch::{self, HandOff, Inheritance};
 use crate::output::{Format, ROWS, json, print};
+use crate::outside::Attached;
 use crate::placements::{Planned, Planner, Wish};
 use crate::program;
 use crate::runtime_file;
@@ -9,6 +10,10 @@ use crate::session::Session;
 use crate::supervise::{self, Signals};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
 use pointee_probe::{At, Plan, Seen, Value, ValueKind};
@@ -16,8 +21,13 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether a process is still there.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Count how often a program executes chosen instructions
 #[derive(Debug, clap::Args)]
@@ -26,6 +36,7 @@ use std::sync::Arc;
   pointee probe --at instruction --module gzip -- gzip -k file
   pointee probe --at call --module 'libc.so*' --function 'mem*' -- ls
   pointee probe --at instruction --dry-run /usr/bin/perl
+  pointee probe --pid 4711 --module 'libc.so*' --seconds 2    a process that runs already
   pointee probe --inlined 'jv_*' -- ./jq . big.json       bodies that have no entry of their own
   pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, how often, and what
 
@@ -37,6 +48,12 @@ The program's input, output, terminal, signals and exit status are its own. Coun
 threads too, and include what the program's forked children do until they execute another program,
 which is not counted. Functions are named by symbols; in stripped files by their addresses. Not
 counted as functions: linkage stubs, cold parts of functions, signal-return stubs.
+
+With --pid, all threads of the process are stopped for a moment, counters are put in, and nothing traces it
+while it runs. At the end, by --seconds, Ctrl-C or with the process, its code is restored byte for byte
+and what was mapped is unmapped, in what it forked too. No traps are placed, and objects loaded
+later are not counted. Calls that the kernel does not make again (epoll_wait, sigtimedwait) may end with EINTR, as
+after every stop by a debugger.
 
 Where no jump fits, a trap (int3) is placed. The program's own SIGTRAP stays what it made it. gdb stops
 at a trap that is met; `signal SIGTRAP` goes on from there, `continue` does not.")]
@@ -68,9 +85,15 @@ pub(crate) struct Arguments {
     /// Show how the points of FILE would be placed; nothing is run.
     #[arg(long, value_name = "FILE", conflicts_with = "command")]
     dry_run: Option<PathBuf>,
+    /// Count in this process, which runs already, until --seconds, Ctrl-C or its end.
+    #[arg(long, value_name = "PID", conflicts_with_all = ["command", "dry_run"], value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// How long to count, with --pid.
+    #[arg(long, value_name = "N", requires = "pid", value_parser = seconds)]
+    seconds: Option<Duration>,
     /// The program and its arguments.
     #[arg(
-        required_unless_present = "dry_run",
+        required_unless_present_any = ["dry_run", "pid"],
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_name = "PROGRAM"
@@ -235,6 +258,22 @@ impl ValueRow {
 }
 
 impl ModuleRow {
+    /// Of an object without any probes.
+    fn refused(module: String, plan: &Plan, why: &'static str) -> Self {
+        let refused = plan.points.iter().map(|point| RefusedRow {
+            function: plan.functions[point.function as usize].label(),
+            offset: point.offset,
+            why,
+        });
+        Self {
+            placed: 0,
+            tactics: BTreeMap::new(),
+            refused: refused.collect(),
+            hits: Vec::new(),
+            ..Self::new(module, plan, &[])
+        }
+    }
+
     fn new(module: String, plan: &Plan, counts: &[u64]) -> Self {
         let label = |function: u32| plan.functions[function as usize].label();
         let mut refused = Vec::new();
@@ -300,17 +339,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         subjects: subjects.to_vec(),
         modules: arguments.module.clone(),
         functions: arguments.function.clone(),
-        traps: !arguments.no_traps,
+        // Nothing that could take their signals runs in a process from outside.
+        traps: !arguments.no_traps && arguments.pid.is_none(),
+        watched: arguments.pid.is_none(),
     };
-    match &arguments.dry_run {
-        Some(file) => {
+    match (&arguments.dry_run, arguments.pid) {
+        (Some(file), _) => {
             let path = file.to_string_lossy().into_owned();
             let elf = Elf::open(file).with_context(|| path.clone())?;
             let plan = wish.plan(&elf, &path).with_context(|| path.clone())?;
             let modules = vec![ModuleRow::new(path, &plan, &[])];
             print(&rendered(arguments, &Report { modules })?)
         }
-        None => run_program(arguments, wish),
+        (None, Some(pid)) => probe_process(arguments, Pid::from_raw(pid), &wish),
+        (None, None) => run_program(arguments, wish),
     }
 }
 
@@ -356,6 +398,51 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         eprintln!("pointee: the report could not be written: {error:#}");
     }
     supervise::end_as(end)
+}
+
+/// Counts in a process that runs already.
+fn probe_process(arguments: &Arguments, pid: Pid, wish: &Wish) -> Result<()> {
+    // Whatever ends the count, the probes are taken away.
+    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+        .into_iter()
+        .collect();
+    ends.thread_block()?;
+    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let attached = Attached::attach(pid, wish)?;
+    let deadline = arguments.seconds.map(|seconds| Instant::now() + seconds);
+    while attached.is_there() && signals.read_signal()?.is_none() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            break;
+        }
+        let wait = left.unwrap_or(LOOK).min(LOOK).as_millis() as u16;
+        let mut sources = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut sources, wait.max(1));
+    }
+    let left = attached.detach();
+    let refused = attached
+        .refused()
+        .iter()
+        .map(|refused| ModuleRow::refused(refused.path.clone(), &refused.plan, refused.why));
+    let modules = attached
+        .counted()
+        .map(|(path, plan, counts)| ModuleRow::new(path.to_owned(), plan, &counts))
+        .chain(refused)
+        .collect();
+    write(arguments, &Report { modules })?;
+    for left in left? {
+        eprintln!(
+            "pointee: process {}: its code is as it was; the copies stay mapped: {}",
+            left.pid, left.why
+        );
+    }
+    Ok(())
+}
+
+/// A number of seconds, for `--seconds`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "no number".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 fn row(planned: &Planned) -> ModuleRow {
