@@ -71,6 +71,23 @@ pub(crate) struct Left {
     pub(crate) why: &'static str,
 }
 
+/// Writes the pads, and lets threads in displaced code go on in its copy.
+fn enter(objects: &[Object], threads: &[(Pid, user_regs_struct)], memory: &Memory) -> Result<()> {
+    for object in objects {
+        object.write_pads(memory, false)?;
+    }
+    for (task, registers) in threads {
+        let mut entered = objects
+            .iter()
+            .filter_map(|object| object.enter(registers, memory).ok());
+        if let Some(rip) = entered.find(|at| *at != registers.rip) {
+            let moved = user_regs_struct { rip, ..*registers };
+            ptrace::setregs(*task, moved).context("registers")?;
+        }
+    }
+    Ok(())
+}
+
 impl Attached {
     /// Puts probes into `pid`.
     pub(crate) fn attach(pid: Pid, wish: &Wish) -> Result<Self> {
@@ -96,20 +113,15 @@ impl Attached {
             }
             take(&mut objects, &mut refused, obstacle);
             give_memory(pid, &mut objects, &mut refused, &threads, &memory)?;
-            for object in &objects {
-                object.write_pads(&memory, false)?;
-            }
-            for (task, registers) in threads {
-                let moved = objects.iter().find_map(|object| {
-                    object
-                        .enter(&registers, &memory)
-                        .ok()
-                        .filter(|at| *at != registers.rip)
-                });
-                if let Some(rip) = moved {
-                    let moved = user_regs_struct { rip, ..registers };
-                    ptrace::setregs(task, moved).context("registers")?;
+            if let Err(error) = enter(&objects, &threads, &memory) {
+                // Back to what was, as far as that goes.
+                for object in &objects {
+                    let _ = object.write_pads(&memory, true);
                 }
+                for (task, registers) in threads {
+                    let _ = ptrace::setregs(task, registers);
+                }
+                return Err(error.context("no probes were put in; memory made for them stays"));
             }
             break;
         }
