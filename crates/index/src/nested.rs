@@ -5,13 +5,14 @@
 //!
 //! The block around carries a mark in its word ([`crate::class::Class::CONTAINER`]); when it is freed, what was cut out of it is
 //! taken out too. A pool that takes blocks back all at once, unseen, hands the same bytes out again later, cut in another way: what is
-//! recorded inside a new block is taken out then ([`Nested::insert`]), so that never two overlap but the last old one in front.
+//! recorded inside a new block is taken out then ([`Nested::insert`]), so that never two overlap but the last old one in front; and that
+//! one too where the new one's word lies on its size.
 
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
 use crate::layout::{Header, LARGE, Layout, TABLE_WORDS};
 use crate::table::{Recorded, Writer, granule};
-use crate::words::{self, GRANULE};
+use crate::words::{self, GRANULE, LARGE_MARK, SINGLE, START};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -22,6 +23,20 @@ const AT_ONCE: u64 = 8;
 #[derive(Clone, Copy)]
 pub struct Nested {
     writer: Writer,
+}
+
+/// Whether a block that starts `back` granules (1 or 2) before `word` has part of its size written there.
+///
+/// # Safety
+/// The granule is in the table.
+#[inline(always)]
+unsafe fn has_size_here(word: *const AtomicU32, back: usize) -> bool {
+    // SAFETY: the caller's promise.
+    let start = unsafe { (*word.sub(back)).load(Relaxed) };
+    match back {
+        1 => start & (START | SINGLE) == START,
+        _ => start & (START | LARGE_MARK) == START | LARGE_MARK,
+    }
 }
 
 impl Nested {
@@ -59,8 +74,14 @@ impl Nested {
         let is_usual = !word.is_null()
             && address & 7 == 0
             && size.wrapping_sub(1) < LARGE - 1
+            && here >= 2
             && here + (own as usize) < TABLE_WORDS as usize;
-        if !is_usual {
+        // SAFETY: both are granules of the table then.
+        if !is_usual
+            || [1, 2]
+                .iter()
+                .any(|back| unsafe { has_size_here(word, *back) })
+        {
             return false;
         }
         let words = |from: *const AtomicU32, count: u64| {
@@ -100,6 +121,15 @@ impl Nested {
         }
         // What starts on this very granule, further on in this plane, and anywhere in the other.
         let end = address.saturating_add(size.max(1));
+        for back in (1..=2).take_while(|back| *back as u64 <= granule(address)) {
+            // SAFETY: a granule of the table.
+            unsafe {
+                if has_size_here(word, back) {
+                    let at = address - back as u64 * GRANULE;
+                    self.take_out(&*word.sub(back), at, &mut each);
+                }
+            }
+        }
         self.clear(address, end, &mut each);
         self.clear(address + 8, end, &mut each);
         if size >= LARGE {

@@ -147,7 +147,7 @@ impl Writer {
             let replaced = words::is_start(stale).then(|| self.recorded(word, stale));
             // Covers first: one that leads to a block not yet published leads to none.
             if size >= LARGE {
-                self.cover(address, size, address);
+                self.cover(address, size);
             }
             words::publish(|at| &*word.add(at), words);
             (replaced, true)
@@ -211,7 +211,7 @@ impl Writer {
             let recorded = self.recorded(word, first);
             words::retract(&*word);
             if recorded.size >= LARGE {
-                self.cover(address, recorded.size, 0);
+                self.uncover(address, recorded.size);
             }
             Some(recorded)
         }
@@ -266,9 +266,23 @@ impl Writer {
         Some(self.base as u64 + self.tables + u64::from(number) * TABLE_BYTES)
     }
 
-    /// Sets or clears the covers of a large block.
+    /// Sets the covers of a large block.
     #[cold]
-    fn cover(&self, address: u64, size: u64, base: u64) {
+    fn cover(&self, address: u64, size: u64) {
+        self.each_cover(address, size, |cover| cover.store(address, Relaxed));
+    }
+
+    /// Clears the covers of a large block, but for those that are a later block's by now.
+    #[cold]
+    fn uncover(&self, address: u64, size: u64) {
+        self.each_cover(address, size, |cover| {
+            if cover.load(Relaxed) == address {
+                cover.store(0, Relaxed);
+            }
+        });
+    }
+
+    fn each_cover(&self, address: u64, size: u64, each: impl Fn(&AtomicU64)) {
         let Some(last) = address.checked_add(size - 1).filter(|last| last >> 47 == 0) else {
             return;
         };
@@ -279,7 +293,7 @@ impl Writer {
         }
         for chunk in first_chunk + 1..=last_chunk {
             // SAFETY: `last` is below 2^47.
-            unsafe { (*self.chunk_covers.add(chunk as usize)).store(base, Relaxed) };
+            each(unsafe { &*self.chunk_covers.add(chunk as usize) });
         }
         let table = self.even_table(address);
         if table.is_null() {
@@ -294,7 +308,7 @@ impl Writer {
         for span in from + 1..=to {
             let at = table.wrapping_add((TABLE_WORDS * 4 + SPILL_BYTES + span * 8) as usize);
             // SAFETY: within the table's covers.
-            unsafe { (*at.cast::<AtomicU64>()).store(base, Relaxed) };
+            each(unsafe { &*at.cast::<AtomicU64>() });
         }
     }
 
