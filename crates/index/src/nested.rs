@@ -76,12 +76,11 @@ impl Nested {
             && size.wrapping_sub(1) < LARGE - 1
             && here >= 2
             && here + (own as usize) < TABLE_WORDS as usize;
-        // SAFETY: both are granules of the table then.
-        if !is_usual
-            || [1, 2]
-                .iter()
-                .any(|back| unsafe { has_size_here(word, *back) })
-        {
+        if !is_usual {
+            return false;
+        }
+        // SAFETY: two granules in front are in the table.
+        if unsafe { has_size_here(word, 1) || has_size_here(word, 2) } {
             return false;
         }
         let words = |from: *const AtomicU32, count: u64| {
