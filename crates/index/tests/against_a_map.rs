@@ -312,6 +312,8 @@ fn origin(origins: &Origins, root: u32, path: &[u64]) -> u32 {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn a_path_has_one_origin(paths in paths()) {
         let region = Region::new();
