@@ -82,21 +82,8 @@ unsafe extern "C" fn on_mapping_call(
     rbp: u64,
     planted: &'static Planted,
 ) -> usize {
-    let original = || {
-        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
-        let original: unsafe extern "C" fn(
-            usize,
-            usize,
-            usize,
-            usize,
-            usize,
-            usize,
-            usize,
-        ) -> usize = unsafe { core::mem::transmute(planted.original() as *const ()) };
-        let [a, b, c, d, e, f, g] = *all;
-        // SAFETY: the program's own call.
-        unsafe { original(a, b, c, d, e, f, g) }
-    };
+    // SAFETY: the program's own call.
+    let original = || unsafe { planted.call_with_many(*all) };
     let Some(((call, arguments), state)) = named(planted, all).zip(threads::current()) else {
         return original();
     };

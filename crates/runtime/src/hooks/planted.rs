@@ -173,6 +173,20 @@ impl Planted {
         // SAFETY: the caller's promise.
         unsafe { original(a, b, c) }
     }
+
+    /// Calls an original of up to seven arguments.
+    ///
+    /// # Safety
+    /// As for the function that was hooked.
+    pub(super) unsafe fn call_with_many(&self, arguments: [usize; 7]) -> usize {
+        type Original =
+            unsafe extern "C" fn(usize, usize, usize, usize, usize, usize, usize) -> usize;
+        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
+        let original: Original = unsafe { core::mem::transmute(self.original as *const ()) };
+        let [a, b, c, d, e, f, g] = arguments;
+        // SAFETY: the caller's promise.
+        unsafe { original(a, b, c, d, e, f, g) }
+    }
 }
 
 /// The record of the hook whose entry is `entry`, the latest first.

@@ -156,12 +156,9 @@ unsafe extern "C" fn on_exec_of_many(arguments: &[usize; 6], planted: &'static P
     let original = |environment: usize| {
         let mut all = *arguments;
         all[at] = environment;
-        // SAFETY: the trampoline is the original's entry; more integer arguments than it takes do no harm.
-        let original: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
-            unsafe { core::mem::transmute(planted.original() as *const ()) };
         let [a, b, c, d, e, f] = all;
-        // SAFETY: the program's own call.
-        unsafe { original(a, b, c, d, e, f) }
+        // SAFETY: the program's own call, with another environment.
+        unsafe { planted.call_with_many([a, b, c, d, e, f, 0]) }
     };
     // SAFETY: as above; what names the program and the environment are where the call has them.
     unsafe { exec::exec(program, arguments[at], original) }
