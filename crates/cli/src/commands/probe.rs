@@ -470,7 +470,10 @@ fn rendered(arguments: &Arguments, report: &Report) -> Result<String> {
 /// For people: each module's tactics, what was refused, and the most frequent points of all.
 fn text(report: &Report) -> String {
     let mut text = String::new();
-    for module in &report.modules {
+    if report.modules.iter().all(|module| module.points == 0) {
+        text.push_str("No point was found: nothing that was seen to be loaded matches.\n");
+    }
+    for module in report.modules.iter().filter(|module| module.points > 0) {
         let tactics: Vec<String> = module
             .tactics
             .iter()

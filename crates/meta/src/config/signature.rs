@@ -27,7 +27,7 @@ pub enum SignatureError {
     Form(String),
     /// A letter that stands for nothing.
     #[error(
-        "expected `z` (size), `p` (pointer), `i` (integer) or `h` (pool) for an argument, found `{0}`"
+        "expected `z` or `Z` (size), `p` or `P` (pointer), `i` (integer), and of a pool `h` (which), `H` (all of it) or `M` (from there on) for an argument, found `{0}`"
     )]
     Argument(char),
     /// A result that is none.
