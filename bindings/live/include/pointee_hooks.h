@@ -139,6 +139,11 @@ int pointee_settle(void);
 /* From now on /tmp/perf-PID.map names for perf what is hooked and what was: 0, or -1 if it cannot be written. Debuggers are told always. */
 int pointee_write_perf_map(void);
 
+/* From now on each hook in place has a text file, /tmp/pointee-code-PID/NAME@hook.ADDRESS.lst, that tells for each instruction written for it what it is
+ * for, and of displaced ones where they come from: 0, or -1 if there cannot be. The lines that debuggers show for that code are those of these
+ * files; in gdb, `call ((int (*)(void))pointee_write_listings)()` does as well. A file goes when its hook's memory is given back. */
+int pointee_write_listings(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -364,3 +364,9 @@ pub extern "C" fn pointee_settle() -> c_int {
 pub extern "C" fn pointee_write_perf_map() -> c_int {
     pointee_live::write_perf_map().map_or(-1, |()| 0)
 }
+
+/// From now on each hook has a file in `/tmp/pointee-code-PID` that tells what its code is for. 0, or -1 if there cannot be.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_write_listings() -> c_int {
+    pointee_live::write_listings().map_or(-1, |()| 0)
+}

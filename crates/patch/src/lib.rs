@@ -102,6 +102,7 @@
 
 pub mod arch;
 pub mod branches;
+pub mod debug_file;
 pub mod placement;
 pub mod plan;
 

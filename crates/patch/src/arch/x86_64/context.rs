@@ -140,6 +140,17 @@ pub struct Frame {
     pub moved: u16,
 }
 
+/// What a stretch of what [`act`] writes is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Part {
+    /// To keep the state.
+    Save,
+    /// The action with this number.
+    Action(usize),
+    /// To bring the state back.
+    Restore,
+}
+
 /// psABI x86-64, 3.2.2.
 const RED_ZONE: i32 = 128;
 const FRAME: i32 = size_of::<Registers>() as i32;
@@ -165,7 +176,8 @@ const FEW_LEN: i32 = 1088;
 /// Where the header of an area of `xsave` must be zero (Intel SDM 1, 13.4.2).
 const XSAVE_ZERO: core::ops::Range<i32> = 528..576;
 
-/// Writes code that does `actions`, in order, with nothing changed behind it. `at` is the instruction that they are for.
+/// Writes code that does `actions`, in order, with nothing changed behind it. `at` is the instruction that they are for. `told` is told of
+/// each part before it is written, with its offset in the buffer.
 ///
 /// # Errors
 /// [`EmitError`].
@@ -175,6 +187,7 @@ pub fn act(
     live: Live,
     at: RunAddr,
     processor: &Processor,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Option<Frame>, EmitError> {
     let deepest = actions.iter().filter_map(|action| match action {
         Action::Call { context, .. } => Some(*context),
@@ -182,9 +195,9 @@ pub fn act(
     });
     match deepest.max() {
         Some(deepest @ (Context::General | Context::Everything)) => {
-            framed(emitter, actions, live, at, processor, deepest).map(Some)
+            framed(emitter, actions, live, at, processor, deepest, told).map(Some)
         }
-        nothing => bare(emitter, actions, live, nothing.is_some()),
+        nothing => bare(emitter, actions, live, nothing.is_some(), told),
     }
 }
 
@@ -194,6 +207,7 @@ fn bare(
     actions: &[Action],
     live: Live,
     calls: bool,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Option<Frame>, EmitError> {
     let start = emitter.len();
     let far = actions.iter().any(|action| match action {
@@ -206,12 +220,11 @@ fn bare(
     let keeps_flags = counts && live.flags != Flags::Dead;
     let saves = far || keeps_flags;
     if !saves && !calls {
-        for action in actions {
-            one(emitter, action, Scratch::None)?;
-        }
+        each(emitter, actions, Scratch::None, told)?;
         return Ok(None);
     }
     let moved = RED_ZONE + 16;
+    told(Part::Save, start);
     move_stack(emitter, -moved)?;
     let begins = (emitter.len() - start) as u16;
     if saves {
@@ -221,9 +234,8 @@ fn bare(
     if keeps_flags {
         save_flags(emitter)?;
     }
-    for action in actions {
-        one(emitter, action, Scratch::Rcx)?;
-    }
+    each(emitter, actions, Scratch::Rcx, told)?;
+    told(Part::Restore, emitter.len());
     if keeps_flags {
         restore_flags(emitter)?;
     }
@@ -249,8 +261,10 @@ fn framed(
     at: RunAddr,
     processor: &Processor,
     deepest: Context,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Frame, EmitError> {
     let start = emitter.len();
+    told(Part::Save, start);
     let here = |emitter: &Emitter<'_>| (emitter.len() - start) as u16;
     move_stack(emitter, -MOVED)?;
     let begins = here(emitter);
@@ -289,9 +303,8 @@ fn framed(
         Some(Vectors::All) => save_all(emitter, processor)?,
         Some(Vectors::Few(few)) => save_few(emitter, few | SUM, processor.width)?,
     }
-    for action in actions {
-        one(emitter, action, Scratch::All)?;
-    }
+    each(emitter, actions, Scratch::All, told)?;
+    told(Part::Restore, emitter.len());
     match vectors {
         None => {}
         Some(Vectors::All) => {
@@ -337,6 +350,19 @@ enum Scratch {
     None,
     Rcx,
     All,
+}
+
+fn each(
+    emitter: &mut Emitter<'_>,
+    actions: &[Action],
+    scratch: Scratch,
+    told: &mut dyn FnMut(Part, usize),
+) -> Result<(), EmitError> {
+    for (number, action) in actions.iter().enumerate() {
+        told(Part::Action(number), emitter.len());
+        one(emitter, action, scratch)?;
+    }
+    Ok(())
 }
 
 fn one(emitter: &mut Emitter<'_>, action: &Action, scratch: Scratch) -> Result<(), EmitError> {
