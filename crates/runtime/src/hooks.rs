@@ -32,7 +32,8 @@ use pointee_index::table::Recorded;
 use pointee_model::entries::{Declared, Role};
 pub(crate) use processes::is_filtered;
 use processes::{
-    exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, prctl_stub, syscall_stub,
+    exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, on_signal_stack, prctl_stub,
+    syscall_stub,
 };
 
 /// The way from a relay to a hook in Rust: the record says to which.
@@ -67,11 +68,14 @@ fn hook(says: Declared) -> Hook {
         Role::Exec | Role::ExecFd => on_exec,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
+        Role::SigAltStack => on_signal_stack,
         Role::PoolAlloc => pooled::allocating(says),
         Role::PoolRealloc => pooled::on_pool_realloc,
         Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
         Role::LinkMap
         | Role::Other
+        | Role::SystemCall
+        | Role::Dlsym
         | Role::Prctl
         | Role::Syscall
         | Role::ExecAt

@@ -249,6 +249,8 @@ const fn is_of_allocator(role: Role) -> bool {
             | Role::Brk
             | Role::Munmap
             | Role::Mprotect
+            | Role::SigAltStack
+            | Role::Dlsym
             | Role::Other
     )
 }

@@ -103,6 +103,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         return;
     }
     threads::set_up();
+    threads::starts_on(vector as u64);
     process::set_up();
     DEBUG.store(debug.cast_mut(), Relaxed);
     let header = region().header();

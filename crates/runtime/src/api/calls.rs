@@ -177,7 +177,7 @@ unsafe extern "C" fn walk_stack(
         frames::walk(slot, rbp, |frame| {
             let pointer = |address: u64| address as *mut c_void;
             result = visit(
-                pointer(frame.return_address),
+                pointer(frame.goes_on_at),
                 pointer(frame.slot + 8),
                 pointer(frame.rbp),
                 argument,

@@ -9,7 +9,8 @@
 //!     sites        origin ─▶ site and type
 //!     objects      address ─▶ module ─▶ variable, function, section
 //!     frames       address ─▶ frame of the asking thread ─▶ variable
-//!     thread_locals  address ─▶ variable of the asking thread
+//!     thread_locals  address ─▶ variable of a thread
+//!     signal_stacks  address ─▶ alternate signal stack
 //!     mappings     address ─▶ mapping
 //!     stated       types that the program said itself
 //!   types        one record for each type of the process (names: how it is written)
@@ -71,6 +72,7 @@ pub(crate) fn arrived(module: &'static Module) {
     });
     if IS_UP.load(Relaxed) {
         objects::add(module);
+        thread_locals::add(module);
     }
 }
 
@@ -88,7 +90,7 @@ fn set_up() -> bool {
         (*READER.0.get()).write(Levels { outer, nested });
     }
     modules::each(objects::add);
-    thread_locals::set_up();
+    modules::each(thread_locals::add);
     IS_UP.store(true, Release);
     true
 }

@@ -5,7 +5,7 @@
 use super::call::hooks;
 use super::{Planted, mapped};
 use crate::exec::{self, Named};
-use crate::{heap, mappings, process};
+use crate::{heap, mappings, process, signal_stacks};
 use core::arch::naked_asm;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
@@ -135,6 +135,15 @@ hooks! {
         if error as i32 == 0 {
             mappings::heap_ends_at(call.args[0] as u64);
             heap::grown(call.args[0] as u64);
+        }
+        error
+    }
+
+    pub(super) fn on_signal_stack(call) {
+        let error = call.original();
+        if error as i32 == 0 && call.args[0] != 0 {
+            // SAFETY: the kernel has just read it.
+            signal_stacks::was_set(unsafe { *(call.args[0] as *const [u64; 3]) });
         }
         error
     }
