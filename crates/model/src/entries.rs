@@ -249,8 +249,8 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins, or where what is mapped or used as a stack changes. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 16] = [
+/// Functions of libc where one process's recording ends and another's begins, where what is mapped or used as a stack changes, or where symbols are found. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 17] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
@@ -267,6 +267,7 @@ pub const PROCESS: [Named; 16] = [
     ("mremap", Role::Mremap),
     ("shmat", Role::Shmat),
     ("sigaltstack", Role::SigAltStack),
+    ("dlsym", Role::Dlsym),
 ];
 
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.

@@ -9,6 +9,8 @@
 
 #![allow(unsafe_code)] // Writes code.
 
+mod system_calls;
+
 use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;

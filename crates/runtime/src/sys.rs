@@ -586,6 +586,11 @@ pub(crate) fn file_len(fd: usize) -> usize {
     if result == 0 { stat[6] as usize } else { 0 }
 }
 
+/// Whether the kernel returned an error number.
+pub(crate) fn is_error(result: isize) -> bool {
+    (-4095..0).contains(&result)
+}
+
 /// The calling thread's alternate signal stack: first byte and bytes; `None` if it has none.
 pub(crate) fn signal_stack() -> Option<(u64, u64)> {
     const SIGALTSTACK: usize = 131;

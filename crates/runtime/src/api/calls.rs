@@ -308,7 +308,7 @@ fn pointer(record: Option<&'static Record>) -> *const Record {
     record.map_or(core::ptr::null(), core::ptr::from_ref)
 }
 
-unsafe extern "C" fn type_named(name: *const c_char) -> *const Record {
+pub(super) unsafe extern "C" fn type_named(name: *const c_char) -> *const Record {
     if name.is_null() || index().is_none() {
         return core::ptr::null();
     }
