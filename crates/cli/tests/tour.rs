@@ -131,6 +131,13 @@ fn check(rows: &[Row], answers: &[Value], blocks_are_known: bool, context: &str)
             kind = "heap";
             types = [&row.name; 2];
         }
+        if kind == "idle" {
+            kind = if blocks_are_known {
+                "signal-stack"
+            } else {
+                "static"
+            };
+        }
         let asked = |text: &str| text != "-";
         let found = answer["kind"].as_str().unwrap_or("-");
         assert_eq!(found, kind, "{context}: {answer:#}");

@@ -66,6 +66,12 @@ impl PageWord {
         self.0 & Self::SEEN != 0
     }
 
+    /// Whether a file is behind it.
+    #[must_use]
+    pub const fn is_file(self) -> bool {
+        self.0 & Self::FILE != 0
+    }
+
     /// Along which path; 0 if that was not seen.
     #[must_use]
     pub const fn origin(self) -> u32 {

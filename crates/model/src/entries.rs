@@ -45,6 +45,10 @@ pub enum Role {
     Mprotect = 29,
     Mremap = 30,
     Shmat = 31,
+    SigAltStack = 32,
+    /// A system call instruction, no function.
+    SystemCall = 33,
+    Dlsym = 34,
 }
 
 impl Role {
@@ -57,7 +61,7 @@ impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 32] = [
+        const ALL: [Role; 35] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -90,6 +94,9 @@ impl Role {
             Role::Mprotect,
             Role::Mremap,
             Role::Shmat,
+            Role::SigAltStack,
+            Role::SystemCall,
+            Role::Dlsym,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -242,8 +249,8 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins, or where what is mapped changes. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 15] = [
+/// Functions of libc where one process's recording ends and another's begins, where what is mapped or used as a stack changes, or where symbols are found. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 17] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
@@ -259,6 +266,8 @@ pub const PROCESS: [Named; 15] = [
     ("pkey_mprotect", Role::Mprotect),
     ("mremap", Role::Mremap),
     ("shmat", Role::Shmat),
+    ("sigaltstack", Role::SigAltStack),
+    ("dlsym", Role::Dlsym),
 ];
 
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.

@@ -18,6 +18,7 @@
 //!     mismatch   blocks freed by the wrong function
 //!     pools      blocks cut out of blocks
 //!     heap       the index ahead of a growing heap
+//!     signal_stacks  what threads run their signal handlers on
 //!   api        what the program asks about itself (include/pointee.h)
 //!   probes     instead of all that: placements that the command has planned
 //!     traps      what an `int3` of theirs does, and the program's own SIGTRAP (signal_calls: its calls about it)
@@ -53,6 +54,7 @@ mod probes;
 mod process;
 mod region;
 mod signal_calls;
+mod signal_stacks;
 mod start;
 mod sys;
 mod threads;

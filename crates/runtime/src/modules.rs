@@ -13,7 +13,7 @@ use crate::sys::{self, map};
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use pointee_index::handoff::key;
 use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
@@ -60,13 +60,13 @@ unsafe fn namespaces(debug: *const Debug) -> impl Iterator<Item = *const Debug> 
     })
 }
 
-/// Calls `each` with bias, name and dynamic section of every object in the lists, and whether it is in the first.
+/// Calls `each` with bias, name, dynamic section and record of every object in the lists, and whether it is in the first.
 ///
 /// # Safety
 /// As for [`namespaces`], and the lists are consistent.
 unsafe fn each_loaded(
     debug: *const Debug,
-    mut each: impl FnMut(u64, &[u8], *const [u64; 2], bool),
+    mut each: impl FnMut(u64, &[u8], *const [u64; 2], *const LinkMap, bool),
 ) {
     // SAFETY: the caller's promise.
     for (at, debug) in unsafe { namespaces(debug) }.enumerate() {
@@ -79,6 +79,7 @@ unsafe fn each_loaded(
                     (*map).bias,
                     CStr::from_ptr((*map).name).to_bytes(),
                     (*map).dynamic,
+                    map,
                     at == 0,
                 );
                 map = (*map).next;
@@ -123,6 +124,8 @@ pub(crate) struct Module {
     pub(crate) image: Option<Image<'static>>,
     build_id: BuildId,
     loaded: AtomicBool,
+    /// The dynamic linker's record; stale once it is unloaded.
+    link_map: AtomicU64,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
     /// Not in one that `dlmopen` made.
@@ -219,6 +222,11 @@ impl Module {
             format,
             b".image",
         ])
+    }
+
+    /// The dynamic linker's record of it.
+    pub(crate) fn link_map(&self) -> u64 {
+        self.link_map.load(Relaxed)
     }
 
     /// Whether it is loaded now.
@@ -332,7 +340,7 @@ pub(crate) unsafe fn refresh(
     let known = MODULES.used.load(Acquire);
     let mut seen = [0u64; ROOM / 64];
     let mut count = 0u32;
-    let each = |bias, name: &[u8], dynamic, is_in_base_namespace| {
+    let each = |bias, name: &[u8], dynamic, link_map: *const LinkMap, is_in_base_namespace| {
         let same = |module: &Module| {
             module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
         };
@@ -342,6 +350,7 @@ pub(crate) unsafe fn refresh(
         }
         if let Some(at) = revived(bias, name, dynamic) {
             seen[at as usize / 64] |= 1 << (at % 64);
+            module(at).link_map.store(link_map as u64, Relaxed);
             arrived(module(at));
             return;
         }
@@ -353,6 +362,7 @@ pub(crate) unsafe fn refresh(
         if let Some(mut new) = unsafe { describe(bias, name, dynamic, main, linker) }
             && let Some(new) = {
                 new.is_in_base_namespace = is_in_base_namespace;
+                new.link_map = (link_map as u64).into();
                 add(new)
             }
         {
@@ -528,6 +538,7 @@ unsafe fn describe(
         image,
         build_id: id,
         loaded: AtomicBool::new(true),
+        link_map: AtomicU64::new(0),
         path,
         is_executable,
         is_in_base_namespace: true,

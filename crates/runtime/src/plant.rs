@@ -9,6 +9,8 @@
 
 #![allow(unsafe_code)] // Writes code.
 
+mod system_calls;
+
 use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
@@ -249,6 +251,8 @@ const fn is_of_allocator(role: Role) -> bool {
             | Role::Brk
             | Role::Munmap
             | Role::Mprotect
+            | Role::SigAltStack
+            | Role::Dlsym
             | Role::Other
     )
 }

@@ -103,6 +103,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         return;
     }
     threads::set_up();
+    threads::starts_on(vector as u64);
     process::set_up();
     DEBUG.store(debug.cast_mut(), Relaxed);
     let header = region().header();
@@ -150,6 +151,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
     if allocators == 0 {
         header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
     }
+    modules::each(|module| planter.plant_system_calls(module));
     mappings::take_over();
     // SAFETY: `r_debug` stays where it is.
     let notify = unsafe { (*debug).notify };
@@ -199,10 +201,13 @@ pub(crate) fn link_map_changed() {
             }
         });
         for module in newcomers.into_iter().flatten() {
-            // The dynamic linker's own calls are not seen.
+            let planter = planter.get_or_insert_with(Planter::new);
+            if let Some(planter) = planter {
+                planter.plant_system_calls(module);
+            }
+            // Where the dynamic linker's own calls are not seen.
             mappings::restate(module.start, module.end.next_multiple_of(PAGE));
             operators::arrived(module, |function, end| {
-                let planter = planter.get_or_insert_with(Planter::new);
                 planter
                     .as_ref()
                     .is_some_and(|planter| planter.plant_shortcut(module, function, end))

@@ -586,6 +586,26 @@ pub(crate) fn file_len(fd: usize) -> usize {
     if result == 0 { stat[6] as usize } else { 0 }
 }
 
+/// Whether the kernel returned an error number.
+pub(crate) fn is_error(result: isize) -> bool {
+    (-4095..0).contains(&result)
+}
+
+/// The calling thread's alternate signal stack: first byte and bytes; `None` if it has none.
+pub(crate) fn signal_stack() -> Option<(u64, u64)> {
+    const SIGALTSTACK: usize = 131;
+    let mut stack = [0u64; 3];
+    // SAFETY: a stack_t is 24 bytes.
+    let result = unsafe { call(SIGALTSTACK, [0, stack.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    (result == 0).then(|| enabled(stack)).flatten()
+}
+
+/// What a `stack_t` sets: first byte, bytes.
+pub(crate) fn enabled([start, flags, len]: [u64; 3]) -> Option<(u64, u64)> {
+    const SS_DISABLE: u64 = 2;
+    (flags & SS_DISABLE == 0 && len != 0).then_some((start, len))
+}
+
 /// Whether this process has a thread `tid`.
 pub(crate) fn is_thread(tid: u32) -> bool {
     const ESRCH: isize = -3;

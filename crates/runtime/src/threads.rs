@@ -23,7 +23,7 @@
 
 use crate::hooks::is_filtered;
 use crate::region::{Region, disable, is_disabled, region};
-use crate::{locate, modules, sys};
+use crate::{locate, modules, signal_stacks, sys};
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr;
@@ -65,7 +65,7 @@ pub(crate) struct State {
 }
 
 /// Live threads that are told from each other. Those beyond the region's slots share one there.
-const STATES: u32 = 1 << 14;
+const STATES: u32 = pointee_index::signal_stacks::ROOM;
 
 #[repr(C, align(4096))]
 struct States {
@@ -105,6 +105,25 @@ pub(crate) fn set_up() {
     ALL.used.store(FIRST_OWN, Relaxed);
 }
 
+/// Somewhere on the first thread's stack, which was there before the thread.
+static FIRST_STACK: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that the first thread's stack holds `address`.
+pub(crate) fn starts_on(address: u64) {
+    FIRST_STACK.store(address, Relaxed);
+}
+
+/// The thread whose stack lies in these pages, which are one mapping, and its thread pointer: glibc keeps the control block at
+/// the stack's end. Of the first thread the latter is 0.
+pub(crate) fn whose_stack(pages: Range<u64>) -> Option<(u32, u64)> {
+    if pages.contains(&FIRST_STACK.load(Relaxed)) {
+        return Some((sys::getpid() as u32, 0));
+    }
+    let owner = states().map(State::owner);
+    let mut here = owner.filter(|(_, pointer)| pages.contains(pointer));
+    here.find(|(thread, _)| *thread != sys::getpid() as u32 && sys::is_thread(*thread))
+}
+
 /// All states that threads have or had.
 pub(crate) fn states() -> impl Iterator<Item = &'static State> {
     let used = ALL.used.load(Acquire).min(STATES);
@@ -140,6 +159,17 @@ impl State {
     pub(crate) fn thread(&self) -> &'static Thread {
         // SAFETY: `give` stored it before anyone was handed the state; threads are never unmapped.
         unsafe { &*self.thread.load(Relaxed) }
+    }
+
+    /// The number under which the process knows the thread.
+    pub(crate) fn number(&self) -> u32 {
+        let offset = ptr::from_ref(self) as usize - ALL.all.as_ptr() as usize;
+        (offset / size_of::<Self>()) as u32
+    }
+
+    /// The thread's number in its own namespace, and its thread pointer.
+    pub(crate) fn owner(&self) -> (u32, u64) {
+        (self.tid.load(Relaxed), self.key.load(Relaxed))
     }
 
     /// Says that the thread is outside.
@@ -279,6 +309,7 @@ fn give(at: u32, key: u64, tid: u32) -> &'static State {
     state.counters.store(thread.counters.load(Relaxed), Relaxed);
     state.idle.store(if is_own { key } else { 0 }, Relaxed);
     state.key.store(key, Relaxed);
+    signal_stacks::take_over(state);
     state.leave();
     state
 }

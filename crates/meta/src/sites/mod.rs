@@ -35,6 +35,7 @@ mod spelling;
 mod stand_in;
 mod state;
 mod step;
+mod system_calls;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -53,7 +54,7 @@ use calls::{Key, Program};
 use flow::{Interpreter, Met, Observation, Outcome, Seen};
 use model::Makes;
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{TypeIndex, site_flags};
+use pointee_model::image::{SystemCallRecord, TypeIndex, site_flags};
 use rayon::prelude::*;
 use rust::Stored;
 use std::collections::HashMap;
@@ -90,6 +91,8 @@ pub struct Sites {
     pub sites: Vec<Site>,
     /// In order of entry.
     pub wrappers: Vec<Wrapper>,
+    /// System calls that may change what is mapped.
+    pub system_calls: Vec<SystemCallRecord>,
     /// What was not looked at, and why.
     pub diagnostics: Vec<String>,
     /// Whether any source file was read.
@@ -197,6 +200,7 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         sites,
         has_sources: sources.any_read(),
         wrappers: found.wrappers,
+        system_calls: system_calls::find(elf),
         diagnostics,
     }
 }
