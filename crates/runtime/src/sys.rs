@@ -195,6 +195,15 @@ pub(crate) fn shares_memory_with(other: u32) -> bool {
     unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) == 0 }
 }
 
+/// Whether the task `other` is no more, or has other memory than this process; `false` where the kernel does not tell.
+pub(crate) fn has_other_memory(other: u32) -> bool {
+    const KCMP_VM: usize = 1;
+    const ESRCH: isize = 3;
+    // SAFETY: touches no memory.
+    let order = unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) };
+    order > 0 || order == -ESRCH
+}
+
 /// Whether a debugger has this process.
 pub(crate) fn is_traced() -> bool {
     const FIELD: &[u8] = b"TracerPid:\t";

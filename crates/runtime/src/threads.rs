@@ -125,9 +125,14 @@ pub(crate) fn before_libc() {
     sys::set_thread_pointer((&raw const BEFORE_LIBC) as usize);
 }
 
+/// Whether the program is linked statically.
+pub(crate) fn is_static() -> bool {
+    IS_STATIC.load(Relaxed)
+}
+
 /// The kernel's id of this thread; 0 if it cannot be had.
 fn tid() -> u32 {
-    if !IS_STATIC.load(Relaxed) {
+    if !is_static() {
         control_block::<TID>() as u32
     } else if is_filtered() {
         0
