@@ -24,7 +24,7 @@
 //!     traps      what an `int3` of theirs does, and the program's own SIGTRAP (signal_calls: its calls about it)
 //!   peak       the blocks at the highest point, copied
 //!   process    fork and exit: where one region ends and another begins
-//!   exec       how the next program comes to be recorded
+//!   exec       how the next program comes to be recorded (spare_stack: on which stack that is prepared)
 //! ```
 //!
 //! Invariants: code reached from a hook allocates nothing, blocks on nothing that the program
@@ -55,6 +55,7 @@ mod process;
 mod region;
 mod signal_calls;
 mod signal_stacks;
+mod spare_stack;
 mod start;
 mod sys;
 mod threads;

@@ -35,7 +35,7 @@ impl Function {
 }
 
 /// Address and length of each name of a family; address 0 where it is not there.
-type Places = [(u64, u64); FAMILY];
+type Places = [(u64, u64)];
 
 /// The first name allocates, the second frees: without both it is no allocator.
 fn is_allocator(places: &Places) -> bool {
@@ -49,7 +49,7 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     let mut file = None;
     let mut has_malloc = false;
     for family in &FAMILIES {
-        let mut places = Places::default();
+        let mut places = [(0, 0); FAMILY];
         if exported(family[0].0).is_some() {
             for (place, (name, _)) in places.iter_mut().zip(family) {
                 *place = exported(name).unwrap_or_default();
@@ -58,7 +58,7 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
         if !is_allocator(&places)
             && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
         {
-            table.find_all(module, family, &mut places);
+            table.find_all(module, family, &mut places, true);
         }
         if !is_allocator(&places) {
             // The image's maker has read what is not in the file: debug files, compressed symbols.
@@ -107,13 +107,19 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     if has_malloc {
         operators(module, |function| found(*function));
     }
-    let is_libc = exported("__libc_start_main").is_some();
-    let has_inner_fork = exported("_Fork").is_some();
-    let process = PROCESS
-        .iter()
-        .filter(|(name, _)| is_libc && (*name != "fork" || !has_inner_fork));
-    for (name, role) in process {
-        if let Some((address, len)) = exported(name) {
+    let mut process = [(0, 0); PROCESS.len()];
+    if exported("__libc_start_main").is_some() {
+        for (place, (name, _)) in process.iter_mut().zip(&PROCESS) {
+            *place = exported(name).unwrap_or_default();
+        }
+    } else if module.is_static
+        && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
+    {
+        table.find_all(module, &PROCESS, &mut process, false);
+    }
+    let has_inner_fork = PROCESS[0].0 == "_Fork" && process[0].0 != 0;
+    for ((name, role), (address, len)) in PROCESS.iter().zip(process) {
+        if address != 0 && (*name != "fork" || !has_inner_fork) {
             found(Function {
                 name,
                 role: *role,
@@ -162,8 +168,11 @@ pub(crate) fn exported(module: &Module, name: &str) -> Option<(u64, u64)> {
     Symbols::of(module)?.find(name)
 }
 
-/// Address of the variable `name`, if `module` exports it.
+/// Address of the variable `name`, if `module` exports it, or has it for all of a statically linked program.
 pub(crate) fn variable(module: &Module, name: &str) -> Option<u64> {
+    if module.is_static {
+        return FileSymbols::of(module)?.variable(module, name);
+    }
     let (address, _) = Symbols::of(module)?.find_kind(name, STT_OBJECT)?;
     Some(address)
 }
@@ -211,6 +220,12 @@ impl Symbol {
 
     fn is_defined(&self) -> bool {
         self.section != 0 && self.value != 0
+    }
+
+    /// Seen by no other file of those that were linked.
+    fn is_local(&self) -> bool {
+        const STB_LOCAL: u8 = 0;
+        self.info >> 4 == STB_LOCAL
     }
 
     fn is_function(&self) -> bool {
@@ -493,20 +508,45 @@ impl FileSymbols {
         }
     }
 
-    /// Address and length of each of `names` that is defined.
-    fn find_all(&self, module: &Module, names: &[Named], places: &mut Places) {
+    /// Address of the variable that all of the program means by `name`.
+    fn variable(&self, module: &Module, name: &str) -> Option<u64> {
+        let is_it = |symbol: &&Symbol| {
+            let text = self.strings.get(symbol.name as usize..);
+            symbol.is_defined()
+                && symbol.kind() == STT_OBJECT
+                && !symbol.is_local()
+                && text.is_some_and(|text| is_name(text, name))
+        };
+        let symbol = self.symbols.iter().find(is_it)?;
+        let address = symbol.value.wrapping_add(module.bias);
+        module.holds(address).then_some(address)
+    }
+
+    /// Address and length of each of `names` that is defined. What is private to one of the files that were linked counts only if it may,
+    /// and if nothing else has the name.
+    fn find_all(
+        &self,
+        module: &Module,
+        names: &[Named],
+        places: &mut Places,
+        may_be_private: bool,
+    ) {
         for symbol in self.symbols.iter().filter(|symbol| symbol.is_function()) {
             let Some(text) = self.strings.get(symbol.name as usize..) else {
                 continue;
             };
-            let is =
-                |name: &str| text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0);
-            if let Some(at) = names.iter().position(|(name, _)| is(name)) {
+            if let Some(at) = names.iter().position(|(name, _)| is_name(text, name)) {
                 let address = symbol.value.wrapping_add(module.bias);
-                if (module.text.0..module.text.1).contains(&address) {
+                let counts = !symbol.is_local() || (may_be_private && places[at].0 == 0);
+                if counts && (module.text.0..module.text.1).contains(&address) {
                     places[at] = (address, symbol.len);
                 }
             }
         }
     }
+}
+
+/// Whether the string at the start of `text` is `name`.
+fn is_name(text: &[u8], name: &str) -> bool {
+    text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0)
 }

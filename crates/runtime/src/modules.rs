@@ -1,6 +1,6 @@
 //! *Which objects are loaded?*
 //!
-//! Read from the dynamic linker's own list (`r_debug`, `link_map`: System V gABI and `<link.h>`), at
+//! In a statically linked program: itself, and this library, for ever. Else read from the dynamic linker's own list (`r_debug`, `link_map`: System V gABI and `<link.h>`), at
 //! start and each time the linker calls the empty function it keeps for debuggers (`r_brk`), which is hooked.
 //! A module that goes keeps its record; its nodes in the origin tree are retired, so that
 //! whatever is loaded at its addresses next is told apart.
@@ -128,6 +128,8 @@ pub(crate) struct Module {
     link_map: AtomicU64,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
+    /// A program with its libc inside, and no dynamic linker.
+    pub(crate) is_static: bool,
     /// Not in one that `dlmopen` made.
     pub(crate) is_in_base_namespace: bool,
 }
@@ -279,6 +281,8 @@ pub(crate) struct Program {
     pub(crate) headers: u64,
     pub(crate) headers_len: u64,
     pub(crate) linker: u64,
+    /// Where on its first stack that was said.
+    pub(crate) vector: u64,
 }
 
 /// Calls `each` for every loaded module.
@@ -379,6 +383,44 @@ pub(crate) unsafe fn refresh(
             set_unloaded(module.number, sys::now());
         }
     }
+}
+
+/// Notes the two objects of a statically linked program, whose `program.linker` is 0: itself, and this library, whose file
+/// `own_path` is mapped at `own`. `false` if the program's headers are not where the kernel says.
+///
+/// # Safety
+/// No other thread runs; both are mapped.
+pub(crate) unsafe fn take_static(program: Program, own: u64, own_path: &[u8]) -> bool {
+    // Neither has symbols that a linker would bind.
+    let none = core::ptr::null();
+    // SAFETY: the caller's promise. The program is the first, as in the linker's list.
+    unsafe {
+        let module = bias_of(&program).and_then(|bias| describe(bias, b"", none, Some(program), 0));
+        let Some(mut module) = module else {
+            return false;
+        };
+        module.is_static = true;
+        add(module);
+        describe(own, own_path, none, None, 0).and_then(add);
+    }
+    true
+}
+
+/// How far a program without a dynamic linker lies from where it was linked to: its header lies at the start of its file, and so in the
+/// segment that begins there, and its program headers lie right behind (System V gABI; all linkers in use).
+///
+/// # Safety
+/// The program's headers are mapped.
+unsafe fn bias_of(program: &Program) -> Option<u64> {
+    let header = program.headers.checked_sub(64)?;
+    // SAFETY: in front of the program headers, in the same segment, if the file is as any linker writes it.
+    let is_there = header & (PAGE - 1) == 0 && unsafe { headers_at(header) }?.0 == program.headers;
+    // SAFETY: within the program header table.
+    let segment = |at: u64| unsafe { *(program.headers as *const Segment).add(at as usize) };
+    (0..program.headers_len)
+        .map(segment)
+        .find(|segment| segment.kind == PT_LOAD && segment.offset == 0 && is_there)
+        .map(|segment| header.wrapping_sub(segment.address))
 }
 
 /// The number of the module that was unloaded and is now loaded again: same file, same place. Its record, its nodes and its
@@ -541,6 +583,7 @@ unsafe fn describe(
         link_map: AtomicU64::new(0),
         path,
         is_executable,
+        is_static: false,
         is_in_base_namespace: true,
     })
 }
