@@ -102,6 +102,8 @@ impl Calls {
                 Event::Call => {
                     let now = ptrace::getregs(self.task).context("registers")?;
                     if now.rip == self.syscall_at + 2 && now.rsp == stack + 8 {
+                        // The program goes on with the thread pointer that the function gave it, if any.
+                        self.registers.fs_base = now.fs_base;
                         return Ok(());
                     }
                 }
