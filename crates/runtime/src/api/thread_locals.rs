@@ -1,7 +1,7 @@
 //! *Which thread-local variable of the asking thread lies at this address?* — the program's own, not its libraries'.
 //!
-//! glibc and musl keep a vector of blocks behind the second word of the thread control block (ELF Handling For Thread-Local
-//! Storage, §3.4.6, variant II); the program's is the first, whatever else is loaded.
+//! The program's block ends where the thread control block begins, but for what its alignment asks for (ELF Handling For Thread-Local
+//! Storage, §3.4.6, variant II): the linker has put that distance into its code.
 
 #![allow(unsafe_code)] // Reads the thread control block.
 
@@ -14,12 +14,17 @@ use pointee_model::image::VariableRecord;
 
 /// Bytes of the program's block.
 static LEN: AtomicU64 = AtomicU64::new(0);
+/// How far below the thread pointer it begins.
+static DISTANCE: AtomicU64 = AtomicU64::new(0);
 
 /// Notes the program's block.
 pub(super) fn set_up() {
     modules::each(|module| {
-        if module.is_executable {
-            LEN.store(module.thread_local_len(), Relaxed);
+        if module.is_executable
+            && let Some((len, align)) = module.thread_local_block()
+        {
+            LEN.store(len, Relaxed);
+            DISTANCE.store(len.checked_next_multiple_of(align).unwrap_or(len), Relaxed);
         }
     });
 }
@@ -61,13 +66,8 @@ fn block() -> Option<u64> {
     if LEN.load(Relaxed) == 0 {
         return None;
     }
-    let vector: u64;
-    // SAFETY: the thread control block is there in every thread of a program with thread-local variables.
-    unsafe { asm!("mov {}, fs:8", out(reg) vector, options(nostack, readonly, preserves_flags)) };
-    if vector == 0 || vector & 7 != 0 {
-        return None;
-    }
-    // SAFETY: entries of two words, the first of which is the vector's own; the program's block is made with the thread.
-    let block = unsafe { *(vector as *const u64).add(2) };
-    (block != 0 && block != u64::MAX).then_some(block)
+    let pointer: u64;
+    // SAFETY: the first word of the thread control block, which is there in every thread of a program that asks.
+    unsafe { asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
+    pointer.checked_sub(DISTANCE.load(Relaxed))
 }

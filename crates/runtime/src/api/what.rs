@@ -80,9 +80,7 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
         Err(0) => {}
         Err(_) => return false,
     }
-    if let Some(module) = objects::holding(address) {
-        return in_module(module, address, answer);
-    }
+    // First: musl keeps the first thread's block in a static of its own.
     if let Some(found) = thread_locals::at(address) {
         answer.kind = kind::THREAD;
         answer.base = found.start;
@@ -94,6 +92,9 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
             fill_type(answer, found.module, variable.r#type);
         }
         return true;
+    }
+    if let Some(module) = objects::holding(address) {
+        return in_module(module, address, answer);
     }
     // SAFETY: the caller's promise.
     unsafe { on_stack(address, answer, caller) }
