@@ -25,6 +25,7 @@ pub(crate) fn why_unseen(program: &Path) -> Option<String> {
         Err(error) => return Some(format!("statically linked: {error}")),
     };
     let mut families = [[false; FAMILY]; FAMILIES.len()];
+    let mut allocates = false;
     let mut is_stripped = true;
     for symbol in elf
         .symbols()
@@ -38,9 +39,10 @@ pub(crate) fn why_unseen(program: &Path) -> Option<String> {
             for (seen, (name, _)) in seen.iter_mut().zip(family) {
                 *seen |= symbol.name == *name;
             }
+            allocates |= symbol.name == family[0].0 && !symbol.is_local();
         }
     }
-    let is_named = families.iter().any(|seen| seen[0] && seen[1]);
+    let is_named = allocates || families.iter().any(|seen| seen[0] && seen[1]);
     if is_named || elf.section(".note.pointee").is_some() || has_entries(&elf) {
         return None;
     }

@@ -7,14 +7,14 @@
 //!   start      reads the hand-off, sets up the region, plants the hooks
 //!     environment  the hand-off, and how the program does not see it (environ_end: nor does /proc)
 //!     modules    the link map: which objects are loaded, and when that changes
-//!     locate     the allocation functions of an object: dynamic symbols, symbol table
+//!     locate     the allocation functions of an object: dynamic symbols, symbol table (elf_file: what only the file says)
 //!     operators  C++'s `new` and `delete`, told from malloc and free (callee: what a call reaches)
 //!     plant      pads and trampolines: writes what `pointee-patch` has planned
 //!   hooks      what runs instead of malloc, free and kin
 //!     fast       their usual case, in assembly
 //!     threads    which counters are this thread's
 //!     walk       from the return address out of the wrappers: the origin
-//!       cfi        the frame rule of a return address, from .eh_frame
+//!       cfi        the frame rule of a return address, from .eh_frame (unwind_table: where that is)
 //!     mismatch   blocks freed by the wrong function
 //!     pools      blocks cut out of blocks
 //!     heap       the index ahead of a growing heap
@@ -35,6 +35,7 @@ mod api;
 mod callee;
 mod cfi;
 mod declared;
+mod elf_file;
 mod environ_end;
 mod environment;
 mod exec;
@@ -60,4 +61,5 @@ mod start;
 mod sys;
 mod threads;
 mod traps;
+mod unwind_table;
 mod walk;

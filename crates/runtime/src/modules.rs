@@ -10,6 +10,7 @@
 use crate::environment::PathBuffer;
 use crate::region::{add_string, region};
 use crate::sys::{self, map};
+use crate::unwind_table::UnwindTable;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -117,7 +118,7 @@ pub(crate) struct Module {
     pub(crate) dynamic: *const [u64; 2],
     /// First and one past the last byte of its executable segment.
     pub(crate) text: (u64, u64),
-    unwind: (u64, u64),
+    unwind: Option<UnwindTable>,
     /// Address and number of its program headers.
     headers: (u64, u64),
     /// Its metadata image, if the session has given one: up to date, so that walks may stop by it.
@@ -199,14 +200,14 @@ impl Module {
         }
     }
 
-    /// Bytes of its thread-local block; 0 if it has none.
-    pub(crate) fn thread_local_len(&self) -> u64 {
+    /// Bytes of its thread-local block, and what that is aligned to; `None` if it has none.
+    pub(crate) fn thread_local_block(&self) -> Option<(u64, u64)> {
         const PT_TLS: u32 = 7;
         // SAFETY: within the program header table of a loaded object.
         let segment = |at: u64| unsafe { *(self.headers.0 as *const Segment).add(at as usize) };
         let mut segments = (0..self.headers.1).map(segment);
-        let found = segments.find(|segment| segment.kind == PT_TLS);
-        found.map_or(0, |segment| segment.len)
+        let found = segments.find(|segment| segment.kind == PT_TLS)?;
+        Some((found.len, found.align.max(1)))
     }
 
     /// The image that was made last, from the user's cache: not known to be up to date.
@@ -236,9 +237,9 @@ impl Module {
         self.loaded.load(Relaxed)
     }
 
-    /// `.eh_frame_hdr` in memory.
-    pub(crate) fn unwind_table(&self) -> Option<(u64, u64)> {
-        (self.unwind.0 != 0).then_some(self.unwind)
+    /// Where its unwind rules are.
+    pub(crate) fn unwind_table(&self) -> Option<&UnwindTable> {
+        self.unwind.as_ref()
     }
 
     /// Calls `each` with name, address, length and declared role (0: none) of every allocation function that the image knows.
@@ -400,6 +401,7 @@ pub(crate) unsafe fn take_static(program: Program, own: u64, own_path: &[u8]) ->
             return false;
         };
         module.is_static = true;
+        module.unwind = module.unwind.or_else(|| UnwindTable::made_for(&module));
         add(module);
         describe(own, own_path, none, None, 0).and_then(add);
     }
@@ -517,7 +519,7 @@ unsafe fn describe(
     };
     let (mut start, mut end) = (u64::MAX, 0);
     let mut text = (0, 0);
-    let mut unwind = (0, 0);
+    let mut unwind = None;
     let mut note = (0, 0);
     for at in 0..count {
         // SAFETY: within the program header table.
@@ -532,7 +534,7 @@ unsafe fn describe(
                     text = (from, to);
                 }
             }
-            PT_GNU_EH_FRAME => unwind = (from, to),
+            PT_GNU_EH_FRAME => unwind = UnwindTable::of_header(from, to),
             PT_NOTE => {
                 // SAFETY: notes are in a loaded segment.
                 if let Some(found) = unsafe { build_id_note(from, to) } {

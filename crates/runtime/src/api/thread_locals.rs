@@ -1,9 +1,9 @@
 //! *Which thread-local variable lies at this address?*
 //!
-//! glibc and musl keep a vector of blocks behind the second word of the thread control block (ELF Handling For Thread-Local
-//! Storage, §3.4.6, variant II), by the dynamic linker's number of the file. The program's is the first, whatever else is loaded; those
-//! of libraries are in the linker's records, where libc says for libthread_db. The asking thread's vector is plain memory; that of another, which may
-//! be growing, is read through the kernel.
+//! The program's block ends where the thread control block begins, but for what its alignment asks for (ELF Handling For Thread-Local
+//! Storage, §3.4.6, variant II): the linker has put that distance into its code. Those of libraries are in a vector behind the second word
+//! of the control block, by the dynamic linker's number of the file, which is in its records, where libc says for libthread_db. The asking
+//! thread's vector is plain memory; that of another, which may be growing, is read through the kernel.
 
 #![allow(unsafe_code)] // Reads the thread control block.
 
@@ -18,6 +18,10 @@ use pointee_model::image::VariableRecord;
 
 /// Files with thread-local variables.
 const ROOM: usize = 256;
+/// Stands for the program's number, whose block is not looked for in the vector.
+const PROGRAM: u32 = 0;
+/// How far below the thread pointer the program's block begins.
+static DISTANCE: AtomicU64 = AtomicU64::new(0);
 
 struct File {
     module: AtomicU32,
@@ -36,12 +40,12 @@ static USED: AtomicU32 = AtomicU32::new(0);
 
 /// Notes the block of `module`, if it has one. One thread at a time, the one that holds the dynamic linker's lock.
 pub(super) fn add(module: &Module) {
-    let len = module.thread_local_len();
-    if len == 0 {
+    let Some((len, align)) = module.thread_local_block() else {
         return;
-    }
+    };
     let number = if module.is_executable {
-        Some(1)
+        DISTANCE.store(len.checked_next_multiple_of(align).unwrap_or(len), Relaxed);
+        Some(PROGRAM)
     } else {
         number_of(module)
     };
@@ -87,11 +91,11 @@ pub(super) struct Found {
 
 /// What lies at `address` in the asking thread's blocks.
 pub(super) fn at(address: u64) -> Option<Found> {
-    let vector: u64;
-    // SAFETY: the thread control block is there in every thread of a program with thread-local variables.
-    unsafe { asm!("mov {}, fs:8", out(reg) vector, options(nostack, readonly, preserves_flags)) };
-    // SAFETY: the asking thread's own vector.
-    find(address, vector, |at| unsafe { Some(*(at as *const u64)) })
+    let pointer: u64;
+    // SAFETY: the first word of the thread control block, which is there in every thread of a program that asks.
+    unsafe { asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags)) };
+    // SAFETY: the asking thread's own control block and vector.
+    find(address, pointer, |at| unsafe { Some(*(at as *const u64)) })
 }
 
 /// What lies at `address` in the blocks of the thread with this thread pointer.
@@ -99,40 +103,43 @@ pub(super) fn of_thread(thread_pointer: u64, address: u64) -> Option<Found> {
     if thread_pointer == 0 || is_filtered() {
         return None;
     }
-    let word = |at| {
+    find(address, thread_pointer, |at| {
         let mut word = [0];
         sys::read_own(at, &mut word).then_some(word[0])
-    };
-    find(address, word(thread_pointer + 8)?, word)
+    })
 }
 
-/// `word` reads the vector.
+/// `word` reads the control block at `pointer`, and the vector.
 #[inline(always)]
-fn find(address: u64, vector: u64, word: impl Fn(u64) -> Option<u64>) -> Option<Found> {
-    if vector == 0 || vector & 7 != 0 {
-        return None;
-    }
+fn find(address: u64, pointer: u64, word: impl Fn(u64) -> Option<u64>) -> Option<Found> {
     let used = USED.load(Acquire) as usize;
-    // Entries of two words; the one before the first says how many there are.
-    let capacity = word(vector.wrapping_sub(16))?;
     for file in &FILES[..used.min(ROOM)] {
-        let number = u64::from(file.number.load(Relaxed));
-        if number > capacity {
-            continue;
-        }
-        let block = word(vector + number * 16)?;
-        let offset = address.wrapping_sub(block);
+        let block = match file.number.load(Relaxed) {
+            PROGRAM => Some(pointer.wrapping_sub(DISTANCE.load(Relaxed))),
+            number => in_vector(u64::from(number), pointer, &word),
+        };
         let len = file.len.load(Relaxed);
-        // All ones: the thread has not touched it yet.
-        if block == 0 || block == u64::MAX || offset >= len {
+        let Some(block) = block.filter(|block| address.wrapping_sub(*block) < len) else {
             continue;
-        }
+        };
         let module = modules::numbered(file.module.load(Relaxed))?;
         if module.is_loaded() {
-            return Some(in_block(module, block, offset, len));
+            return Some(in_block(module, block, address - block, len));
         }
     }
     None
+}
+
+/// Where the block of the file with this number lies, if the thread has touched it.
+#[inline(always)]
+fn in_vector(number: u64, pointer: u64, word: &impl Fn(u64) -> Option<u64>) -> Option<u64> {
+    let vector = word(pointer + 8).filter(|vector| *vector != 0 && vector & 7 == 0)?;
+    // Entries of two words; the one before the first says how many there are.
+    if number > word(vector.wrapping_sub(16))? {
+        return None;
+    }
+    // All ones: the thread has not touched it yet.
+    word(vector + number * 16).filter(|block| *block != 0 && *block != u64::MAX)
 }
 
 fn in_block(module: &'static Module, block: u64, offset: u64, len: u64) -> Found {

@@ -82,7 +82,10 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
     match index.block_at(address, skip - u32::from(is_inside)) {
         Ok(block) => tell_block(&block, answer),
         Err(0) => {
-            if let Some(module) = objects::holding(address) {
+            // First: musl keeps the first thread's block in a static of its own.
+            if let Some(found) = thread_locals::at(address) {
+                fill_thread_local(answer, &found);
+            } else if let Some(module) = objects::holding(address) {
                 in_module(module, address, answer);
             }
         }
@@ -93,10 +96,6 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
             // SAFETY: the caller's promise.
             unsafe { on_signal_stack(address, answer, caller) };
         }
-        return true;
-    }
-    if let Some(found) = thread_locals::at(address) {
-        fill_thread_local(answer, &found);
         return true;
     }
     // SAFETY: the caller's promise.
