@@ -103,6 +103,7 @@
 pub mod arch;
 pub mod branches;
 pub mod debug_file;
+pub mod instances;
 pub mod placement;
 pub mod plan;
 
