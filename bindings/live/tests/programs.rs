@@ -4,6 +4,8 @@
 
 mod programs_built;
 
+use pointee_meta::elf::Elf;
+use pointee_probe::inlined_instances;
 use programs_built::build;
 
 /// Unwinders other than the compiler's.
@@ -235,6 +237,33 @@ fn inlined_bodies_are_seen_at_their_stores() {
     for compiler in ["gcc", "clang"] {
         check(&build("stores.c", compiler, &[]), &[]);
     }
+}
+
+#[test]
+fn inlined_functions_are_seen_with_their_parameters() {
+    for compiler in ["gcc", "clang"] {
+        let program = build("inlined.c", compiler, &["-Wl,--build-id"]);
+        let elf = Elf::open(&program).expect("an ELF file");
+        let (table, count) = inlined_instances(&elf, &|name| name == "take").expect("a table");
+        let file = program.with_extension("table");
+        std::fs::write(&file, table).expect("a writable folder");
+        check(&program, &[&file.to_string_lossy(), &count.to_string()]);
+        assert_eq!(count, places_in_gdb(&program, "take"), "{compiler}");
+    }
+}
+
+/// At how many places gdb breaks in a function.
+fn places_in_gdb(program: &Path, function: &str) -> usize {
+    let ran = Command::new("gdb")
+        .args(["-nx", "-batch", "-ex"])
+        .arg(format!("break {function}"))
+        .args(["-ex", "info breakpoints"])
+        .arg(program)
+        .output()
+        .expect("gdb");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let places = said.lines().filter(|line| line.contains(" in "));
+    places.count()
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod images;
 mod launch;
 mod output;
 mod outside;
+mod perf_map;
 mod placements;
 mod program;
 mod runtime_file;

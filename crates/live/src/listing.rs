@@ -96,7 +96,8 @@ fn c_str<const ROOM: usize>(text: &Characters<ROOM>) -> Result<&CStr, Errno> {
     CStr::from_bytes_until_nul(text.bytes()).map_err(|_| Errno(22))
 }
 
-/// Writes the listing of `hook`, if there is to be one. Under the engine's lock.
+/// Writes the listing of `hook`, if there is to be one. Under the engine's lock. Names are asked of the dynamic linker, but for relays, which are
+/// made at any moment of any thread.
 pub(crate) fn add(hook: &Hook) {
     if !IS_WANTED.load(Relaxed) {
         return;
@@ -202,7 +203,7 @@ impl Writer {
             }
             Purpose::Relay(_) => {
                 line.put(b"where calls of ");
-                line.place(made.original);
+                line.number(made.original.0);
                 line.put(b" are led to");
             }
         }
@@ -218,7 +219,7 @@ impl Writer {
             }
             (What::ToReplacement, Purpose::Relay(relay)) => {
                 line.put(b"jump: to ");
-                line.place(relay.destination);
+                line.number(relay.destination.0);
             }
             (What::Push, _) => line.put(b"push: the hook's record, for the stub"),
             (What::ToStub, Purpose::Callers(_)) => {

@@ -133,6 +133,8 @@ pub enum Place {
     Behind(Option<u16>, i64),
     /// Its *value* is register + offset (`DW_OP_breg … DW_OP_stack_value`).
     Value(u16, i64),
+    /// Its value is this (`DW_AT_const_value`, `DW_OP_lit… DW_OP_stack_value`).
+    Constant(i64),
 }
 
 /// What `DW_OP_fbreg` is relative to.

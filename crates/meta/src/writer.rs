@@ -408,7 +408,8 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
             (LocalPlace::Memory, register, offset)
         }
         // At a fixed address it is no local; what the frame base is, is not known.
-        (Place::Frame(_), FrameBase::Unknown) | (Place::Address(_) | Place::Behind(..), _) => {
+        (Place::Frame(_), FrameBase::Unknown)
+        | (Place::Address(_) | Place::Behind(..) | Place::Constant(_), _) => {
             return None;
         }
     })

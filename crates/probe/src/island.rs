@@ -207,7 +207,12 @@ impl Builder<'_, '_> {
                 .get(&index)
                 .filter(|_| self.wishes.points[index])
             {
-                let fields = values::emit(&mut self.island, operands, self.routine);
+                let pushed = if matches!(displaced.pad, Pad::Call { .. }) {
+                    8
+                } else {
+                    0
+                };
+                let fields = values::emit(&mut self.island, operands, self.routine, pushed);
                 self.records
                     .extend(fields.into_iter().map(|field| (index, field)));
             }

@@ -47,8 +47,10 @@
 mod blocks;
 mod code;
 mod flags;
+mod frames;
 mod functions;
 mod indirect;
+mod instances;
 mod island;
 mod landing_pads;
 mod place;
@@ -62,6 +64,7 @@ mod tactics;
 mod values;
 
 pub use functions::{Exclusion, Function};
+pub use instances::{InstancesError, inlined_instances};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};

@@ -259,8 +259,9 @@ fn subjects_and_values(code: &Code<'_>, wanted: &Wanted<'_>) -> (Subjects, Opera
         _ => return Default::default(),
     };
     if wanted.at == At::Inlined {
-        let about = subjects::inlined(code, &facts, wanted.subjects);
-        let operands = values::parameters(code, &facts, &about);
+        let instances = subjects::instances(code, &facts, wanted.subjects);
+        let about = subjects::inlined(&instances);
+        let operands = values::parameters(code, &facts, &instances);
         (about, operands)
     } else {
         let about = subjects::writes(code, &facts, wanted.subjects);

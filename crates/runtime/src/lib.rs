@@ -31,6 +31,7 @@
 //! could hold, and changes no errno (it knows none). On the hot path it makes no system call.
 #![no_std]
 
+mod announce;
 mod api;
 mod callee;
 mod cfi;

@@ -11,6 +11,7 @@
 
 mod system_calls;
 
+use crate::announce::{ISLANDS, announce};
 use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
@@ -35,13 +36,14 @@ const RELAY: usize = 32;
 const _: () = assert!(RELAY >= RELAY_MAX);
 /// Reach of a `jmp rel32`, with room to spare for operands of displaced instructions.
 const REACH: u64 = 1 << 30;
-const ISLANDS: usize = 32;
 
 /// Executable memory near some code. Never given back: threads may be in it.
 #[derive(Clone, Copy)]
 struct Island {
     at: u64,
     used: usize,
+    /// Bytes of it that debuggers know of.
+    told: usize,
 }
 
 /// A writer of code: the process's memory as a file.
@@ -52,6 +54,8 @@ pub(crate) struct Planter {
 impl Drop for Planter {
     fn drop(&mut self) {
         sys::close(self.memory);
+        // SAFETY: one thread at a time, see `Ledger`.
+        unsafe { (*LEDGER.0.get()).announce() };
     }
 }
 
@@ -70,7 +74,11 @@ struct LedgerCell(core::cell::UnsafeCell<Ledger>);
 unsafe impl Sync for LedgerCell {}
 
 static LEDGER: LedgerCell = LedgerCell(core::cell::UnsafeCell::new(Ledger {
-    islands: [Island { at: 0, used: 0 }; ISLANDS],
+    islands: [Island {
+        at: 0,
+        used: 0,
+        told: 0,
+    }; ISLANDS],
     next_root: 1,
     allocators: [(0, false); Class::ALLOCATORS as usize],
     allocators_len: 0,
@@ -296,6 +304,17 @@ impl Ledger {
             _ => Kind::C,
         };
         Class::new(number as u32, kind)
+    }
+
+    /// Tells debuggers of what was planted since it was done last.
+    fn announce(&mut self) {
+        for (number, island) in self.islands.iter_mut().enumerate() {
+            if island.told != island.used {
+                island.told = island.used;
+                // SAFETY: one thread at a time, see `Ledger`.
+                unsafe { announce(number, island.at, island.used, SLOT, RELAY) };
+            }
+        }
     }
 
     /// A root for one more entry; the last is shared when they run out.

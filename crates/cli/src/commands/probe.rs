@@ -16,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Plan, Seen, Value, ValueKind};
+use pointee_probe::{At, Plan, Seen, Value, ValueKind, inlined_instances};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -41,7 +41,7 @@ const LOOK: Duration = Duration::from_millis(100);
   pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, how often, and what
 
 With --inlined and --written values are shown too: the parameters of the bodies, what is stored, as far as
-they are constants or in registers. The first sixteen different ones are counted one by one, all by
+they are constants, in registers or in the frame. The first sixteen different ones are counted one by one, all by
 their size.
 
 The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
@@ -85,6 +85,10 @@ pub(crate) struct Arguments {
     /// Show how the points of FILE would be placed; nothing is run.
     #[arg(long, value_name = "FILE", conflicts_with = "command")]
     dry_run: Option<PathBuf>,
+    /// With --dry-run and --inlined: also write where the bodies are, and their parameters, as a table for
+    /// pointee_find_inlined (pointee_hooks.h).
+    #[arg(long, value_name = "FILE", requires_all = ["dry_run", "inlined"])]
+    table: Option<PathBuf>,
     /// Count in this process, which runs already, until --seconds, Ctrl-C or its end.
     #[arg(long, value_name = "PID", conflicts_with_all = ["command", "dry_run"], value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
@@ -348,6 +352,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let path = file.to_string_lossy().into_owned();
             let elf = Elf::open(file).with_context(|| path.clone())?;
             let plan = wish.plan(&elf, &path).with_context(|| path.clone())?;
+            if let Some(table) = &arguments.table {
+                let wanted = |name: &str| wish.is_subject(name);
+                let (bytes, _) = inlined_instances(&elf, &wanted).with_context(|| path.clone())?;
+                std::fs::write(table, bytes)
+                    .with_context(|| format!("cannot write {}", table.display()))?;
+            }
             let modules = vec![ModuleRow::new(path, &plan, &[])];
             print(&rendered(arguments, &Report { modules })?)
         }

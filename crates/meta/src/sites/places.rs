@@ -88,7 +88,7 @@ impl<'f> Places<'f> {
                         None => continue,
                     },
                     Place::Memory(register, offset) => (Some(register), offset),
-                    Place::Address(_) => continue,
+                    Place::Address(_) | Place::Constant(_) => continue,
                     Place::Behind(register, offset) => {
                         let base = match (register, frame) {
                             (Some(register), _) => Some(register),
