@@ -202,10 +202,17 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
     let Some(mapping) = mappings::at(address) else {
         return false;
     };
-    answer.base = mapping.start;
-    answer.size = mapping.end - mapping.start;
-    if let Some((thread, thread_pointer)) = threads::whose_stack(mapping.start..mapping.end) {
+    let whole = mapping.start..mapping.end;
+    let pages = if threads::is_first_stack(&whole) {
+        whole
+    } else {
+        // The kernel makes one mapping of neighbours; what was mapped by one call is told apart.
+        region().pages.alike(address, whole)
+    };
+    if let Some((thread, thread_pointer)) = threads::whose_stack(&pages) {
         answer.kind = kind::STACK;
+        answer.base = pages.start;
+        answer.size = pages.end - pages.start;
         answer.thread = thread;
         answer.allocator = &raw const allocators::STACK;
         if let Some(found) = thread_locals::of_thread(thread_pointer, address) {
@@ -213,6 +220,8 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
         }
         return true;
     }
+    answer.base = mapping.start;
+    answer.size = mapping.end - mapping.start;
     answer.kind = kind::MAPPING;
     answer.allocator = &raw const allocators::MAPPINGS;
     let made = region().pages.at(address);
