@@ -77,6 +77,13 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
     };
     *answer = Answer::EMPTY;
     let has_signal_stacks = region().signal_stacks.any();
+    if skip == 0
+        && let Some(block) = index.only_block_at(address)
+        && !(has_signal_stacks && block.size >= signal_stacks::LEAST)
+    {
+        tell_block(&block, answer);
+        return true;
+    }
     // What a signal stack was made of lies one further out.
     let is_inside = skip > 0 && has_signal_stacks && signal_stacks::holding(address).is_some();
     match index.block_at(address, skip - u32::from(is_inside)) {

@@ -20,6 +20,7 @@ use pointee_model::image::SystemCallRecord;
 use pointee_patch::arch::x86_64::emit::{near_jump, relay};
 use pointee_patch::arch::x86_64::relocate::relocate;
 
+const SIGALTSTACK: u32 = 131;
 /// `syscall`.
 const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
@@ -52,6 +53,8 @@ impl Planter {
             match self.plant_system_call(ledger, module, call, root) {
                 Some(Done::Before) => {}
                 Some(Done::Now(record)) => append(Hook { name, ..record }),
+                // `sigaltstack` maps nothing.
+                None if call.number == SIGALTSTACK => {}
                 None => list::is_incomplete(),
             }
         }
