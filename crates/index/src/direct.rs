@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// How far back is looked before the covers are asked: most blocks start within it.
-const NEAR: u64 = 512;
+const NEAR: u64 = 256;
 
 /// Reads the tables of one level of blocks.
 #[derive(Clone, Copy)]
@@ -63,30 +63,33 @@ impl Reader {
         }
     }
 
-    /// The live block that `address` lies in, at its base or anywhere inside.
-    #[inline]
+    /// The live block that `address` lies in, at its base or anywhere inside. Inlined, so that the answer stays in registers.
+    #[inline(always)]
     #[must_use]
     pub fn block_at(&self, address: u64) -> Option<Block> {
         if address >> 47 != 0 {
             return None;
         }
-        let holds = |block: &Block| block.holds(address);
         // Blocks of one level lie apart, so one that holds the address is the only one.
-        let near = self.nearest_start(address, 0, NEAR);
-        if let Some(block) = near.filter(holds) {
-            return Some(block);
-        }
-        if let Some(base) = self.covering(address)
-            && let Some(table) = self.table_of(base)
-            && let Some(block) = self.block_from(table, granule(base), base).filter(holds)
-        {
-            return Some(block);
-        }
-        let even = match near {
-            None => self.nearest_start(address, 0, LARGE).filter(holds),
-            Some(_) => None,
+        let base = match self.nearest_start(address, 0, NEAR) {
+            Some(block) if block.holds(address) => return Some(block),
+            _ => self.base_beyond(address)?,
         };
-        even.or_else(|| self.nearest_start(address, 8, LARGE).filter(holds))
+        let block = self.block_from(self.table_of(base)?, granule(base), base)?;
+        block.holds(address).then_some(block)
+    }
+
+    /// Where the block that `address` lies in starts, if not near by.
+    #[inline(never)]
+    fn base_beyond(&self, address: u64) -> Option<u64> {
+        let holds = |block: &Block| block.holds(address);
+        let covering = self.covering(address).filter(|base| {
+            let table = self.table_of(*base);
+            let block = table.and_then(|table| self.block_from(table, granule(*base), *base));
+            block.is_some_and(|block| holds(&block))
+        });
+        let in_plane = |plane| self.nearest_start(address, plane, LARGE).filter(holds);
+        covering.or_else(|| in_plane(0).or_else(|| in_plane(8)).map(|block| block.base))
     }
 
     /// Calls `each` for every live block, by table, until it says `false`. Pages of words for which `is_touched` says no are

@@ -117,10 +117,15 @@ pub(crate) fn starts_on(address: u64) {
     FIRST_STACK.store(address, Relaxed);
 }
 
-/// The thread whose stack lies in these pages, which are one mapping, and its thread pointer: glibc keeps the control block at
+/// Whether the first thread's stack lies in these pages.
+pub(crate) fn is_first_stack(pages: &Range<u64>) -> bool {
+    pages.contains(&FIRST_STACK.load(Relaxed))
+}
+
+/// The thread whose stack lies in these pages, which one call mapped, and its thread pointer: glibc keeps the control block at
 /// the stack's end. Of the first thread the latter is 0.
-pub(crate) fn whose_stack(pages: Range<u64>) -> Option<(u32, u64)> {
-    if pages.contains(&FIRST_STACK.load(Relaxed)) {
+pub(crate) fn whose_stack(pages: &Range<u64>) -> Option<(u32, u64)> {
+    if is_first_stack(pages) {
         return Some((sys::getpid() as u32, 0));
     }
     let owner = states().map(State::owner);

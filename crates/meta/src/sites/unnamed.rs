@@ -48,7 +48,10 @@ pub(super) fn unwound(elf: &Elf) -> Vec<(u64, u64, bool)> {
         let CieOrFde::Fde(partial) = entry else {
             continue;
         };
-        if let Ok(fde) = partial.parse(EhFrame::cie_from_offset) {
+        // What signal handlers return to is no function, and its entry starts a byte early.
+        if let Ok(fde) = partial.parse(EhFrame::cie_from_offset)
+            && !fde.is_signal_trampoline()
+        {
             let start = fde.initial_address();
             let catches = fde.lsda().is_some();
             found.push((start, start.saturating_add(fde.len()), catches));

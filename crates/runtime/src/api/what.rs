@@ -77,6 +77,13 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
     };
     *answer = Answer::EMPTY;
     let has_signal_stacks = region().signal_stacks.any();
+    if skip == 0
+        && let Some(block) = index.only_block_at(address)
+        && !(has_signal_stacks && block.size >= signal_stacks::LEAST)
+    {
+        tell_block(&block, answer);
+        return true;
+    }
     // What a signal stack was made of lies one further out.
     let is_inside = skip > 0 && has_signal_stacks && signal_stacks::holding(address).is_some();
     match index.block_at(address, skip - u32::from(is_inside)) {
@@ -201,10 +208,17 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
     let Some(mapping) = mappings::at(address) else {
         return false;
     };
-    answer.base = mapping.start;
-    answer.size = mapping.end - mapping.start;
-    if let Some((thread, thread_pointer)) = threads::whose_stack(mapping.start..mapping.end) {
+    let whole = mapping.start..mapping.end;
+    let pages = if threads::is_first_stack(&whole) {
+        whole
+    } else {
+        // The kernel makes one mapping of neighbours; what was mapped by one call is told apart.
+        region().pages.alike(address, whole)
+    };
+    if let Some((thread, thread_pointer)) = threads::whose_stack(&pages) {
         answer.kind = kind::STACK;
+        answer.base = pages.start;
+        answer.size = pages.end - pages.start;
         answer.thread = thread;
         answer.allocator = &raw const allocators::STACK;
         if let Some(found) = thread_locals::of_thread(thread_pointer, address) {
@@ -212,6 +226,8 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
         }
         return true;
     }
+    answer.base = mapping.start;
+    answer.size = mapping.end - mapping.start;
     answer.kind = kind::MAPPING;
     answer.allocator = &raw const allocators::MAPPINGS;
     let made = region().pages.at(address);

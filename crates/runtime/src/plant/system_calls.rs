@@ -20,6 +20,7 @@ use pointee_model::image::SystemCallRecord;
 use pointee_patch::arch::x86_64::emit::{near_jump, relay};
 use pointee_patch::arch::x86_64::relocate::relocate;
 
+const SIGALTSTACK: u32 = 131;
 /// `syscall`.
 const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
@@ -27,7 +28,8 @@ impl Planter {
     /// Hooks the system calls of `module` that may change what is mapped.
     pub(crate) fn plant_system_calls(&self, module: &'static Module) {
         let own = hooks::destination as fn(Role) -> u64 as usize as u64;
-        if module.holds(own) {
+        // The kernel's own object maps nothing.
+        if module.holds(own) || module.file_name().starts_with(b"linux-vdso") {
             return;
         }
         let Some(image) = api::image_of(module) else {
@@ -35,10 +37,13 @@ impl Planter {
             return;
         };
         let named = Named::of(module);
+        let is_own_of_libc = locate::is_libc(module) || module.file_name().starts_with(b"ld-linux");
         let mut common = None;
         for call in image.system_calls {
             let window = call.window.wrapping_add(module.bias);
-            if named.holds(window) {
+            // What the C library does with a number from a register maps nothing: that is `syscall`, which is hooked, and waiting.
+            let is_other = call.number == SystemCallRecord::UNKNOWN && is_own_of_libc;
+            if is_other || named.holds(window) {
                 continue;
             }
             // SAFETY: one thread at a time, see `Ledger`.
@@ -48,6 +53,8 @@ impl Planter {
             match self.plant_system_call(ledger, module, call, root) {
                 Some(Done::Before) => {}
                 Some(Done::Now(record)) => append(Hook { name, ..record }),
+                // `sigaltstack` maps nothing.
+                None if call.number == SIGALTSTACK => {}
                 None => list::is_incomplete(),
             }
         }
