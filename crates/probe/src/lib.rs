@@ -45,6 +45,7 @@
 //! - Restartable sequences (`rseq`) are not looked for; glibc's own use none.
 
 mod blocks;
+mod carvings;
 mod code;
 mod flags;
 mod functions;
@@ -61,6 +62,7 @@ mod subjects;
 mod tactics;
 mod values;
 
+pub use carvings::tell_of_cursors;
 pub use functions::{Exclusion, Function};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;

@@ -32,6 +32,7 @@
 
 mod api;
 mod callee;
+mod carvings;
 mod cfi;
 mod declared;
 mod environ_end;

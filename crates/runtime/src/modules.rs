@@ -221,6 +221,11 @@ impl Module {
         ])
     }
 
+    /// Its build ID in hexadecimal digits.
+    pub(crate) fn build_id_hex(&self) -> PathBuffer {
+        self.build_id.hex()
+    }
+
     /// Whether it is loaded now.
     pub(crate) fn is_loaded(&self) -> bool {
         self.loaded.load(Relaxed)

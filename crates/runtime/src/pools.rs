@@ -40,7 +40,8 @@ fn is_known(block: u64) -> bool {
     known >> 18 == page && (known >> 9 & 0x1ff) <= granule && granule < known & 0x1ff
 }
 
-/// Records what a pool's function returned, from the pool `handle` (0: not known). To be called while the thread writes the index.
+/// Records what a pool's function returned, from the pool `handle` (0: not known); of one that analysis found, if it is part of a recorded block. To be
+/// called while the thread writes the index.
 pub(crate) fn record(
     region: &Region,
     thread: &Thread,
@@ -48,7 +49,11 @@ pub(crate) fn record(
     block: u64,
     size: u64,
     handle: u64,
+    is_found: bool,
 ) {
+    if is_found && !is_part(region, block, size) {
+        return;
+    }
     let holds = |at: u64| region.reader.block_at(at).is_some();
     if size == 0 && !holds(block) && holds(block.wrapping_sub(1)) {
         // A header and nothing behind it: it lies in no container, and would outlive its own.
@@ -80,6 +85,53 @@ pub(crate) fn record_new(
         region.counters.cut_out(thread, origin, size);
     }
     is_recorded
+}
+
+/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container.
+#[inline]
+pub(crate) fn carved(
+    region: &Region,
+    thread: &Thread,
+    start: u64,
+    end: u64,
+    origin: impl FnOnce() -> u32,
+) {
+    let size = end - start;
+    let is_in_one =
+        is_known(start) && start >> PAGE_SHIFT == (end - 1) >> PAGE_SHIFT && is_known(end - 1);
+    if is_in_one {
+        let origin = origin();
+        if !record_new(region, thread, origin, start, size) {
+            record(region, thread, origin, start, size, 0, false);
+        }
+    } else if lies_in_one(region, start, end) {
+        record(region, thread, origin(), start, size, 0, false);
+    }
+}
+
+/// Takes out what was carved out from `start` to `end`.
+#[inline]
+pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64) {
+    if region.nested.any() && lies_in_one(region, start, end) {
+        let forget = |nested| forget(region, thread, nested);
+        region.nested.erase_in(start, end - start, forget);
+    }
+}
+
+/// Whether all from `start` to `end` lies in one recorded block.
+fn lies_in_one(region: &Region, start: u64, end: u64) -> bool {
+    let around = region.reader.block_at(start);
+    around.is_some_and(|around| end - around.base <= around.size)
+}
+
+/// Whether `size` bytes at `block` lie in a recorded block and are not all of it, rounded up, as is what a function passed on.
+fn is_part(region: &Region, block: u64, size: u64) -> bool {
+    let around = region.reader.block_at(block);
+    around.is_some_and(|around| {
+        let from = block - around.base;
+        let room = around.size.checked_sub(from.saturating_add(size));
+        room.is_some_and(|room| from != 0 || room >= 16)
+    })
 }
 
 /// Finds the container of a block, marks and notes it.
@@ -120,18 +172,24 @@ pub(crate) fn enter_first(state: &State, slot: *const u64) -> bool {
     is_first
 }
 
-/// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another. One that was left by a `longjmp` lies no
-/// further out on the stack.
+/// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another.
 #[inline(always)]
 pub(crate) fn enter(state: &State, slot: *const u64) -> bool {
+    let is_inside = is_inside(state, slot);
+    if !is_inside {
+        state.pool.store((slot as u64 >> 3) as u32, Relaxed);
+    }
+    !is_inside
+}
+
+/// Whether a call whose return address lies at `slot` is made inside a pool's function. One that was left by a `longjmp` lies no
+/// further out on the stack.
+#[inline(always)]
+pub(crate) fn is_inside(state: &State, slot: *const u64) -> bool {
     // Stacks are far shorter than the 16 GiB that can be told so.
     let place = (slot as u64 >> 3) as u32;
     let outer = state.pool.load(Relaxed);
-    let is_inside = outer != 0 && (place.wrapping_sub(outer) as i32) < 0;
-    if !is_inside {
-        state.pool.store(place, Relaxed);
-    }
-    !is_inside
+    outer != 0 && (place.wrapping_sub(outer) as i32) < 0
 }
 
 /// Closes it.

@@ -9,7 +9,9 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, declared, hooks, locate, mappings, operators, probes, process, threads};
+use crate::{
+    api, carvings, declared, hooks, locate, mappings, operators, probes, process, threads,
+};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::layout::{PAGE, unseen};
@@ -137,6 +139,7 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         if module.holds(program.linker) {
             return;
         }
+        carvings::arrived(module);
         locate::functions(module, |function| {
             allocators += u32::from(function.role == Role::Malloc);
             planter.plant(module, &function);
@@ -188,6 +191,7 @@ pub(crate) fn link_map_changed() {
         let mut count = 0;
         modules::refresh(debug, None, |module| {
             api::arrived(module);
+            carvings::arrived(module);
             locate::functions(module, |function| {
                 if let Some(planter) = planter.get_or_insert_with(Planter::new) {
                     planter.plant(module, &function);

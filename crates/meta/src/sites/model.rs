@@ -279,8 +279,8 @@ static STRING_ROW: Row = Row {
 };
 
 /// Members that point to the block under way in macros of C's libraries, which no function moves: record, member, and how
-/// the names of the functions begin that manage the record. `obstack.h`, `obstack_finish`.
-pub(super) const CURSORS: &[(&str, &str, &str)] = &[("obstack", "object_base", "_obstack_")];
+/// the names of the functions begin, behind underscores, that manage the record. `obstack.h`, `obstack_finish`.
+pub(super) const CURSORS: &[(&str, &str, &str)] = &[("obstack", "object_base", "obstack_")];
 
 /// Functions that return their first argument.
 pub(super) const RETURN_FIRST: &[&str] = &[
