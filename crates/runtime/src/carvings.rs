@@ -2,15 +2,15 @@
 //!
 //! The command leaves a placement beside an object's image, if that knows writes of cursors: `IMAGES/<build ID>.cursors`. It is applied as those of
 //! probes are, before any function of the object is hooked. Each write then calls the slot of [`Event::Carve`], which leads to
-//! [`crate::hooks::carve_stub`]; what it needs to know lies in the island beside ([`Carving`]).
+//! [`crate::fast_carve`]; what it needs to know lies in the island beside ([`Carving`]).
 
 use crate::environment::PathBuffer;
 use crate::modules::Module;
 use crate::probes::{self, Files};
 use crate::region::region;
-use crate::{hooks, plant, sys};
+use crate::{fast_carve, plant, sys};
 use pointee_index::handoff::key;
-use pointee_patch::placement::{Carving, Event, Header};
+use pointee_patch::placement::{Carving, Event, Header, Placement};
 
 /// Cursors of one object that are told apart.
 const CURSORS: usize = 64;
@@ -38,13 +38,23 @@ fn files(module: &Module) -> Option<Files> {
     })
 }
 
+/// Notes the pads that were written, for whoever compares code with its file.
+pub(crate) fn note(module: &Module, placement: &Placement<'_>, delta: i64) {
+    for pad in placement.pads() {
+        if let Some(written) = pad.written(delta) {
+            let at = pad.at.0.wrapping_add(module.bias);
+            plant::note_pad(module, at, pad.len, pad.original, written);
+        }
+    }
+}
+
 /// Fills in the slot and the roots of an `island` that is about to be used.
 pub(crate) fn fill_in(module: &Module, header: &Header, island: &mut [u8]) -> bool {
     let Some(image) = &module.image else {
         return false;
     };
     let slot = Event::Carve.slot();
-    let stub = hooks::carve_stub as *const () as u64;
+    let stub = fast_carve::carve_stub as *const () as u64;
     island[slot..slot + 8].copy_from_slice(&stub.to_le_bytes());
     // The name of each cursor, and its root.
     let mut roots = [(0, 0); CURSORS];

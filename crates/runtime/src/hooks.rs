@@ -23,7 +23,7 @@ use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
 use crate::{fast, mismatch, peak, pools, process, threads};
 use call::{Call, Hook, hooks};
-pub(crate) use carved::carve_stub;
+pub(crate) use carved::carve;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;

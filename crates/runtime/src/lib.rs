@@ -39,6 +39,7 @@ mod environ_end;
 mod environment;
 mod exec;
 mod fast;
+mod fast_carve;
 mod freestanding;
 mod heap;
 mod hooks;

@@ -265,6 +265,26 @@ pub(crate) fn root_of_cursor(module: &Module, name: &'static str, address: u64) 
     root | class.bits()
 }
 
+/// Records bytes of `module` that tell of a cursor, unless functions that are hooked need the room.
+pub(crate) fn note_pad(module: &Module, at: u64, len: u8, before: [u8; 16], after: [u8; 16]) {
+    if region().header().hooks.load(Relaxed) >= region().geometry.hooks / 2 {
+        return;
+    }
+    append(Hook {
+        address: at,
+        trampoline: 0,
+        name: add_string(b"cursor"),
+        module: module.number,
+        before,
+        after,
+        len,
+        role: Role::PoolAlloc as u8,
+        placement: Placement::Jump as u8,
+        reason: 0,
+        root: 0,
+    });
+}
+
 /// Whether a function of this role hands out blocks or takes them back.
 const fn is_of_allocator(role: Role) -> bool {
     !matches!(

@@ -23,10 +23,11 @@ use pointee_index::table::Recorded;
 /// ```text
 ///   page number << 18 | first granule << 9 | one past the last
 /// ```
-static KNOWN: [AtomicU64; PAGES as usize] = [const { AtomicU64::new(0) }; PAGES as usize];
-const PAGES: u64 = 4096;
-const PAGE_SHIFT: u32 = 12;
-const GRANULES: u64 = 256;
+pub(crate) static KNOWN: [AtomicU64; PAGES as usize] =
+    [const { AtomicU64::new(0) }; PAGES as usize];
+pub(crate) const PAGES: u64 = 4096;
+pub(crate) const PAGE_SHIFT: u32 = 12;
+pub(crate) const GRANULES: u64 = 256;
 
 fn known(page: u64) -> &'static AtomicU64 {
     &KNOWN[(page % PAGES) as usize]
@@ -113,8 +114,7 @@ pub(crate) fn carved(
 #[inline]
 pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64) {
     if region.nested.any() && lies_in_one(region, start, end) {
-        let forget = |nested| forget(region, thread, nested);
-        region.nested.erase_in(start, end - start, forget);
+        erase_in(region, thread, start, end - start);
     }
 }
 
@@ -208,9 +208,7 @@ pub(crate) fn container_freed(region: &Region, thread: &Thread, base: u64, block
 /// Takes out what was cut out of some bytes.
 #[cold]
 pub(crate) fn empty(region: &Region, thread: &Thread, base: u64, len: u64) {
-    region
-        .nested
-        .erase_in(base, len, |nested| forget(region, thread, nested));
+    erase_in(region, thread, base, len);
     let last = base.saturating_add(len) >> PAGE_SHIFT;
     for page in (base >> PAGE_SHIFT..=last).take(PAGES as usize) {
         known(page).store(0, Relaxed);
@@ -233,18 +231,34 @@ pub(crate) fn take_back_all(region: &Region, thread: &Thread, handle: u64) {
 pub(crate) fn take_back_from(region: &Region, thread: &Thread, mark: u64) {
     if let Some(container) = region.reader.block_at(mark) {
         let end = container.base.saturating_add(container.size);
-        region
-            .nested
-            .erase_in(mark, end.saturating_sub(mark), |nested| {
-                forget(region, thread, nested);
-            });
+        erase_in(region, thread, mark, end.saturating_sub(mark));
+    }
+}
+
+/// Takes out the blocks of some bytes. Those of one origin that lie side by side, as they often do, are counted at once.
+fn erase_in(region: &Region, thread: &Thread, base: u64, len: u64) {
+    let (mut origin, mut blocks, mut bytes) = (0, 0, 0);
+    region.nested.erase_in(base, len, |nested| {
+        if nested.origin != origin {
+            if blocks != 0 {
+                region.counters.put_back(thread, origin, blocks, bytes);
+            }
+            (origin, blocks, bytes) = (nested.origin, 0, 0);
+        }
+        blocks += 1;
+        bytes += nested.size;
+    });
+    if blocks != 0 {
+        region.counters.put_back(thread, origin, blocks, bytes);
     }
 }
 
 /// Counts a nested block as given back.
 #[inline(always)]
 pub(crate) fn forget(region: &Region, thread: &Thread, block: Recorded) {
-    region.counters.put_back(thread, block.origin, block.size);
+    region
+        .counters
+        .put_back(thread, block.origin, 1, block.size);
 }
 
 /// The block of a pool at `address`, if that is what is being freed by a function of another class.

@@ -129,8 +129,13 @@ pub(crate) fn put(module: &Module, files: impl FnOnce(&Module) -> Option<Files>)
         let (island, len) = (applied.island as *mut u8, applied.len());
         // SAFETY: mapped by `map_near`, and nothing leads there.
         unsafe { sys::munmap(island, len) };
-    } else if applied.placement.header.unwatched > 0 {
+        return;
+    }
+    if applied.placement.header.unwatched > 0 {
         lock_all();
+    }
+    if applied.placement.header.carvings > 0 {
+        carvings::note(module, &applied.placement, delta(&applied));
     }
 }
 
