@@ -106,6 +106,14 @@ pub(super) const ROWS: &[Row] = &[
         out: None,
         makes: Makes::Whatever,
     },
+    // OpenBSD's, of which many programs bring a copy: the old number too.
+    Row {
+        names: &["recallocarray"],
+        size: Size::Product(2, 3),
+        old: Some(0),
+        out: None,
+        makes: Makes::Whatever,
+    },
     root(&["memalign", "aligned_alloc", "__libc_memalign"], bytes(1)),
     Row {
         names: &["posix_memalign"],

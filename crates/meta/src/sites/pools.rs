@@ -11,7 +11,8 @@
 //! A cursor may also count: `block = pool->start + pool->used; pool->used += size`.
 //!
 //! That code of this shape is an allocator and no reader of a buffer is told by functions: one hands out the bytes
-//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more.
+//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more; but not by having what
+//! it cuts from reallocated, which would move the blocks, and is how buffers grow.
 //! The cursors of such functions are then known wherever they are moved.
 
 use super::CursorWrite;
@@ -33,6 +34,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// Calls followed to see whether a pool gets memory for more: through the function that makes a chunk, and the
 /// program's checked malloc.
 const DEPTH: u32 = 4;
+
+/// Calls followed to see whether it has its chunk reallocated. What is further away than its own helper, checked mallocs that report
+/// errors for one, reallocates other things.
+const HELPERS: u32 = 1;
 
 /// A place that keeps a pointer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -145,7 +150,19 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         .zip(&gets_more)
         .filter_map(|(pool, gets_more)| record_of(pool.cell).filter(|_| *gets_more))
         .collect();
-    for (pool, gets_more) in found.into_iter().zip(gets_more) {
+    let grows: Vec<bool> = found
+        .iter()
+        .map(|pool| reallocates(program, allocators, pool.at, HELPERS))
+        .collect();
+    let buffers: HashSet<TypeIndex> = found
+        .iter()
+        .zip(&grows)
+        .filter_map(|(pool, grows)| record_of(pool.cell).filter(|_| *grows))
+        .collect();
+    for ((pool, gets_more), grows) in found.into_iter().zip(gets_more).zip(grows) {
+        if grows || record_of(pool.cell).is_some_and(|known| buffers.contains(&known)) {
+            continue;
+        }
         if gets_more || record_of(pool.cell).is_some_and(|known| records.contains(&known)) {
             if pool.keeps == Keeps::Pointer {
                 let moved = if pool.down {
@@ -284,6 +301,19 @@ fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, dept
             }
             _ => false,
         })
+}
+
+/// Whether a function calls one that reallocates, through others if need be.
+fn reallocates(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+    program.bodies[at as usize].calls.iter().any(|call| {
+        match (allocators.get(call.callee), call.callee) {
+            (Some(allocator), _) => allocator.old.is_some(),
+            (None, Key::Local(callee)) if depth > 0 && callee != at => {
+                reallocates(program, allocators, callee, depth - 1)
+            }
+            _ => false,
+        }
+    })
 }
 
 /// Whether the code writes eight bytes at the distance of a cursor; most does not.
