@@ -120,6 +120,8 @@ pub struct Declared {
     pub old: Option<u8>,
     /// Of pools: the argument that says which pool.
     pub pool: Option<u8>,
+    /// Nobody said so: analysis found it. Of what it returns counts only what lies in a recorded block, and is not all of it.
+    pub is_found: bool,
 }
 
 impl Declared {
@@ -135,10 +137,11 @@ impl Declared {
             count: None,
             old: None,
             pool: None,
+            is_found: false,
         }
     }
 
-    /// As one word: the role, then four bits an argument.
+    /// As one word: the role, four bits an argument, and whether it was found.
     #[must_use]
     pub const fn to_word(self) -> u32 {
         const fn place(argument: Option<u8>) -> u32 {
@@ -148,7 +151,9 @@ impl Declared {
             }
         }
         let [count, old, pool] = [place(self.count), place(self.old), place(self.pool)];
-        self.role as u32 | (self.argument as u32 & 7) << 8 | count << 12 | old << 16 | pool << 20
+        let found = (self.is_found as u32) << 24;
+        let arguments = (self.argument as u32 & 7) << 8 | count << 12 | old << 16 | pool << 20;
+        self.role as u32 | arguments | found
     }
 
     /// From the stored word.
@@ -160,6 +165,7 @@ impl Declared {
             count: ((word >> 12) as u8 & 0xf).checked_sub(1),
             old: ((word >> 16) as u8 & 0xf).checked_sub(1),
             pool: ((word >> 20) as u8 & 0xf).checked_sub(1),
+            is_found: word >> 24 & 1 != 0,
         }
     }
 }

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 30;
+pub const FORMAT: u32 = 31;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -96,6 +96,7 @@ pub mod section_kind {
     pub const SECTIONS: u32 = 13;
     pub const LOCALS: u32 = 14;
     pub const SYSTEM_CALLS: u32 = 15;
+    pub const CURSORS: u32 = 16;
 }
 
 /// What a [`TypeRecord`] is.
@@ -512,4 +513,27 @@ impl SystemCallRecord {
     pub const LONGEST: usize = 24;
     /// The number is not known.
     pub const UNKNOWN: u32 = u32::MAX;
+}
+
+/// One instruction that writes the cursor of a pool, in order of `address`: moved on, it carves a block; set back, it takes
+/// back what lies between.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CursorRecord {
+    /// Address of the instruction.
+    pub address: u64,
+    /// Address of the one after it: what a site has for a return address.
+    pub next: u64,
+    /// The member or variable that is the cursor.
+    pub name: StrRef,
+    /// How many bytes into the instruction's memory operand the cursor lies.
+    pub within: u16,
+    /// Bits of [`cursor_flags`].
+    pub flags: u16,
+}
+
+/// Bits of [`CursorRecord::flags`].
+pub mod cursor_flags {
+    /// Blocks are carved downwards.
+    pub const DOWN: u16 = 1;
 }

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; reads what an original stored.
 
 mod call;
+mod carved;
 mod mapped;
 mod planted;
 mod pooled;
@@ -23,6 +24,7 @@ use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
 use crate::{fast, mismatch, peak, pools, process, threads};
 use call::{Call, Hook, hooks};
+pub(crate) use carved::carve;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;

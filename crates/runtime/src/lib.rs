@@ -34,6 +34,7 @@
 mod announce;
 mod api;
 mod callee;
+mod carvings;
 mod cfi;
 mod declared;
 mod elf_file;
@@ -41,6 +42,7 @@ mod environ_end;
 mod environment;
 mod exec;
 mod fast;
+mod fast_carve;
 mod freestanding;
 mod heap;
 mod hooks;

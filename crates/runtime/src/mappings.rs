@@ -35,8 +35,6 @@ const SHARED: usize = 1;
 const ANONYMOUS: usize = 0x20;
 /// Of `mremap`: the old pages stay mapped.
 const DONT_UNMAP: usize = 4;
-/// Unmapped memory beyond this many bytes is not searched for blocks of pools: they stay until their bytes are handed out again.
-const SEARCHED: u64 = 64 << 20;
 
 /// Whole pages: the address, and the end of `len` bytes from there on.
 fn pages(start: usize, len: usize) -> (u64, u64) {
@@ -76,7 +74,8 @@ pub(crate) fn before(call: Call, arguments: &[usize; 6], thread: &Thread) -> Pag
 fn give_back(region: &Region, thread: &Thread, at: usize, len: usize) {
     let (start, end) = pages(at, len);
     region.pages.set(start, end, PageWord::NONE);
-    if region.nested.any() && end - start <= SEARCHED {
+    // Of reserved room without end only the chunks are looked at that have tables.
+    if region.nested.any() {
         pools::empty(region, thread, start, end - start);
     }
 }

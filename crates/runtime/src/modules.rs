@@ -232,6 +232,11 @@ impl Module {
         self.link_map.load(Relaxed)
     }
 
+    /// Its build ID in hexadecimal digits.
+    pub(crate) fn build_id_hex(&self) -> PathBuffer {
+        self.build_id.hex()
+    }
+
     /// Whether it is loaded now.
     pub(crate) fn is_loaded(&self) -> bool {
         self.loaded.load(Relaxed)

@@ -12,7 +12,9 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, declared, hooks, locate, mappings, operators, probes, process, threads};
+use crate::{
+    api, carvings, declared, hooks, locate, mappings, operators, probes, process, threads,
+};
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::key;
@@ -189,6 +191,7 @@ fn plant_all(program: Program) -> Option<Planter> {
         if module.holds(program.linker) {
             return;
         }
+        carvings::arrived(module);
         locate::functions(module, |function| {
             allocators += u32::from(function.role == Role::Malloc);
             planter.plant(module, &function);
@@ -230,6 +233,7 @@ pub(crate) fn link_map_changed() {
         let mut count = 0;
         modules::refresh(debug, None, |module| {
             api::arrived(module);
+            carvings::arrived(module);
             locate::functions(module, |function| {
                 if let Some(planter) = planter.get_or_insert_with(Planter::new) {
                     planter.plant(module, &function);

@@ -1,10 +1,10 @@
 //! *What does an image say?* — a checked view of its bytes, and the questions that readers ask of it.
 
 use super::{
-    EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord, Header,
-    InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section, SectionRecord,
-    SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord, VariableRecord, section_kind,
-    variable_flags,
+    CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord,
+    Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section,
+    SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord, VariableRecord,
+    section_kind, variable_flags,
 };
 use crate::addr::LinkAddr;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -66,6 +66,8 @@ pub struct Image<'a> {
     pub locals: &'a [LocalRecord],
     /// System calls that may change what is mapped.
     pub system_calls: &'a [SystemCallRecord],
+    /// Writes of pools' cursors.
+    pub cursors: &'a [CursorRecord],
     files: &'a [StrRef],
 }
 
@@ -105,6 +107,7 @@ impl<'a> Image<'a> {
             sections: section(bytes, sections, section_kind::SECTIONS)?,
             locals: section(bytes, sections, section_kind::LOCALS)?,
             system_calls: section(bytes, sections, section_kind::SYSTEM_CALLS)?,
+            cursors: section(bytes, sections, section_kind::CURSORS)?,
             files: section(bytes, sections, section_kind::FILES)?,
         })
     }
@@ -137,6 +140,7 @@ impl<'a> Image<'a> {
             sections: &[],
             locals: &[],
             system_calls: &[],
+            cursors: &[],
             files: &[],
         }
     }
