@@ -23,6 +23,17 @@ pub(crate) struct Program {
     pub(crate) way: Way,
 }
 
+impl Program {
+    /// The file whose code runs, if the runtime comes into it.
+    pub(crate) fn seen_file(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Preloaded => Some(&self.path),
+            Way::Mapped(file) => Some(file),
+            Way::Unseen(_) => None,
+        }
+    }
+}
+
 /// How the runtime comes into a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Way {

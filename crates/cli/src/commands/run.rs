@@ -1,5 +1,6 @@
 //! `pointee run`: *what is the heap of this program made of?*
 
+use crate::acquaintance::{self, Acquaintance};
 use crate::images::ImageSource;
 use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, Listing, json};
@@ -8,7 +9,7 @@ use crate::program::{self, Program, Way};
 use crate::session::Session;
 use crate::supervise::{self, End, Signals};
 use crate::tracked::{self, Processes, Tracked};
-use crate::{acquaintance, runtime_file, saving, static_program};
+use crate::{runtime_file, saving, static_program};
 use anyhow::{Context, Result};
 use pointee_inspect::process::Ending;
 use pointee_inspect::report::{Circumstances, ProcessReport, State};
@@ -17,7 +18,7 @@ use pointee_inspect::text;
 use pointee_meta::cache::Places;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run a program and show what its heap is made of
 #[derive(Debug, clap::Args)]
@@ -72,11 +73,14 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let name = &arguments.command[0];
     let program = program::find_or_end(name);
+    // Signals still end this.
+    let acquaintance = program.seen_file().map(Acquaintance::make);
     let session = Session::open()?;
     let mut signals = Signals::take()?;
     let inheritance = Inheritance::of(&signals)?;
     let runtime = runtime_file::anywhere(session.folder());
-    let setting = setting(arguments, &program, &session, runtime);
+    let images = acquaintance.map(|acquaintance| acquaintance.introduce(session.folder()));
+    let setting = setting(arguments, &program, images.as_deref(), &session, runtime);
     let start = Start {
         path: &program.path,
         arguments: &arguments.command,
@@ -142,6 +146,7 @@ struct Setting {
 fn setting(
     arguments: &Arguments,
     program: &Program,
+    images: Option<&Path>,
     session: &Session,
     runtime: Result<PathBuf>,
 ) -> Setting {
@@ -152,20 +157,17 @@ fn setting(
         mapped,
         unseen,
     };
-    let file = match &program.way {
-        Way::Unseen(reason) => return plain(None, Some(reason.clone())),
-        Way::Preloaded => &program.path,
-        Way::Mapped(file) => file,
-    };
+    if let Way::Unseen(reason) = &program.way {
+        return plain(None, Some(reason.clone()));
+    }
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return plain(None, Some(format!("{error:#}"))),
     };
-    let images = acquaintance::introduce(file, session.folder());
     let cache = Places::default().user;
     let handoff = HandOff {
         socket: &session.socket_path(),
-        images: Some(&images),
+        images,
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
         blocks_outlive: arguments.snapshot.is_some() || arguments.cost,
