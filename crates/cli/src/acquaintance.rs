@@ -9,6 +9,7 @@
 //! ```text
 //!   CACHE/programs/<hash of the path>      one object's path a line, as of the last run
 //!   SESSION/images/<build ID>.img          links to images that are up to date
+//!   SESSION/images/<build ID>.cursors      what tells of the blocks that its code carves out without a call (pointee-patch, placement)
 //!   SESSION/images/declared                functions that the configuration names, for objects without an image
 //! ```
 
@@ -19,6 +20,7 @@ use pointee_meta::config::{self, Rule};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
 use pointee_model::entries::Declared;
+use pointee_model::image::Image;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -112,25 +114,54 @@ fn introduce_one(object: &Path, folder: &Path, options: &Options) {
     if id.is_empty() {
         return;
     }
-    if let Some(image) = cache::cached(&elf, options) {
+    if let Some((path, image)) = cache::cached(&elf, options) {
         let hex: String = id
             .iter()
             .take(20)
             .map(|byte| format!("{byte:02x}"))
             .collect();
+        // Without it blocks that inlined code carves out stay unseen.
+        if let Some(placement) = cursors_placement(&elf, &path, &image.image()) {
+            let _ = std::fs::write(folder.join(format!("{hex}.cursors")), placement);
+        }
         // A missing link only makes a walk longer.
-        let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
+        let _ = std::os::unix::fs::symlink(path, folder.join(hex + ".img"));
     }
 }
 
-/// Some allocators the runtime does not find by itself: those that only a debug file names, and those that the configuration
-/// declares. Then the image, which names them to it, has to be there before the program starts. So it has for a program that
+/// The placement that tells of the cursors that the `image` at `path` knows: as kept beside it, behind the image's provenance, or made now.
+fn cursors_placement(elf: &Elf, path: &Path, image: &Image<'_>) -> Option<Vec<u8>> {
+    if image.cursors.is_empty() {
+        return None;
+    }
+    let provenance = image.header().provenance;
+    let kept_at = path.with_extension("cursors");
+    let kept = std::fs::read(&kept_at).ok();
+    let kept = kept.as_deref();
+    if let Some(kept) = kept.and_then(|kept| kept.strip_prefix(&provenance[..])) {
+        return Some(kept.to_vec());
+    }
+    let placement = pointee_probe::tell_of_cursors(elf, image.cursors)?;
+    if let Some(cache) = kept_at.parent()
+        && let Ok(mut file) = tempfile::NamedTempFile::new_in(cache)
+        && file.write_all(&provenance).is_ok()
+        && file.write_all(&placement).is_ok()
+    {
+        // A cache that cannot be written only makes the next start longer.
+        let _ = file.persist(kept_at);
+    }
+    Some(placement)
+}
+
+/// Some allocators the runtime does not find by itself: those that only a debug file names, those that the configuration
+/// declares, and pools that analysis finds where there is debug info. Then the image, which names them to it, has to be there before the program starts. So it has for a program that
 /// asks about itself (`pointee.h`): the runtime answers from it.
 fn make_if_it_locates(object: &Path) {
     let Ok(elf) = Elf::open(object) else { return };
     let options = configuration::options();
     let declares = |rule: &Rule| rule.hooked_as().is_some();
     let is_needed = options.config.selected_for(&elf).rules.iter().any(declares)
+        || elf.section(".debug_info").is_some()
         || elf.section(".note.pointee").is_some()
         || (elf.section(".symtab").is_none()
             && !DebugFiles::find(&elf, &options.search).is_empty());

@@ -30,6 +30,7 @@ mod runtime_file;
 mod saving;
 mod session;
 mod start_state;
+mod static_program;
 mod subject;
 mod supervise;
 mod tracked;

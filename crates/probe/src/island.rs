@@ -27,6 +27,7 @@ use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
 use pointee_patch::placement::{Event, Header, NOBODY, PAGE, PadBytes};
 
 use crate::blocks::Blocks;
+use crate::carvings::{self, Carvings, Told};
 use crate::code::{Code, Kind, Place};
 use crate::flags::Liveness;
 use crate::place::{Displaced, Pad, Placement, callers};
@@ -66,6 +67,8 @@ pub(crate) struct Wishes<'w> {
     pub(crate) signal_calls: &'w BTreeSet<usize>,
     /// Whoever applies the placement has to be ready for traps.
     pub(crate) traps: bool,
+    /// These tell of the cursor that they write.
+    pub(crate) carvings: &'w Carvings,
 }
 
 struct Builder<'b, 'e> {
@@ -131,6 +134,10 @@ pub(crate) fn build(
         links: Vec::new(),
         callers: Vec::new(),
     };
+    for told in wishes.carvings.values() {
+        builder.absolute.push(builder.island.len() as u32);
+        builder.island.extend(told.carving.to_bytes());
+    }
     if !wishes.operands.is_empty() {
         builder.routine = builder.island.len() as u32;
         builder.island.extend(values::ROUTINE);
@@ -207,6 +214,9 @@ impl Builder<'_, '_> {
                 self.records
                     .extend(fields.into_iter().map(|field| (index, field)));
             }
+            if let Some(told) = self.wishes.carvings.get(&index) {
+                self.tell_of_carving(told);
+            }
             let is_last = index + 1 == last;
             if index == first && behind_mark {
                 continue; // The `endbr64` runs at home.
@@ -258,6 +268,16 @@ impl Builder<'_, '_> {
         let end = self.island.len() + 4;
         let distance = event.slot().wrapping_sub(end) as u32;
         self.island.extend(distance.to_le_bytes());
+    }
+
+    /// Calls the slot of [`Event::Carve`] before an instruction that writes a cursor.
+    fn tell_of_carving(&mut self, told: &Told) {
+        let emitted = carvings::emit(&mut self.island, told);
+        if let Some((field, target)) = emitted {
+            let distance = target.wrapping_sub(self.base + u64::from(field) + 4);
+            self.fill(field, distance as u32);
+            self.relative.push(field);
+        }
     }
 
     /// A system call that may be about signals: whoever fills the slot makes it, or jumps to `r11`.
@@ -416,6 +436,7 @@ impl Builder<'_, '_> {
             pads: pads.len() as u32,
             unwatched: (self.wishes.watched.len() - self.heard) as u32,
             traps: u32::from(self.wishes.traps),
+            carvings: self.wishes.carvings.len() as u32,
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.resize(PAGE, 0);

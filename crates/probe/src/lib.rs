@@ -45,6 +45,7 @@
 //! - Restartable sequences (`rseq`) are not looked for; glibc's own use none.
 
 mod blocks;
+mod carvings;
 mod code;
 mod flags;
 mod frames;
@@ -63,6 +64,7 @@ mod subjects;
 mod tactics;
 mod values;
 
+pub use carvings::tell_of_cursors;
 pub use functions::{Exclusion, Function};
 pub use instances::{InstancesError, inlined_instances};
 pub use plan::{Plan, PlanError, Point, Wanted};

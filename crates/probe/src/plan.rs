@@ -7,6 +7,7 @@ use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::Event;
 
 use crate::blocks::{Block, Blocks};
+use crate::carvings::Carvings;
 use crate::code::{Code, Kind, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
@@ -153,6 +154,7 @@ impl Plan {
             watched: &watched,
             signal_calls: &signal_calls,
             traps: wanted.traps,
+            carvings: &Carvings::new(),
         };
         let island = island::build(&code, &blocks, &liveness, &placement, &wishes)
             .map_err(|island::TooLarge| PlanError::TooLarge)?;

@@ -9,6 +9,8 @@
 
 #![allow(unsafe_code)] // Writes code.
 
+mod system_calls;
+
 use crate::announce::{ISLANDS, announce};
 use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
@@ -22,6 +24,7 @@ use pointee_index::layout::unseen;
 use pointee_index::origins::ROOTS;
 use pointee_index::records::{Hook, Placement, Role};
 use pointee_model::addr::RunAddr;
+use pointee_model::entries::Declared;
 use pointee_patch::arch::x86_64::emit::{RELAY_MAX, relay};
 use pointee_patch::{Entry, Refusal, TRAMPOLINE_MAX, plan_entry};
 
@@ -243,6 +246,55 @@ impl Planter {
     }
 }
 
+/// A root for the blocks that inlined code of `module` cuts out by moving the cursor `name`, first at `address`.
+pub(crate) fn root_of_cursor(module: &Module, name: &'static str, address: u64) -> u32 {
+    // SAFETY: one thread at a time, see `Ledger`.
+    let ledger = unsafe { &mut *LEDGER.0.get() };
+    let function = Function {
+        name,
+        role: Role::PoolAlloc,
+        address,
+        len: 0,
+        declared: Some(Declared::of(Role::PoolAlloc)),
+    };
+    let class = ledger.class_of(module, &function);
+    let root = ledger.new_root();
+    append(Hook {
+        address,
+        trampoline: 0,
+        name: add_string(name.as_bytes()),
+        module: module.number,
+        before: [0; 16],
+        after: [0; 16],
+        len: 0,
+        role: Role::PoolAlloc as u8,
+        placement: Placement::Jump as u8,
+        reason: 0,
+        root,
+    });
+    root | class.bits()
+}
+
+/// Records bytes of `module` that tell of a cursor, unless functions that are hooked need the room.
+pub(crate) fn note_pad(module: &Module, at: u64, len: u8, before: [u8; 16], after: [u8; 16]) {
+    if region().header().hooks.load(Relaxed) >= region().geometry.hooks / 2 {
+        return;
+    }
+    append(Hook {
+        address: at,
+        trampoline: 0,
+        name: add_string(b"cursor"),
+        module: module.number,
+        before,
+        after,
+        len,
+        role: Role::PoolAlloc as u8,
+        placement: Placement::Jump as u8,
+        reason: 0,
+        root: 0,
+    });
+}
+
 /// Whether a function of this role hands out blocks or takes them back.
 const fn is_of_allocator(role: Role) -> bool {
     !matches!(
@@ -257,6 +309,8 @@ const fn is_of_allocator(role: Role) -> bool {
             | Role::Brk
             | Role::Munmap
             | Role::Mprotect
+            | Role::SigAltStack
+            | Role::Dlsym
             | Role::Other
     )
 }

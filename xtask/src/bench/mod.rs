@@ -20,7 +20,7 @@ mod programs;
 mod queries;
 mod site;
 mod start;
-mod table;
+pub(crate) mod table;
 mod variant;
 mod workloads;
 

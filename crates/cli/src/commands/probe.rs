@@ -1,10 +1,10 @@
 //! `pointee probe`: *how often does this program come to each of these instructions?*
 
-use crate::launch::{self, HandOff, Inheritance};
+use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, ROWS, json, print};
 use crate::outside::Attached;
 use crate::placements::{Planned, Planner, Wish};
-use crate::program;
+use crate::program::{self, Way};
 use crate::runtime_file;
 use crate::session::Session;
 use crate::supervise::{self, Signals};
@@ -369,7 +369,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let name = &arguments.command[0];
     let program = program::find_or_end(name);
-    if let Some(reason) = &program.unseen {
+    let reason = match program.way {
+        Way::Preloaded => None,
+        Way::Mapped(_) => Some("statically linked: nothing can be preloaded"),
+        Way::Unseen(ref reason) => Some(reason.as_str()),
+    };
+    if let Some(reason) = reason {
         bail!("{}: probes cannot be put in: {reason}", name.display());
     }
     let session = Session::open()?;
@@ -389,13 +394,14 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         probes: Some(&socket),
     };
     let environment = launch::environment(std::env::vars_os(), &handoff);
-    let (session, child) = launch::start_or_end(
-        &program.path,
-        &arguments.command,
-        &environment,
-        &inheritance,
-        session,
-    );
+    let start = Start {
+        path: &program.path,
+        arguments: &arguments.command,
+        environment: &environment,
+        mapped: None,
+    };
+    let (session, started) = launch::start_or_end(&start, &inheritance, session);
+    let child = started.child;
     planner.serve();
     let end = supervise::supervise(child, &mut signals, &session, None, |_| {}, || {})?;
     drop(signals);

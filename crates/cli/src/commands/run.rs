@@ -1,13 +1,14 @@
 //! `pointee run`: *what is the heap of this program made of?*
 
 use crate::images::ImageSource;
-use crate::launch::{self, HandOff, Inheritance};
+use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, Listing, json};
-use crate::program::{self, Program};
+use crate::outside::Mapped;
+use crate::program::{self, Program, Way};
 use crate::session::Session;
 use crate::supervise::{self, End, Signals};
 use crate::tracked::{self, Processes, Tracked};
-use crate::{acquaintance, runtime_file, saving};
+use crate::{acquaintance, runtime_file, saving, static_program};
 use anyhow::{Context, Result};
 use pointee_inspect::process::Ending;
 use pointee_inspect::report::{Circumstances, ProcessReport, State};
@@ -75,14 +76,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut signals = Signals::take()?;
     let inheritance = Inheritance::of(&signals)?;
     let runtime = runtime_file::anywhere(session.folder());
-    let (environment, unseen) = environment(arguments, &program, &session, runtime);
-    let (session, child) = launch::start_or_end(
-        &program.path,
-        &arguments.command,
-        &environment,
-        &inheritance,
-        session,
-    );
+    let setting = setting(arguments, &program, &session, runtime);
+    let start = Start {
+        path: &program.path,
+        arguments: &arguments.command,
+        environment: &setting.environment,
+        mapped: setting.mapped,
+    };
+    let (session, started) = launch::start_or_end(&start, &inheritance, session);
+    let child = started.child;
+    let unseen = setting.unseen.or(started.unmapped);
     let first = child.as_raw() as u32;
     let processes = std::cell::RefCell::new(Processes::new(inheritance.files.1));
     let end = supervise::supervise(
@@ -127,29 +130,38 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     supervise::end_as(end)
 }
 
-/// The program's environment, and why it is not recorded, if so.
-fn environment(
+/// What a program is started with.
+struct Setting {
+    environment: Vec<OsString>,
+    /// What is mapped into it.
+    mapped: Option<Mapped>,
+    /// Why it is not recorded, if so.
+    unseen: Option<String>,
+}
+
+fn setting(
     arguments: &Arguments,
     program: &Program,
     session: &Session,
     runtime: Result<PathBuf>,
-) -> (Vec<OsString>, Option<String>) {
-    let plain = || {
-        std::env::vars_os().map(|(name, value)| {
-            let mut text = name;
-            text.push("=");
-            text.push(value);
-            text
-        })
+) -> Setting {
+    let plain = |mapped, unseen| Setting {
+        environment: std::env::vars_os()
+            .map(|(name, value)| launch::assignment(name, value))
+            .collect(),
+        mapped,
+        unseen,
     };
-    if let Some(reason) = &program.unseen {
-        return (plain().collect(), Some(reason.clone()));
-    }
+    let file = match &program.way {
+        Way::Unseen(reason) => return plain(None, Some(reason.clone())),
+        Way::Preloaded => &program.path,
+        Way::Mapped(file) => file,
+    };
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return (plain().collect(), Some(format!("{error:#}"))),
+        Err(error) => return plain(None, Some(format!("{error:#}"))),
     };
-    let images = acquaintance::introduce(&program.path, session.folder());
+    let images = acquaintance::introduce(file, session.folder());
     let cache = Places::default().user;
     let handoff = HandOff {
         socket: &session.socket_path(),
@@ -161,7 +173,20 @@ fn environment(
         runtime: &runtime,
         probes: None,
     };
-    (launch::environment(std::env::vars_os(), &handoff), None)
+    match &program.way {
+        Way::Mapped(file) => match static_program::why_unseen(file) {
+            Some(reason) => plain(None, Some(reason)),
+            None => {
+                let handoff = launch::hand_off_text(&handoff);
+                plain(Some(Mapped { runtime, handoff }), None)
+            }
+        },
+        _ => Setting {
+            environment: launch::environment(std::env::vars_os(), &handoff),
+            mapped: None,
+            unseen: None,
+        },
+    }
 }
 
 /// One report a program that allocated, the first process's first.

@@ -18,6 +18,7 @@
 
 mod calls;
 mod kernel;
+mod loading;
 mod object;
 mod space;
 mod tasks;
@@ -26,6 +27,7 @@ use crate::placements::Wish;
 use anyhow::{Context, Result, bail};
 use calls::Calls;
 use libc::user_regs_struct;
+pub(crate) use loading::{Held, Mapped};
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 use object::Object;

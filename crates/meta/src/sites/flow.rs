@@ -8,6 +8,7 @@
 //! Blocks that nothing is seen to jump to are the targets of jump tables, or landing pads: the
 //! former take the merged state of all indirect jumps, the latter a state that knows the frame only.
 
+use super::CursorWrite;
 use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::parameters::{Parameters, parameters};
@@ -82,6 +83,8 @@ pub(super) struct Outcome {
     pub(super) handed: Vec<(u64, u8)>,
     /// What was seen of cursors.
     pub(super) carving: Carving,
+    /// Its writes of cursors.
+    pub(super) cursor_writes: Vec<CursorWrite>,
     /// The function was too long to be looked at.
     pub(super) incomplete: bool,
 }
@@ -471,8 +474,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
 
     /// The instruction after the one at `address`.
     pub(super) fn next_ip(&self, address: u64) -> Option<u64> {
+        self.instruction_at(address).map(Instruction::next_ip)
+    }
+
+    /// The instruction at `address`.
+    pub(super) fn instruction_at(&self, address: u64) -> Option<&Instruction> {
         let found = self.code.binary_search_by_key(&address, Instruction::ip);
-        found.ok().map(|at| self.code[at].next_ip())
+        found.ok().map(|at| &self.code[at])
     }
 
     /// What joins ask.

@@ -35,6 +35,7 @@ mod spelling;
 mod stand_in;
 mod state;
 mod step;
+mod system_calls;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -53,7 +54,7 @@ use calls::{Key, Program};
 use flow::{Interpreter, Met, Observation, Outcome, Seen};
 use model::Makes;
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{TypeIndex, site_flags};
+use pointee_model::image::{SystemCallRecord, TypeIndex, site_flags};
 use rayon::prelude::*;
 use rust::Stored;
 use std::collections::HashMap;
@@ -90,6 +91,10 @@ pub struct Sites {
     pub sites: Vec<Site>,
     /// In order of entry.
     pub wrappers: Vec<Wrapper>,
+    /// System calls that may change what is mapped.
+    pub system_calls: Vec<SystemCallRecord>,
+    /// In order of address.
+    pub cursor_writes: Vec<CursorWrite>,
     /// What was not looked at, and why.
     pub diagnostics: Vec<String>,
     /// Whether any source file was read.
@@ -157,6 +162,22 @@ pub struct Wrapper {
     pub is_pool: bool,
 }
 
+/// An instruction that moves the cursor of a pool, wherever the pool's code was inlined: forward, and a block is carved out; back, and what
+/// lies between is taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorWrite {
+    /// The instruction.
+    pub address: u64,
+    /// The one after it.
+    pub next: u64,
+    /// The member or variable that it writes.
+    pub cursor: String,
+    /// How many bytes into its memory operand the cursor lies.
+    pub within: u8,
+    /// Whether blocks are carved downwards.
+    pub down: bool,
+}
+
 /// Finds the allocation sites of `elf` and types them.
 #[must_use]
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
@@ -182,6 +203,13 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     sites.extend(stand_in::find(&program, &found, &sites));
     sites.sort_by_key(|site| (site.return_address, site.call));
     sites.dedup_by_key(|site| (site.return_address, site.call));
+    let writes = found
+        .outcomes
+        .iter()
+        .flat_map(|(_, outcome)| &outcome.cursor_writes);
+    let mut cursor_writes: Vec<CursorWrite> = writes.cloned().collect();
+    cursor_writes.sort_by_key(|write| write.address);
+    cursor_writes.dedup_by_key(|write| write.address);
     let diagnostics = found
         .outcomes
         .iter()
@@ -197,6 +225,8 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         sites,
         has_sources: sources.any_read(),
         wrappers: found.wrappers,
+        system_calls: system_calls::find(elf),
+        cursor_writes,
         diagnostics,
     }
 }

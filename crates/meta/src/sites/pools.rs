@@ -11,9 +11,11 @@
 //! A cursor may also count: `block = pool->start + pool->used; pool->used += size`.
 //!
 //! That code of this shape is an allocator and no reader of a buffer is told by functions: one hands out the bytes
-//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more.
+//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more; but not by having what
+//! it cuts from reallocated, which would move the blocks, and is how buffers grow.
 //! The cursors of such functions are then known wherever they are moved.
 
+use super::CursorWrite;
 use super::allocators::{Allocator, Allocators};
 use super::calls::{Body, Key, Program, each_instruction};
 use super::flow::{Interpreter, Met, Outcome, Seen};
@@ -27,11 +29,15 @@ use super::value::{ANYWHERE, Value, is_number};
 use iced_x86::{Mnemonic, OpKind, Register};
 use pointee_model::image::{TypeIndex, TypeKind};
 use rayon::prelude::*;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Calls followed to see whether a pool gets memory for more: through the function that makes a chunk, and the
 /// program's checked malloc.
 const DEPTH: u32 = 4;
+
+/// Calls followed to see whether it has its chunk reallocated. What is further away than its own helper, checked mallocs that report
+/// errors for one, reallocates other things.
+const HELPERS: u32 = 1;
 
 /// A place that keeps a pointer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -47,6 +53,8 @@ pub(super) enum Cell {
 pub(super) enum Moved {
     /// By the size of the block.
     BySize,
+    /// The same, downwards.
+    Down,
     /// To where another pointer of the pool has gone already, as obstacks do.
     ToTheEnd,
 }
@@ -69,6 +77,8 @@ pub(super) struct Carving {
     /// What is added to, or taken off, what an instruction has read.
     steps: HashMap<u64, Step>,
     writes: Vec<Write>,
+    /// By instruction, every write of a known cursor, also what sets it back: the cursor, and where in the operand it lies.
+    moves: BTreeMap<u64, (Cell, i64)>,
 }
 
 /// What a cursor is.
@@ -140,10 +150,27 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         .zip(&gets_more)
         .filter_map(|(pool, gets_more)| record_of(pool.cell).filter(|_| *gets_more))
         .collect();
-    for (pool, gets_more) in found.into_iter().zip(gets_more) {
+    let grows: Vec<bool> = found
+        .iter()
+        .map(|pool| reallocates(program, allocators, pool.at, HELPERS))
+        .collect();
+    let buffers: HashSet<TypeIndex> = found
+        .iter()
+        .zip(&grows)
+        .filter_map(|(pool, grows)| record_of(pool.cell).filter(|_| *grows))
+        .collect();
+    for ((pool, gets_more), grows) in found.into_iter().zip(gets_more).zip(grows) {
+        if grows || record_of(pool.cell).is_some_and(|known| buffers.contains(&known)) {
+            continue;
+        }
         if gets_more || record_of(pool.cell).is_some_and(|known| records.contains(&known)) {
             if pool.keeps == Keeps::Pointer {
-                allocators.cursors.insert(pool.cell, (Moved::BySize, ""));
+                let moved = if pool.down {
+                    Moved::Down
+                } else {
+                    Moved::BySize
+                };
+                allocators.cursors.insert(pool.cell, (moved, ""));
             }
             allocators.pools.insert(pool.at);
             allocators.insert(Key::Local(pool.at), pool.allocator);
@@ -155,11 +182,18 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
             .filter(|(at, body)| {
                 body.function.is_some()
                     && !allocators.pools.contains(&(*at as u32))
-                    && writes_one_of(program, allocators, body)
+                    && writes_one_of(program, types, allocators, body)
             })
             .map(|(_, body)| body.entry)
             .collect();
         allocators.movers = movers;
+    }
+}
+
+fn cursor_name(types: &Types<'_>, allocators: &Allocators<'_>, cell: Cell) -> String {
+    match cell {
+        Cell::Member(record, offset) => types.path(record, offset),
+        Cell::Global(address) => allocators.global_name(address),
     }
 }
 
@@ -269,8 +303,26 @@ fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, dept
         })
 }
 
+/// Whether a function calls one that reallocates, through others if need be.
+fn reallocates(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+    program.bodies[at as usize].calls.iter().any(|call| {
+        match (allocators.get(call.callee), call.callee) {
+            (Some(allocator), _) => allocator.old.is_some(),
+            (None, Key::Local(callee)) if depth > 0 && callee != at => {
+                reallocates(program, allocators, callee, depth - 1)
+            }
+            _ => false,
+        }
+    })
+}
+
 /// Whether the code writes eight bytes at the distance of a cursor; most does not.
-fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body<'_>) -> bool {
+fn writes_one_of(
+    program: &Program<'_>,
+    types: &Types<'_>,
+    allocators: &Allocators<'_>,
+    body: &Body<'_>,
+) -> bool {
     let mut found = false;
     each_instruction(program.elf, body, |instruction| {
         // Two pointers may be written at once.
@@ -285,7 +337,9 @@ fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body
         }
         found = if instruction.is_ip_rel_memory_operand() {
             let address = instruction.ip_rel_memory_address();
-            allocators.cursors.contains_key(&Cell::Global(address))
+            let above = address.wrapping_add(8);
+            is_cursor_at(types, allocators, address)
+                || pair && is_cursor_at(types, allocators, above)
         } else {
             let distance = instruction.memory_displacement64() as i64;
             let written = distance..distance.saturating_add(size as i64);
@@ -300,7 +354,24 @@ fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body
         && allocators
             .cursors
             .values()
-            .all(|(_, within)| within.is_empty() || !body.name.starts_with(within))
+            .all(|(_, within)| within.is_empty() || !is_within(body.name, within))
+}
+
+/// Whether a function is one of those that manage a record, whose names begin so; gnulib's copies have a prefix.
+fn is_within(name: &str, within: &str) -> bool {
+    let name = name.strip_prefix("rpl").unwrap_or(name);
+    name.trim_start_matches('_').starts_with(within)
+}
+
+/// Whether a cursor lies at a fixed address.
+fn is_cursor_at(types: &Types<'_>, allocators: &Allocators<'_>, address: u64) -> bool {
+    let member = || {
+        let (target, offset) = allocators.global_at(address)?;
+        let (record, offset) = types.innermost(target, offset);
+        Some(Cell::Member(record, offset))
+    };
+    let is_known = |cell| allocators.cursors.contains_key(&cell);
+    is_known(Cell::Global(address)) || member().is_some_and(is_known)
 }
 
 impl<'f> Interpreter<'_, 'f> {
@@ -322,12 +393,14 @@ impl<'f> Interpreter<'_, 'f> {
             [] if self.watch == Watch::All && self.is_count(target, offset) => Keeps::Count,
             _ => return None,
         };
+        let (record, offset) = self.types.innermost(target, offset);
+        let member = Cell::Member(record, offset);
         let cell = match address.value {
-            Value::Global(address) => Cell::Global(address),
-            _ => {
-                let (record, offset) = self.types.innermost(target, offset);
-                Cell::Member(record, offset)
+            // What is a cursor in every object of a type is one in those at fixed addresses too.
+            Value::Global(address) if !self.allocators.cursors.contains_key(&member) => {
+                Cell::Global(address)
             }
+            _ => member,
         };
         Some((cell, keeps))
     }
@@ -408,10 +481,16 @@ impl<'f> Interpreter<'_, 'f> {
         let Some((cell, _)) = self.cell(address, object) else {
             return false;
         };
+        if self.watch == Watch::Known && self.moved(cell).is_some() {
+            let within = self.offset_in_operand(address, at);
+            self.carving().moves.insert(at, (cell, within));
+        }
         let carving = &self.outcome.carving;
         let of_cell = |read: &u64| carving.loads.get(read).is_some_and(|(of, _)| *of == cell);
         let (reads, by) = match (self.moved(cell), value) {
-            (Some(Moved::BySize), Value::Allocated { origins, offset }) if offset != 0 => {
+            (Some(Moved::BySize | Moved::Down), Value::Allocated { origins, offset })
+                if offset != 0 =>
+            {
                 let calls = self.origins.calls(origins).iter().copied();
                 (
                     calls.filter(of_cell).collect(),
@@ -436,13 +515,49 @@ impl<'f> Interpreter<'_, 'f> {
         true
     }
 
+    /// How far an address lies in what the instruction at `at` writes: it may write two pointers at once.
+    fn offset_in_operand(&self, address: &Address, at: u64) -> i64 {
+        let Some(instruction) = self.instruction_at(at) else {
+            return 0;
+        };
+        match address.value {
+            Value::Global(cell) if instruction.is_ip_rel_memory_operand() => {
+                cell.wrapping_sub(instruction.ip_rel_memory_address()) as i64
+            }
+            _ => {
+                let displacement = instruction.memory_displacement64() as i64;
+                address.displacement.wrapping_sub(displacement)
+            }
+        }
+    }
+
+    /// Every write of a cursor in this function.
+    fn cursor_writes(&self) -> Vec<CursorWrite> {
+        let moves = self.outcome.carving.moves.iter();
+        let writes = moves.filter_map(|(at, (cell, within))| {
+            let (moved, _) = self.allocators.cursors.get(cell)?;
+            Some(CursorWrite {
+                address: *at,
+                next: self.next_ip(*at)?,
+                cursor: cursor_name(self.types, self.allocators, *cell),
+                within: u8::try_from(*within).ok().filter(|within| *within <= 8)?,
+                down: *moved == Moved::Down,
+            })
+        });
+        writes.collect()
+    }
+
     fn carving(&mut self) -> &mut Carving {
         &mut self.outcome.carving
     }
 
     /// The blocks become those of the writes that take them off their pools; what turned out to be no block is forgotten.
     pub(super) fn settle_cursors(&mut self) {
-        if self.watch == Watch::All || self.outcome.carving.loads.is_empty() {
+        if self.watch == Watch::All {
+            return;
+        }
+        self.outcome.cursor_writes = self.cursor_writes();
+        if self.outcome.carving.loads.is_empty() {
             return;
         }
         let writes = self.outcome.carving.writes.iter();
@@ -491,10 +606,7 @@ impl<'f> Interpreter<'_, 'f> {
         for write in writes {
             if seen.contains(&write.address) {
                 let step = write.reads.iter().find_map(|read| carving.steps.get(read));
-                let place = match write.cell {
-                    Cell::Member(record, offset) => self.types.path(record, offset),
-                    Cell::Global(address) => self.allocators.global_name(address),
-                };
+                let place = cursor_name(self.types, self.allocators, write.cell);
                 let size = match write.by {
                     Some(by) => Value::Constant(by.abs()),
                     None => step.map_or(Value::Unknown, |step| step.by),

@@ -115,25 +115,43 @@ pub(super) fn fixpoint<'f>(
             if let Some((_, calls)) = derive(program, types, &allocators, &unread, *at, outcome) {
                 inner.extend(calls);
             }
-            let body = &program.bodies[*at as usize];
-            wrappers.push(Wrapper {
-                entry: body.entry,
-                name: body.name.to_owned(),
-                size: allocator.size,
-                old: allocator.old,
-                offset: Some(allocator.offset)
-                    .filter(|at| is_number(*at))
-                    .map_or(0, |at| at + allocator.header),
-                result: allocator.base,
-                is_pool: allocators.pools.contains(at),
-            });
+            wrappers.push(wrapper(program, &allocators, *at, allocator));
         }
     }
+    // Pools of which nothing was gone through, since what they call allocates in another way than by handing on.
+    let seen: HashSet<u32> = outcomes.iter().map(|(at, _)| *at).collect();
+    let unseen = allocators.pools.iter().filter(|at| !seen.contains(at));
+    wrappers.extend(unseen.filter_map(|at| {
+        let allocator = allocators.by_key.get(&Key::Local(*at))?;
+        Some(wrapper(program, &allocators, *at, allocator))
+    }));
+    wrappers.sort_by_key(|wrapper| wrapper.entry);
     Found {
         allocators,
         wrappers,
         outcomes,
         inner,
+    }
+}
+
+/// What is said of a wrapper.
+fn wrapper(
+    program: &Program<'_>,
+    allocators: &Allocators<'_>,
+    at: u32,
+    allocator: &Allocator,
+) -> Wrapper {
+    let body = &program.bodies[at as usize];
+    Wrapper {
+        entry: body.entry,
+        name: body.name.to_owned(),
+        size: allocator.size,
+        old: allocator.old,
+        offset: Some(allocator.offset)
+            .filter(|at| is_number(*at))
+            .map_or(0, |at| at + allocator.header),
+        result: allocator.base,
+        is_pool: allocators.pools.contains(&at),
     }
 }
 
