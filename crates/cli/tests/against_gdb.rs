@@ -153,7 +153,7 @@ fn hooks_of_a_record_have_names() {
     child.wait().expect("ends");
     let said = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&explained.stderr);
-    for expected in ["malloc@hook", "free@hook", "fork@hook"] {
+    for expected in ["malloc@hook", "free@hook", "execve@hook"] {
         assert!(
             hooks.iter().any(|(_, name)| *name == expected),
             "{expected}: {map}{complaint}"

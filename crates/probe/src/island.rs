@@ -13,39 +13,30 @@
 //! pad. So a thread that waits is never seen in a copy. System calls about signals are handed over to whoever
 //! keeps `SIGTRAP` for the traps ([`crate::signals`]).
 //!
-//! A counter is moved up over instructions that can neither fault nor go elsewhere, if the flags are
-//! dead there: nobody can tell. Where they are live nowhere near, they are kept by `lahf` and
-//! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
-//! psABI 3.2.2), with the stack pointer moved, so that a signal's frame does not hit it.
+//! Where counters stand is told in `counters.rs`, what leads to the copies in `pads.rs`.
+
+mod counters;
+mod pads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::Register;
 use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_patch::arch::x86_64::decode::decode;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
-use pointee_patch::placement::{Event, Header, NOBODY, PAD_MAX, PAGE, PadBytes, UNLOCKED};
+use pointee_patch::placement::{Event, Header, NOBODY, PAGE, PadBytes};
 
 use crate::blocks::Blocks;
 use crate::carvings::{self, Carvings, Told};
 use crate::code::{Code, Kind, Place};
-use crate::flags::{Liveness, dead_register, is_plain};
+use crate::flags::Liveness;
 use crate::place::{Displaced, Pad, Placement, callers};
 use crate::values::{self, Operands};
 
-/// How far a counter is moved up.
-const HOIST: usize = 8;
-/// How far ahead a dead register is looked for.
-const LOOK_AHEAD: usize = 12;
-/// `jmp rel32`, `jmp rel8`, `call rel32`, `int3`.
+/// `jmp rel32`, `int3`.
 const JUMP: u8 = 0xe9;
-const SHORT_JUMP: u8 = 0xeb;
-const CALL: u8 = 0xe8;
 const TRAP: u8 = 0xcc;
 const FILL: u8 = TRAP;
-/// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
-const FILLER: u8 = 0x67;
 
 /// The bytes of a placement, and where its counters belong.
 #[derive(Debug)]
@@ -270,26 +261,6 @@ impl Builder<'_, '_> {
         })
     }
 
-    /// For each point among `first..last`, the instruction before which it is counted; sorted.
-    fn slots(&self, first: usize, last: usize, liveness: &Liveness) -> Vec<(usize, usize)> {
-        let mut slots: Vec<(usize, usize)> = (first..last)
-            .filter(|point| self.wishes.points[*point])
-            .map(|point| {
-                let lowest = first.max(point.saturating_sub(HOIST));
-                let mut slot = point;
-                while !liveness.are_dead(slot) {
-                    if slot == lowest || !is_plain(self.code.bytes(&self.code.places[slot - 1])) {
-                        return (point, point);
-                    }
-                    slot -= 1;
-                }
-                (slot, point)
-            })
-            .collect();
-        slots.sort_unstable();
-        slots
-    }
-
     /// `call [slot]`, at a function's entry, where no flags and no red zone are in use.
     fn call_slot(&mut self, event: Event) {
         self.heard += 1;
@@ -335,59 +306,6 @@ impl Builder<'_, '_> {
         self.relative.push(self.island.len() as u32);
         let distance = address.wrapping_sub(self.here() + 4);
         self.island.extend((distance as u32).to_le_bytes());
-    }
-
-    /// Counts `due` before instruction `index`.
-    fn count(&mut self, index: usize, last: usize, due: &[usize], liveness: &Liveness) {
-        if due.is_empty() {
-            return;
-        }
-        if liveness.are_dead(index) {
-            due.iter().for_each(|point| self.increment(*point));
-            return;
-        }
-        let ahead = &self.code.places[index..last.min(index + LOOK_AHEAD)];
-        let dead = dead_register(ahead.iter().map(|place| self.code.bytes(place)));
-        match dead {
-            Some(Register::RAX) => {}
-            Some(register) => self.move_rax(register, true),
-            None => {
-                self.island
-                    .extend([0x48, 0x8d, 0xa4, 0x24, 0x78, 0xff, 0xff, 0xff]); // lea rsp, [rsp-136]
-                self.island.extend([0x48, 0x89, 0x04, 0x24]); // mov [rsp], rax
-            }
-        }
-        self.island.extend([0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        due.iter().for_each(|point| self.increment(*point));
-        self.island.extend([0x04, 0x7f, 0x9e]); // add al, 127: OF as it was; sahf
-        match dead {
-            Some(Register::RAX) => {}
-            Some(register) => self.move_rax(register, false),
-            None => {
-                self.island.extend([0x48, 0x8b, 0x04, 0x24]); // mov rax, [rsp]
-                self.island.extend([0x48, 0x8d, 0xa4, 0x24, 0x88, 0, 0, 0]); // lea rsp, [rsp+136]
-            }
-        }
-    }
-
-    /// `mov register, rax`, or back.
-    fn move_rax(&mut self, register: Register, save: bool) {
-        let number = register.number() as u8;
-        let extended = u8::from(number >= 8);
-        let code = if save {
-            [0x48 | extended, 0x89, 0xc0 | number & 7]
-        } else {
-            [0x48 | extended, 0x8b, 0xc0 | number & 7]
-        };
-        // `mov r/m, rax` and `mov rax, r/m`: the register is in `rm` both times.
-        self.island.extend(code);
-    }
-
-    /// `ds inc qword ptr [counter]`; the distance is filled in at the end.
-    fn increment(&mut self, point: usize) {
-        self.counters.push(self.island.len() as u32);
-        self.counted.push(point as u32);
-        self.island.extend([UNLOCKED, 0x48, 0xff, 0x05, 0, 0, 0, 0]);
     }
 
     /// One instruction that is not a call that stays.
@@ -497,98 +415,6 @@ impl Builder<'_, '_> {
     fn fill(&mut self, field: u32, value: u32) {
         let at = field as usize;
         self.island[at..at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-
-    /// The pads that lead to the copies.
-    fn pads(&self) -> Vec<PadBytes> {
-        let mut pads = Vec::new();
-        for (at, displaced) in self.placement.displaced.iter().enumerate() {
-            let (Some(displaced), Some(start)) = (displaced, self.starts[at]) else {
-                continue;
-            };
-            let copy = self.base + u64::from(start);
-            match displaced.pad {
-                Pad::None => {}
-                Pad::Callers => self.redirect(self.blocks.all[at].start, copy, &mut pads),
-                Pad::Near { at } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
-                Pad::Call { at } => {
-                    let len = usize::from(self.code.places[displaced.first as usize].len);
-                    let mut head = [FILLER; PAD_MAX];
-                    head[len - 5] = CALL;
-                    pads.extend(self.pad(at, &head[..len - 4], Some(copy)));
-                }
-                Pad::Trap { at } => pads.extend(self.pad(at, &[TRAP], None).map(|pad| PadBytes {
-                    trap: Some(start),
-                    ..pad
-                })),
-                Pad::Short { at, relay } => {
-                    let distance = relay.wrapping_sub(at + 2) as u8;
-                    pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
-                    pads.extend(self.pad(relay, &[JUMP], Some(copy)));
-                }
-            }
-        }
-        pads.sort_by_key(|pad| pad.at);
-        pads
-    }
-
-    /// Sends what leads to `address`, and stays where it is, to `copy` instead.
-    fn redirect(&self, address: u64, copy: u64, pads: &mut Vec<PadBytes>) {
-        let from = self
-            .callers
-            .partition_point(|(target, _)| *target < address);
-        for (_, source) in self.callers[from..]
-            .iter()
-            .take_while(|(target, _)| *target == address)
-        {
-            let place = &self.code.places[*source as usize];
-            let block = self.blocks.of_place(*source as usize);
-            let moved = self.placement.displaced[block].is_some_and(|displaced| {
-                (displaced.first..displaced.last).contains(source)
-                    && !(displaced.last_stays && *source + 1 == displaced.last)
-            });
-            let bytes = self.code.bytes(place);
-            if let Some(head) = bytes
-                .len()
-                .checked_sub(4)
-                .and_then(|len| bytes.get(..len))
-                .filter(|_| !moved)
-            {
-                pads.extend(self.pad(place.at, head, Some(copy)));
-            }
-        }
-    }
-
-    /// Whether calls of `address` go to its copy.
-    fn is_redirected(&self, address: u64) -> bool {
-        let block = self.blocks.at(self.code, address);
-        let displaced = block.and_then(|block| self.placement.displaced[block]);
-        displaced.is_some_and(|displaced| displaced.pad == Pad::Callers)
-    }
-
-    /// `head`, and the distance to `target`.
-    fn pad(&self, at: u64, head: &[u8], target: Option<u64>) -> Option<PadBytes> {
-        let len = head.len() + if target.is_some() { 4 } else { 0 };
-        let mut bytes = [0; PAD_MAX];
-        bytes.get_mut(..head.len())?.copy_from_slice(head);
-        if let Some(target) = target {
-            let distance = target.wrapping_sub(at + len as u64) as u32;
-            bytes
-                .get_mut(head.len()..len)?
-                .copy_from_slice(&distance.to_le_bytes());
-        }
-        let mut original = [0; PAD_MAX];
-        original
-            .get_mut(..len)?
-            .copy_from_slice(self.code.elf.code_at(at, len)?);
-        Some(PadBytes {
-            at: LinkAddr(at),
-            len: len as u8,
-            is_relative: target.is_some(),
-            trap: None,
-            bytes,
-            original,
-        })
     }
 
     fn finish(mut self) -> Island {

@@ -93,12 +93,12 @@ static ANNOUNCEMENTS: Announcements = Announcements(UnsafeCell::new(
     }; ISLANDS],
 ));
 
-/// Tells of the island with this number, of which `used` bytes from `at` on are slots of `slot` bytes, each with its trampoline `relay` bytes in. What
-/// was told of it before is taken back.
+/// Tells of the island with this number, of which `used` bytes from `at` on are slots of `slot` bytes, each with somebody's trampoline. What was
+/// told of it before is taken back.
 ///
 /// # Safety
 /// By one thread at a time.
-pub(crate) unsafe fn announce(number: usize, at: u64, used: usize, slot: usize, relay: usize) {
+pub(crate) unsafe fn announce(number: usize, at: u64, used: usize, slot: usize) {
     // SAFETY: the caller's promise.
     let Some(announcement) = (unsafe { (*ANNOUNCEMENTS.0.get()).get_mut(number) }) else {
         return;
@@ -108,9 +108,9 @@ pub(crate) unsafe fn announce(number: usize, at: u64, used: usize, slot: usize, 
         unsafe { announcement.take_out() };
     }
     let functions = hooks().filter_map(|hook| {
-        let start = hook.trampoline.checked_sub(relay as u64)?;
-        (at..at + used as u64).contains(&start).then_some(Function {
-            at: RunAddr(start),
+        let into = hook.trampoline.checked_sub(at)?;
+        (into < used as u64).then_some(Function {
+            at: RunAddr(at + into - into % slot as u64),
             len: slot as u64,
             name: [name_of(hook), SUFFIX],
         })

@@ -362,7 +362,7 @@ impl Ledger {
             if island.told != island.used {
                 island.told = island.used;
                 // SAFETY: one thread at a time, see `Ledger`.
-                unsafe { announce(number, island.at, island.used, SLOT, RELAY) };
+                unsafe { announce(number, island.at, island.used, SLOT) };
             }
         }
     }
