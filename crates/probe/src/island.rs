@@ -38,13 +38,13 @@ const HOIST: usize = 8;
 /// How far ahead a dead register is looked for.
 const LOOK_AHEAD: usize = 12;
 /// `jmp rel32`, `jmp rel8`, `call rel32`, `int3`.
-const JUMP: u8 = 0xe9;
-const SHORT_JUMP: u8 = 0xeb;
-const CALL: u8 = 0xe8;
-const TRAP: u8 = 0xcc;
+pub(crate) const JUMP: u8 = 0xe9;
+pub(crate) const SHORT_JUMP: u8 = 0xeb;
+pub(crate) const CALL: u8 = 0xe8;
+pub(crate) const TRAP: u8 = 0xcc;
 const FILL: u8 = TRAP;
 /// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
-const FILLER: u8 = 0x67;
+pub(crate) const FILLER: u8 = 0x67;
 
 /// The bytes of a placement, and where its counters belong.
 #[derive(Debug)]
@@ -179,9 +179,10 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
-                at != self.code.places[first].at
-            }
+            Pad::Near { at, .. }
+            | Pad::Short { at, .. }
+            | Pad::Overlap { at, .. }
+            | Pad::Trap { at } => at != self.code.places[first].at,
             Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
         let slots = self.slots(first, last, liveness);
@@ -485,7 +486,11 @@ impl Builder<'_, '_> {
             match displaced.pad {
                 Pad::None => {}
                 Pad::Callers => self.redirect(self.blocks.all[at].start, copy, &mut pads),
-                Pad::Near { at } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
+                Pad::Near { at, prefix: None } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
+                Pad::Near {
+                    at,
+                    prefix: Some(prefix),
+                } => pads.extend(self.pad(at, &[prefix, JUMP], Some(copy))),
                 Pad::Call { at } => {
                     let len = usize::from(self.code.places[displaced.first as usize].len);
                     let mut head = [FILLER; PAD_MAX];
@@ -496,9 +501,17 @@ impl Builder<'_, '_> {
                     trap: Some(start),
                     ..pad
                 })),
-                Pad::Short { at, relay } => {
-                    let distance = relay.wrapping_sub(at + 2) as u8;
-                    pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
+                Pad::Short { at, relay, prefix } => {
+                    let mut head: Vec<u8> = prefix.into_iter().chain([SHORT_JUMP, 0]).collect();
+                    let distance = relay.wrapping_sub(at + head.len() as u64) as u8;
+                    if let Some(last) = head.last_mut() {
+                        *last = distance;
+                    }
+                    pads.extend(self.pad(at, &head, None));
+                    pads.extend(self.pad(relay, &[JUMP], Some(copy)));
+                }
+                Pad::Overlap { at, relay } => {
+                    pads.extend(self.pad(at, &[SHORT_JUMP], None));
                     pads.extend(self.pad(relay, &[JUMP], Some(copy)));
                 }
             }
@@ -555,7 +568,7 @@ impl Builder<'_, '_> {
         let mut original = [0; PAD_MAX];
         original
             .get_mut(..len)?
-            .copy_from_slice(self.code.elf.code_at(at, len)?);
+            .copy_from_slice(self.code.elf.mapped_code_from(at)?.get(..len)?);
         Some(PadBytes {
             at: LinkAddr(at),
             len: len as u8,

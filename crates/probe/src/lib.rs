@@ -51,6 +51,7 @@ mod functions;
 mod indirect;
 mod island;
 mod landing_pads;
+mod overlap;
 mod place;
 mod plan;
 mod pointers;
