@@ -92,10 +92,22 @@ impl Planned {
     pub(crate) fn counts(&self) -> Vec<u64> {
         counts(&self.counters)
     }
+
+    /// Whether its pads were written in any process.
+    pub(crate) fn is_written(&self) -> bool {
+        let header = Placement::parse(&self.plan.placement).map(|placement| placement.header);
+        header.is_some_and(|header| {
+            let mut tally = [0; 8];
+            let read = self
+                .counters
+                .read_exact_at(&mut tally, header.tally() as u64);
+            read.is_ok() && tally != [0; 8]
+        })
+    }
 }
 
 /// What is in a file of counters now.
-pub(crate) fn counts(counters: &File) -> Vec<u64> {
+fn counts(counters: &File) -> Vec<u64> {
     let len = counters.metadata().map_or(0, |metadata| metadata.len());
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     if counters.read_exact_at(&mut bytes, 0).is_err() {

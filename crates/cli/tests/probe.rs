@@ -470,6 +470,115 @@ fn tight_places_are_counted_exactly() {
 }
 
 #[test]
+fn an_object_whose_code_was_changed_before_is_refused_in_words() {
+    let breaks = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <stdint.h>
+        #include <sys/mman.h>
+        __attribute__((constructor)) static void set_breakpoint(void) {
+            unsigned char *at = dlsym(RTLD_DEFAULT, "never_called");
+            if (!at) return;
+            void *page = (void *)((uintptr_t)at & -4096);
+            mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC);
+            *at = 0xcc;
+            mprotect(page, 8192, PROT_READ | PROT_EXEC);
+        }
+    "#;
+    let flags = ["-shared", "-fPIC", "-Wl,-z,initfirst"];
+    let (_library_folder, library) = compile("gcc", "p.c", breaks, &flags);
+    let source = "#include <stdio.h>\nint never_called(int n) { return n * 3 + 1; }\nint main(void) { puts(\"done\"); return 0; }\n";
+    let (_folder, program) = compile("gcc", "p.c", source, &["-O1", "-rdynamic"]);
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = folder.path().join("report");
+    for (preload, refused) in [("", false), (text(&library), true)] {
+        let output = harness::pointee()
+            .args([
+                "probe", "--module", "program", "--format", "json", "--report",
+            ])
+            .arg(&file)
+            .arg("--")
+            .arg(&program)
+            .env("LD_PRELOAD", preload)
+            .output()
+            .expect("runs");
+        assert_eq!(output.stdout, b"done\n", "{output:?}");
+        let report = std::fs::read(&file).expect("a report");
+        let report: Value = serde_json::from_slice(&report).expect("JSON");
+        let row = &report["modules"][0];
+        assert_eq!(row["placed"] == 0, refused, "{row}");
+        let whys = row["refused"].as_array().expect("rows");
+        let told = |row: &Value| {
+            let why = row["why"].as_str().expect("words");
+            why.contains("its code in memory is not the file's")
+        };
+        assert_eq!(!whys.is_empty() && whys.iter().all(told), refused, "{row}");
+    }
+}
+
+/// Functions of one byte that pointers lead to, each called so often: where no more than the first byte of a jump has room.
+const SINGLE: [(&str, &str, u64); 5] = [
+    // Its bytes are dead once it is displaced.
+    (
+        "before",
+        "mov %rdi, %rax; add $1, %rax; imul $3, %rax, %rax; xor $5, %rax; add $77, %rax; sub $9, %rax; or $1, %rax; ret",
+        3,
+    ),
+    // Behind it, a jump of one byte.
+    ("one", "ret", 5),
+    // Behind it, a jump of five bytes or more.
+    ("two", "ret", 7),
+    (
+        "after",
+        "mov %rdi, %rax; add $2, %rax; imul $5, %rax, %rax; xor $3, %rax; add $55, %rax; and $-2, %rax; ret",
+        11,
+    ),
+    // Entered at its second byte, too.
+    (
+        "entered",
+        "push %rbx; 1: dec %rdi; jg 1b; mov $1, %eax; mov %rax, %rbx; pop %rbx; ret",
+        13,
+    ),
+];
+
+#[test]
+fn jumps_of_one_byte_share_the_next() {
+    let mut source = String::from("#include <stdio.h>\n__asm__(\".text\\n\"\n");
+    for (name, assembly, _) in SINGLE {
+        source += &format!(
+            "\"{name}: .type {name}, @function; {assembly}; .size {name}, . - {name}\\n\"\n"
+        );
+    }
+    source += ");\n";
+    let names = SINGLE.map(|(name, ..)| name).join(", ");
+    source += &format!("extern long {}(long);\n", names.replace(", ", "(long), "));
+    source += &format!("static long (*volatile const functions[])(long) = {{{names}}};\n");
+    let counts = SINGLE.map(|(.., count)| count.to_string()).join(", ");
+    source += &format!(
+        "int main(void) {{ static const int counts[] = {{{counts}}}; long sum = 0; \
+         for (int f = 0; f < 5; f++) for (int i = 0; i < counts[f]; i++) sum += f == 1 || f == 2 ? (functions[f](i), 1) : functions[f](i); \
+         printf(\"%ld\\n\", sum); return 0; }}\n"
+    );
+    let (_folder, program) = compile("gcc", "p.c", &source, &["-O1"]);
+    let plain = Command::new(&program).output().expect("runs");
+    for kind in ["entry", "instruction"] {
+        let options = ["--at", kind, "--module", "program", "--no-traps"];
+        let (output, modules) = probe(&options, &[text(&program)]);
+        assert_eq!(output.stdout, plain.stdout, "{kind}: {output:?}");
+        let counted = module(&modules, "program");
+        for (name, _, count) in SINGLE {
+            let refused = &counted["refused"];
+            assert_eq!(entries(counted, name), count, "{kind} {name}: {refused}");
+        }
+        assert!(
+            counted["tactics"]["overlap"].as_u64() >= Some(2),
+            "{kind}: {}",
+            counted["tactics"]
+        );
+    }
+}
+
+#[test]
 fn a_debugger_sees_the_callers() {
     let source = r#"
         #include <stdio.h>

@@ -2,131 +2,11 @@
 
 mod harness;
 
+use harness::process::{THREADS, assert_restored, count, line, maps, probe, start, sum};
 use harness::{compile, pointee};
-use serde_json::Value;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Starts `command`, with pipes for input and output.
-fn start(command: &[&str]) -> Child {
-    Command::new(command[0])
-        .args(&command[1..])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
-}
-
-fn line(process: &mut Child) -> String {
-    let output = process.stdout.as_mut().expect("a pipe");
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    // Byte by byte, so that nothing is read ahead.
-    while output.read(&mut byte).expect("reads") == 1 && byte != *b"\n" {
-        line.extend(byte);
-    }
-    String::from_utf8(line).expect("UTF-8")
-}
-
-fn probe(pid: u32, options: &[&str]) -> Output {
-    pointee()
-        .args(["probe", "--format", "json", "--report", "-"])
-        .args(["--pid", &pid.to_string()])
-        .args(options)
-        .output()
-        .expect("runs")
-}
-
-/// Counts in `pid` for a moment; the answer is how often anything was come to.
-fn count(pid: u32, options: &[&str]) -> u64 {
-    let output = probe(pid, options);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    sum(&output.stdout, None)
-}
-
-/// The counts of a report, of one function or of all.
-fn sum(report: &[u8], function: Option<&str>) -> u64 {
-    let report: Value = serde_json::from_slice(report).expect("JSON");
-    let modules = report["modules"].as_array().expect("modules").iter();
-    modules
-        .flat_map(|module| module["hits"].as_array().expect("hits"))
-        .filter(|hit| function.is_none_or(|name| hit["function"] == name))
-        .map(|hit| hit["count"].as_u64().expect("a number"))
-        .sum()
-}
-
-fn maps(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("it runs")
-}
-
-/// All code of `pid` is its files', and nothing of ours is mapped. Threads in a signal's handler may keep copies mapped, not pads.
-fn assert_restored(pid: u32) {
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("opens");
-    let mut compared = 0;
-    for mapping in maps(pid).lines() {
-        let words: Vec<&str> = mapping.split_whitespace().collect();
-        let hex = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
-        let [range, permissions, offset, _, _, path @ ..] = words.as_slice() else {
-            panic!("{mapping}");
-        };
-        assert!(!permissions.contains("wx"), "{mapping}");
-        let Some(path) = path.first().filter(|path| path.starts_with('/')) else {
-            continue;
-        };
-        if !permissions.contains('x') || path.starts_with("/memfd") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').expect("a range");
-        let mut now = vec![0; (hex(end) - hex(start)) as usize];
-        memory.read_exact_at(&mut now, hex(start)).expect("reads");
-        let file = std::fs::read(path).expect("reads");
-        let from = hex(offset) as usize;
-        let file = &file[from..file.len().min(from + now.len())];
-        assert!(&now[..file.len()] == file, "{mapping}: code differs");
-        compared += 1;
-    }
-    assert!(compared > 1, "the program and libraries");
-}
-
-const THREADS: &str = r#"
-    #include <pthread.h>
-    #include <signal.h>
-    #include <stdio.h>
-    #include <sys/time.h>
-    #include <unistd.h>
-    __attribute__((noinline)) long hot(long i) { __asm__ volatile("" : "+r"(i)); return i + 1; }
-    static volatile long done, ticks;
-    static void tick(int s) { ticks = hot(ticks); }
-    static void *work(void *p) { long i = 0; while (!done) i = hot(i); return p; }
-    static void *once(void *p) { hot(1); return p; }
-    static void *makes(void *p) {
-        while (!done) {
-            pthread_t t;
-            pthread_create(&t, 0, once, 0);
-            pthread_join(t, 0);
-            usleep(200);
-        }
-        return p;
-    }
-    int main(void) {
-        signal(SIGALRM, tick);
-        struct itimerval often = {{0, 2000}, {0, 2000}};
-        setitimer(ITIMER_REAL, &often, 0);
-        pthread_t t[5];
-        for (int i = 0; i < 4; i++) pthread_create(&t[i], 0, work, 0);
-        pthread_create(&t[4], 0, makes, 0);
-        puts("ready");
-        fflush(stdout);
-        char c;
-        while (read(0, &c, 1) < 0);
-        done = 1;
-        for (int i = 0; i < 5; i++) pthread_join(t[i], 0);
-        puts("done");
-        return 7;
-    }
-"#;
 
 #[test]
 fn threads_in_a_hot_function_are_counted_a_hundred_times() {
@@ -282,41 +162,130 @@ fn what_it_forks_is_counted_and_restored() {
     assert!(process.wait().expect("ends").code().is_some());
 }
 
-#[test]
-fn what_cannot_be_traced_is_refused_in_words() {
-    let filtered = r#"
+/// A program that says when it is ready, after `first`.
+fn ready_after(first: &str) -> String {
+    format!(
+        r#"
+        #include <errno.h>
         #include <stdio.h>
+        #include <stddef.h>
+        #include <linux/filter.h>
         #include <linux/seccomp.h>
         #include <sys/prctl.h>
+        #include <sys/ptrace.h>
         #include <unistd.h>
-        int main(void) {
-            puts("ready");
-            fflush(stdout);
-            prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+        int main(void) {{
+            {first}
+            write(1, "ready\n", 6);
             char c;
             read(0, &c, 1);
-        }
-    "#;
-    let (_folder, program) = compile(filtered, &[]);
-    let mut process = start(&[program.to_str().expect("UTF-8")]);
-    assert_eq!(line(&mut process), "ready");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let mode = || std::fs::read_to_string(format!("/proc/{}/status", process.id()));
-    while !mode().expect("reads").contains("Seccomp:\t1") {
-        assert!(Instant::now() < deadline, "no filter");
-        std::thread::sleep(Duration::from_millis(10));
+        }}
+    "#
+    )
+}
+
+const STRICT: &str = "prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);";
+const FILTERED: &str =
+    "struct sock_filter all[] = { BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW) };
+    struct sock_fprog filter = { 1, all };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);";
+/// Its parent, which is the test, never traces: a child of its own does.
+const TRACED: &str = "int pipes[2]; char started; pipe(pipes); pid_t traced = getpid();
+    prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+    if (fork() == 0) {
+        prctl(PR_SET_PDEATHSIG, 9);
+        if (ptrace(PTRACE_SEIZE, traced, 0, 0) == 0) write(pipes[1], &started, 1);
+        pause();
     }
+    read(pipes[0], &started, 1);";
+
+fn assert_refused(output: &std::process::Output, words: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{words}: {errors}");
+    assert!(errors.contains(words), "{words}: {errors}");
+}
+
+#[test]
+fn what_cannot_be_traced_is_refused_in_words() {
     let rows = [
-        (process.id(), "seccomp"),
-        // No process has the highest number that there can be (proc(5), pid_max).
-        (1 << 22, "may not be looked at, or is none"),
+        (STRICT, "seccomp"),
+        (FILTERED, "seccomp"),
+        (TRACED, "is traced by process"),
     ];
-    for (pid, words) in rows {
-        let output = probe(pid, &["--seconds", "0.1"]);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(125), "{errors}");
-        assert!(errors.contains(words), "{words}: {errors}");
+    for (first, words) in rows {
+        let (_folder, program) = compile(&ready_after(first), &[]);
+        let mut process = start(&[program.to_str().expect("UTF-8")]);
+        assert_eq!(line(&mut process), "ready", "{first}");
+        assert_refused(&probe(process.id(), &["--seconds", "0.1"]), words);
+        let _ = process.kill();
+        let _ = process.wait();
     }
+    // No process has the highest number that there can be (proc(5), pid_max).
+    assert_refused(&probe(1 << 22, &[]), "may not be looked at, or is none");
+}
+
+#[test]
+fn another_users_process_is_refused() {
+    // Who may do everything asks as nobody; who is somebody asks for the first process.
+    let root = nix::unistd::geteuid().is_root();
+    let mut asked = start(&["sleep", "60"]);
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let command = folder.path().join("pointee");
+    std::fs::copy(env!("CARGO_BIN_EXE_pointee"), &command).expect("copies");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).expect("opens");
+    let mut ask = Command::new(&command);
+    ask.args(["probe", "--pid"]);
+    if root {
+        use std::os::unix::process::CommandExt;
+        ask.arg(asked.id().to_string()).uid(65534).gid(65534);
+    } else {
+        ask.arg("1");
+    }
+    assert_refused(&ask.output().expect("runs"), "may not be looked at");
+    let _ = asked.kill();
+    let _ = asked.wait();
+}
+
+#[test]
+fn a_program_of_32_bits_is_refused() {
+    let source =
+        r#"__asm__(".globl _start\n_start: mov $29, %eax\n int $0x80\n jmp _start"); /* pause */"#;
+    let flags = ["-m32", "-static", "-nostdlib", "-no-pie"];
+    let (_folder, program) = compile(source, &flags);
+    let mut process = start(&[program.to_str().expect("UTF-8")]);
+    assert_refused(&probe(process.id(), &[]), "no program of 64 bits");
+    let _ = process.kill();
+    let _ = process.wait();
+}
+
+#[test]
+fn pauses_are_told() {
+    let mut process = start(&["sleep", "60"]);
+    let output = probe(process.id(), &["--seconds", "0.05"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for when in ["attach", "detach"] {
+        let row = &report["pauses"][when];
+        let longest = row["longest_us"].as_u64().expect("a number");
+        let rows = row["histogram"].as_array().expect("rows");
+        let last = rows.last().expect("a pause");
+        assert!(last["below_us"].as_u64() > Some(longest), "{when}: {row}");
+        let count = |row: &serde_json::Value| row["count"].as_u64();
+        assert!(rows.iter().filter_map(count).sum::<u64>() > 0, "{row}");
+    }
+    let text = pointee()
+        .args([
+            "probe",
+            "--seconds",
+            "0.05",
+            "--pid",
+            &process.id().to_string(),
+        ])
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&text.stderr).into_owned();
+    assert!(text.contains("stood still at attach: "), "{text}");
     let _ = process.kill();
     let _ = process.wait();
 }

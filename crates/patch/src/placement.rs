@@ -17,6 +17,7 @@
 //!   memory. The first byte of it, a prefix without effect (`3E`), becomes `lock` (`F0`) before the
 //!   program has a second thread or process: counts are exact in both, and cheap in the first. Words among
 //!   them that no such instruction counts have the offset [`NOBODY`].
+//! - Behind the last counter is one word more, the **tally**: in how many processes the pads were written.
 //! - **pads** are the bytes to write in the module, sorted by address; with the distance to the
 //!   island corrected by `delta` where `is_relative`.
 //! - A pad that is a **trap**, one `int3`, says where in the island the thread that meets it goes on.
@@ -233,10 +234,16 @@ impl Header {
         bytes
     }
 
-    /// Bytes of the pages that the counters take.
+    /// Bytes of the pages that the counters and the tally take.
     #[must_use]
     pub fn counters_len(&self) -> usize {
-        (self.counters as usize * 8).next_multiple_of(PAGE)
+        (self.tally() + 8).next_multiple_of(PAGE)
+    }
+
+    /// The tally's offset from the first counter.
+    #[must_use]
+    pub const fn tally(&self) -> usize {
+        self.counters as usize * 8
     }
 }
 

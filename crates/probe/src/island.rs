@@ -33,10 +33,14 @@ use crate::flags::Liveness;
 use crate::place::{Displaced, Pad, Placement, callers};
 use crate::values::{self, Operands};
 
-/// `jmp rel32`, `int3`.
-const JUMP: u8 = 0xe9;
-const TRAP: u8 = 0xcc;
+/// `jmp rel32`, `jmp rel8`, `call rel32`, `int3`.
+pub(crate) const JUMP: u8 = 0xe9;
+pub(crate) const SHORT_JUMP: u8 = 0xeb;
+pub(crate) const CALL: u8 = 0xe8;
+pub(crate) const TRAP: u8 = 0xcc;
 const FILL: u8 = TRAP;
+/// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
+pub(crate) const FILLER: u8 = 0x67;
 
 /// The bytes of a placement, and where its counters belong.
 #[derive(Debug)]
@@ -177,9 +181,10 @@ impl Builder<'_, '_> {
         let (first, last) = (displaced.first as usize, displaced.last as usize);
         self.starts[at] = Some(self.island.len() as u32);
         let behind_mark = match displaced.pad {
-            Pad::Near { at } | Pad::Short { at, .. } | Pad::Trap { at } => {
-                at != self.code.places[first].at
-            }
+            Pad::Near { at, .. }
+            | Pad::Short { at, .. }
+            | Pad::Overlap { at, .. }
+            | Pad::Trap { at } => at != self.code.places[first].at,
             Pad::None | Pad::Call { .. } | Pad::Callers => false,
         };
         let slots = self.slots(first, last, liveness);

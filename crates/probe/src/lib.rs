@@ -54,6 +54,7 @@ mod indirect;
 mod instances;
 mod island;
 mod landing_pads;
+mod overlap;
 mod place;
 mod plan;
 mod pointers;

@@ -17,6 +17,8 @@
 //!   E8 rel32   a call of five bytes or more    call: the same call, of the copy instead
 //!   EB rel8    two bytes, and five free ones   relay: a jump to a jump
 //!              within 128
+//!   EB         one byte, and five free ones    overlap: a jump to a jump; the distance of the first is
+//!              just there                      the byte behind it, whose meaning stays
 //!   (none)     a function that is only called  callers: each call or jump to it goes to the copy
 //!              and jumped to directly
 //!   CC         one byte                        trap: the handler of its signal goes on in the copy
@@ -30,6 +32,9 @@
 //! successors are entered from code in place, and need pads of their own. That is repeated until
 //! nothing changes; each round only adds to what is trapped or stays.
 //!
+//! **Overlap.** The byte behind may be code that stays: then the jump goes one way only. If it is the first of another pad, that
+//! one can choose among a few bytes: its own first, or a prefix that means nothing to a jump.
+//!
 //! An instruction that a branch enters amid, over its `lock` prefix, keeps all bytes but the first: only a trap fits.
 
 use std::cell::OnceCell;
@@ -42,6 +47,7 @@ use pointee_patch::arch::x86_64::{ENDBR64, PAD_LEN};
 
 use crate::blocks::Blocks;
 use crate::code::{Code, Kind, Place, mark};
+use crate::overlap::Overlaps;
 use crate::room::{Bytes, CALL, FREE, KEPT, SHORT_REACH, START};
 
 /// How control comes from a block to its copy.
@@ -51,12 +57,21 @@ pub(crate) enum Pad {
     None,
     Near {
         at: u64,
+        /// What the jump begins with, if a byte before it shares it.
+        prefix: Option<u8>,
     },
     /// All of a call's bytes: the call is of the copy.
     Call {
         at: u64,
     },
     Short {
+        at: u64,
+        relay: u64,
+        /// As of [`Pad::Near`].
+        prefix: Option<u8>,
+    },
+    /// A short jump of which only the first byte is written: the next one has its distance.
+    Overlap {
         at: u64,
         relay: u64,
     },
@@ -173,22 +188,26 @@ struct Attempt {
 }
 
 impl Work<'_, '_> {
-    /// Displaces the functions beside `function` too, if a short jump from `address` reaches them:
-    /// for their bytes. Whether there was one.
+    /// Displaces the next function on either side of `function` too, if a short jump from `address` reaches it:
+    /// for its bytes. Whether there was one.
     fn displace_neighbours(&mut self, function: usize, address: u64) -> bool {
-        let mut any = false;
+        let reach = SHORT_REACH as u64;
         let functions = &self.code.functions;
-        for beside in [function.wrapping_sub(1), function + 1] {
-            let near = functions.get(beside).is_some_and(|beside| {
-                let reach = SHORT_REACH as u64;
-                beside.start < address + reach && address < beside.end + reach
-            });
-            if near && !self.whole[beside] && !self.code.unresolved[beside] {
-                self.whole[beside] = true;
-                any = true;
-            }
+        let is_near = |beside: &usize| {
+            let beside = &functions[*beside];
+            beside.start < address.saturating_add(reach)
+                && address < beside.end.saturating_add(reach)
+        };
+        let is_left = |beside: &usize| !self.whole[*beside] && !self.code.unresolved[*beside];
+        let below = (0..function).rev().take_while(is_near).find(is_left);
+        let above = (function + 1..functions.len())
+            .take_while(is_near)
+            .find(is_left);
+        let beside = [below, above];
+        for beside in beside.into_iter().flatten() {
+            self.whole[beside] = true;
         }
-        any
+        beside != [None, None]
     }
 
     fn has_points(&self, at: usize) -> bool {
@@ -360,7 +379,10 @@ impl Work<'_, '_> {
                 first,
                 last,
                 pad: if needs_pad {
-                    Pad::Near { at: pad_at }
+                    Pad::Near {
+                        at: pad_at,
+                        prefix: None,
+                    }
                 } else {
                     Pad::None
                 },
@@ -376,7 +398,7 @@ impl Work<'_, '_> {
             else {
                 continue;
             };
-            let Pad::Near { at: pad_at } = *pad else {
+            let Pad::Near { at: pad_at, .. } = *pad else {
                 continue;
             };
             if self.redirected[at] {
@@ -411,17 +433,33 @@ impl Work<'_, '_> {
                 short.push((at, pad_at));
             }
         }
+        let mut single = Vec::new();
         for (at, pad_at) in short {
-            let relay = bytes
-                .has_room(pad_at, 2)
-                .then(|| {
-                    bytes.take(pad_at, 2);
-                    bytes.find_relay(pad_at)
-                })
-                .flatten();
-            match (relay, &mut displaced[at]) {
-                (Some(relay), Some(displaced)) => displaced.pad = Pad::Short { at: pad_at, relay },
+            if !bytes.has_room(pad_at, 2) {
+                single.push((at, pad_at));
+                continue;
+            }
+            bytes.take(pad_at, 2);
+            match (bytes.find_relay(pad_at), &mut displaced[at]) {
+                (Some(relay), Some(displaced)) => {
+                    displaced.pad = Pad::Short {
+                        at: pad_at,
+                        relay,
+                        prefix: None,
+                    };
+                }
                 _ => failed.push(at),
+            }
+        }
+        let mut overlaps = Overlaps::new(self.code, &displaced, &single);
+        for (at, pad_at) in single.into_iter().rev() {
+            match overlaps.find(at, pad_at, &mut bytes, &mut displaced) {
+                Some(relay) => {
+                    if let Some(displaced) = &mut displaced[at] {
+                        displaced.pad = Pad::Overlap { at: pad_at, relay };
+                    }
+                }
+                None => failed.push(at),
             }
         }
         for displaced in displaced.iter_mut().flatten() {

@@ -319,7 +319,7 @@ fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Op
     let first = displaced.first as usize;
     let padded = match displaced.pad {
         Pad::None => return Some(Tactic::Copied),
-        Pad::Near { at } => {
+        Pad::Near { at, .. } => {
             let places = &code.places[first..displaced.last as usize];
             let holder = places
                 .iter()
@@ -336,6 +336,7 @@ fn tactic(code: &Code<'_>, placement: &Placement, at: usize, index: usize) -> Op
         }
         Pad::Call { .. } => Tactic::Call,
         Pad::Short { .. } => Tactic::Relay,
+        Pad::Overlap { .. } => Tactic::Overlap,
         Pad::Callers => Tactic::Callers,
         Pad::Trap { .. } => Tactic::Trap,
     };

@@ -71,14 +71,33 @@ impl Bytes {
     /// Five free bytes within reach of a short jump at `at`; they are used then.
     pub(crate) fn find_relay(&mut self, at: u64) -> Option<u64> {
         let from = at + 2;
-        let free =
-            |bytes: &Self, relay: u64| (0..PAD_LEN as u64).all(|by| bytes.get(relay + by) == FREE);
-        let relay = (0..=SHORT_REACH)
+        (0..=SHORT_REACH)
             .flat_map(|distance| [distance, -distance - 1])
             .map(|distance| from.wrapping_add_signed(distance))
-            .find(|relay| free(self, *relay))?;
-        self.set(relay, relay + PAD_LEN as u64, KEPT);
-        Some(relay)
+            .find(|relay| self.take_relay(*relay))
+    }
+
+    /// Whether the pad that ends at `end` can have another byte, which is used then.
+    pub(crate) fn lengthen(&mut self, end: u64) -> bool {
+        let can = matches!(self.get(end), FREE | CALL);
+        if can {
+            self.take(end, 1);
+        }
+        can
+    }
+
+    /// Whether nothing is made of the `len` bytes from `at` on.
+    pub(crate) fn is_free(&self, at: u64, len: usize) -> bool {
+        (0..len as u64).all(|by| self.get(at.wrapping_add(by)) == FREE)
+    }
+
+    /// The five bytes from `relay` on, if they are free; they are used then.
+    pub(crate) fn take_relay(&mut self, relay: u64) -> bool {
+        let free = self.is_free(relay, PAD_LEN);
+        if free {
+            self.set(relay, relay + PAD_LEN as u64, KEPT);
+        }
+        free
     }
 
     /// Frees what lies between functions, and between blocks, and does nothing.
@@ -126,7 +145,8 @@ impl Bytes {
 
 /// Bytes of the padding at `at`: a `nop` of any length, an `int3`, a zero.
 fn padding_at(code: &Code<'_>, at: u64) -> u64 {
-    let Some(bytes) = code.elf.bytes_from(at).filter(|_| code.is_executable(at)) else {
+    let within = |bytes: &&[u8]| code.is_executable(at) || bytes.first() == Some(&0);
+    let Some(bytes) = code.elf.mapped_code_from(at).filter(within) else {
         return 0;
     };
     match decode(bytes) {

@@ -14,6 +14,8 @@ pub enum Tactic {
     Call,
     /// A two-byte jump to a jump near by.
     Relay,
+    /// The same, of one byte: its distance is the byte behind it, whatever that is.
+    Overlap,
     /// None of its own: control comes to it in copies only.
     Copied,
     /// Nothing is changed at a function's start: all its callers are known, and call the copy.
@@ -24,12 +26,13 @@ pub enum Tactic {
 
 impl Tactic {
     /// All, in order of preference.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Jump,
         Self::Neighbours,
         Self::Padding,
         Self::Call,
         Self::Relay,
+        Self::Overlap,
         Self::Copied,
         Self::Callers,
         Self::Trap,
@@ -44,6 +47,7 @@ impl Tactic {
             Self::Padding => "padding",
             Self::Call => "call",
             Self::Relay => "relay",
+            Self::Overlap => "overlap",
             Self::Copied => "copied",
             Self::Callers => "callers",
             Self::Trap => "trap",

@@ -6,9 +6,10 @@ use pointee_patch::placement::{LOCKED, PAGE, PadBytes, Placement, UNLOCKED};
 use pointee_probe::{At, Plan, Wanted};
 use std::path::Path;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "/bin/gzip",
     "/usr/bin/perl",
+    "/usr/bin/python3.11",
     "/lib64/ld-linux-x86-64.so.2",
     "/lib/x86_64-linux-gnu/libc.so.6",
     "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
@@ -51,13 +52,51 @@ fn pads_lie_in_code_and_replace_what_is_there() {
         for pad in pads(plan) {
             assert!(pad.at.0 >= end, "{file} {at:?}: pads overlap at {}", pad.at);
             end = pad.at.0 + u64::from(pad.len);
-            let there = elf.code_at(pad.at.0, usize::from(pad.len));
+            let there = elf.mapped_code_from(pad.at.0);
             assert_eq!(
-                there,
+                there.and_then(|bytes| bytes.get(..usize::from(pad.len))),
                 Some(&pad.original[..usize::from(pad.len)]),
                 "{file} {at:?}: {}",
                 pad.at
             );
+        }
+    });
+}
+
+#[test]
+fn every_pad_leads_to_a_copy() {
+    each_plan(|file, at, elf, plan| {
+        let header = Placement::parse(&plan.placement)
+            .expect("a placement")
+            .header;
+        let pads = pads(plan);
+        let pad_at = |address: u64| {
+            let found = pads.binary_search_by_key(&address, |pad| pad.at.0).ok()?;
+            pads.get(found)
+        };
+        // What is in memory when all are written.
+        let now = |address: u64| {
+            let behind = pads.partition_point(|pad| pad.at.0 <= address);
+            let pad = behind.checked_sub(1).map(|before| &pads[before]);
+            let within = pad.and_then(|pad| {
+                let by = address - pad.at.0;
+                (by < u64::from(pad.len)).then(|| pad.bytes[by as usize])
+            });
+            within.or_else(|| elf.mapped_code_from(address)?.first().copied())
+        };
+        let is_in_island = |address: u64| address.wrapping_sub(header.base) < header.island_len;
+        for pad in pads.iter().filter(|pad| pad.trap.is_none()) {
+            let bytes: Vec<u8> = (pad.at.0..pad.at.0 + 15).map_while(now).collect();
+            let jump = Decoder::with_ip(64, &bytes, pad.at.0, DecoderOptions::NONE).decode();
+            let target = jump.near_branch_target();
+            let relayed = || {
+                let relay = pad_at(target)?;
+                let distance = i32::from_le_bytes(relay.bytes[1..5].try_into().ok()?);
+                let jumps = (relay.len, relay.bytes[0]) == (5, 0xe9);
+                jumps.then(|| (target + 5).wrapping_add_signed(i64::from(distance)))
+            };
+            let leads_there = is_in_island(target) || relayed().is_some_and(is_in_island);
+            assert!(leads_there, "{file} {at:?}: {} {jump}", pad.at);
         }
     });
 }

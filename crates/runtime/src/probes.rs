@@ -26,7 +26,7 @@ use crate::{carvings, signal_calls, traps};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use pointee_index::handoff::{ANSWER_MAGIC, Answer, REQUEST_MAGIC, Request, key};
 use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::{Event, PAGE, Placement};
@@ -131,7 +131,11 @@ pub(crate) fn put(module: &Module, files: impl FnOnce(&Module) -> Option<Files>)
         unsafe { sys::munmap(island, len) };
         return;
     }
-    if applied.placement.header.unwatched > 0 {
+    let header = &applied.placement.header;
+    let tally = applied.island + header.island_len + header.tally() as u64;
+    // SAFETY: behind the counters, which other processes only ever add to as well.
+    unsafe { &*(tally as *const AtomicU64) }.fetch_add(1, Relaxed);
+    if header.unwatched > 0 {
         lock_all();
     }
     if applied.placement.header.carvings > 0 {
@@ -324,21 +328,20 @@ fn write_island(
     if CONCURRENT.load(Relaxed) {
         placement.lock(island);
     }
-    let counters_len = placement.header.counters_len();
-    let Some(counters) = counters.or((counters_len == 0).then_some(0)) else {
-        return false;
-    };
     // SAFETY: both ranges were mapped by `map_near` for this; nobody runs in the first yet.
     unsafe {
         sys::mprotect(at, len, map::READ | map::EXEC)
-            && (counters_len == 0
-                || sys::mmap_over(
+            && counters.is_none_or(|counters| {
+                let len_behind = placement.header.counters_len();
+                let protection = map::READ | map::WRITE;
+                sys::mmap_over(
                     at.add(len),
-                    counters_len,
-                    map::READ | map::WRITE,
+                    len_behind,
+                    protection,
                     map::SHARED,
                     counters as isize,
-                ))
+                )
+            })
     }
 }
 
@@ -357,7 +360,11 @@ fn write_pads(applied: &Applied) -> bool {
     let module = modules::find(applied.start);
     let unchanged = applied.placement.pads().all(|pad| {
         let (at, len) = (run(pad.at.0), usize::from(pad.len));
-        let inside = module.is_some_and(|module| module.holds(at) && module.holds(at + len as u64));
+        // A pad may lie behind the code, up to the end of its last page.
+        let inside = module.is_some_and(|module| {
+            let end = module.end.next_multiple_of(PAGE as u64);
+            (module.start..end).contains(&at) && len as u64 <= end - at
+        });
         inside && pad.written(delta).is_some() && now(at, len) == &pad.original[..len]
     });
     let memory = usize::try_from(sys::open(c"/proc/self/mem", true));

@@ -259,6 +259,12 @@ pub(crate) fn announce(files: [Option<usize>; 3]) {
     }
 }
 
+/// How many seconds the command may take to read what was sent before; it does nothing else meanwhile.
+const PATIENCE: i64 = 2;
+/// How often a signal may come meanwhile.
+const INTERRUPTIONS: u32 = 8;
+const EINTR: isize = -4;
+
 fn send(files: [Option<usize>; 3]) {
     const AF_UNIX: u16 = 1;
     const SOCK_DGRAM: usize = 2;
@@ -344,8 +350,14 @@ fn send(files: [Option<usize>; 3]) {
     if socket < 0 {
         return;
     }
-    // SAFETY: all pointers in the message are to locals that are alive.
-    unsafe { sys::sendmsg(socket as usize, (&raw const message).cast()) };
+    // A command that is stopped must not stop the program; its report will not know this process.
+    sys::set_send_deadline(socket as usize, PATIENCE);
+    for _interrupted in 0..INTERRUPTIONS {
+        // SAFETY: all pointers in the message are to locals that are alive.
+        if unsafe { sys::sendmsg(socket as usize, (&raw const message).cast()) } != EINTR {
+            break;
+        }
+    }
     sys::close(socket as usize);
 }
 

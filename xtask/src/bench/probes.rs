@@ -27,6 +27,7 @@ counter, and is listed by name and reason in the report.
 | padding | a five-byte jump that reaches into padding |
 | call | a call calls the copy instead |
 | relay | a two-byte jump to a five-byte one in dead bytes near by |
+| overlap | the same, of one byte: its distance is the byte behind it, which others execute |
 | callers | nothing is changed at a function's start; all that call it call the copy |
 | copied | through a copy that it follows, or that branches to it |
 | trap | an `int3`, where nothing else fits; `--no-traps` refuses it |
@@ -58,9 +59,9 @@ const FILES: [&str; 14] = [
 const CALLS: &str = "#include <stdlib.h>\n\
     __attribute__((noinline)) void empty(void) { __asm__ volatile(\"\"); }\n\
     int main(int n, char **words) { for (long i = atol(words[1]); i > 0; i--) empty(); return n > 9; }\n";
-/// A loop of calls of a function of one byte, with another behind it, which pointers lead to: what one trap costs.
+/// A loop of calls of a function of one byte, with another behind it, which pointers lead to, and nothing dead around: what one trap costs.
 const TRAPS: &str = "#include <stdlib.h>\n\
-    __asm__(\".text\\n.type one, @function\\none: ret\\n.size one, . - one\\n.type two, @function\\ntwo: ret\\n.size two, . - two\\n\");\n\
+    __asm__(\".text\\n.fill 160, 1, 0xc3\\n.type one, @function\\none: ret\\n.size one, . - one\\n.type two, @function\\ntwo: ret\\n.size two, . - two\\n.fill 160, 1, 0xc3\\n\");\n\
     void one(void), two(void); static void (*volatile const both[])(void) = {one, two};\n\
     int main(int n, char **words) { for (long i = atol(words[1]); i > 0; i--) both[0](); return n > 9; }\n";
 
@@ -97,12 +98,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn place(pointee: &Path) -> Result<()> {
-    const TACTICS: [&str; 8] = [
+    const TACTICS: [&str; 9] = [
         "jump",
         "neighbours",
         "padding",
         "call",
         "relay",
+        "overlap",
         "callers",
         "copied",
         "trap",

@@ -2,7 +2,7 @@
 
 use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, ROWS, json, print};
-use crate::outside::Attached;
+use crate::outside::{Attached, Pauses, keeper};
 use crate::placements::{Planned, Planner, Wish};
 use crate::program::{self, Way};
 use crate::runtime_file;
@@ -11,8 +11,6 @@ use crate::supervise::{self, Signals};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
@@ -21,6 +19,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +50,8 @@ counted as functions: linkage stubs, cold parts of functions, signal-return stub
 
 With --pid, all threads of the process are stopped for a moment, counters are put in, and nothing traces it
 while it runs. At the end, by --seconds, Ctrl-C or with the process, its code is restored byte for byte
-and what was mapped is unmapped, in what it forked too. No traps are placed, and objects loaded
+and what was mapped is unmapped, in what it forked too; also when this command is killed. The report says
+how long it stood still. No traps are placed, and objects loaded
 later are not counted. Calls that the kernel does not make again (epoll_wait, sigtimedwait) may end with EINTR, as
 after every stop by a debugger.
 
@@ -135,6 +135,51 @@ impl From<Which> for At {
 #[derive(Debug, Serialize)]
 struct Report {
     modules: Vec<ModuleRow>,
+    /// With `--pid`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pauses: Option<PausesRow>,
+}
+
+/// How long the process stood still.
+#[derive(Debug, Serialize)]
+struct PausesRow {
+    attach: PauseRow,
+    detach: PauseRow,
+}
+
+#[derive(Debug, Serialize)]
+struct PauseRow {
+    longest_us: u64,
+    histogram: Vec<PauseCount>,
+}
+
+#[derive(Debug, Serialize)]
+struct PauseCount {
+    below_us: u64,
+    count: u64,
+}
+
+impl PauseRow {
+    fn new(pauses: &Pauses) -> Self {
+        let counts = pauses.counts();
+        Self {
+            longest_us: u64::try_from(pauses.longest().as_micros()).unwrap_or(u64::MAX),
+            histogram: counts
+                .map(|(below_us, count)| PauseCount { below_us, count })
+                .collect(),
+        }
+    }
+
+    /// In a few words.
+    fn text(&self) -> String {
+        let counts = self.histogram.iter().map(|row| {
+            let limit = grouped(row.below_us);
+            format!("{} below {limit} µs", grouped(row.count))
+        });
+        let counts: Vec<String> = counts.collect();
+        let longest = grouped(self.longest_us);
+        format!("{} (the longest: {longest} µs)", counts.join(", "))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -358,8 +403,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
                 std::fs::write(table, bytes)
                     .with_context(|| format!("cannot write {}", table.display()))?;
             }
-            let modules = vec![ModuleRow::new(path, &plan, &[])];
-            print(&rendered(arguments, &Report { modules })?)
+            let report = Report {
+                modules: vec![ModuleRow::new(path, &plan, &[])],
+                pauses: None,
+            };
+            print(&rendered(arguments, &report)?)
         }
         (None, Some(pid)) => probe_process(arguments, Pid::from_raw(pid), &wish),
         (None, None) => run_program(arguments, wish),
@@ -409,7 +457,11 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let rows = planner.planned().into_iter().map(|planned| row(&planned));
     // Objects in which nothing was to be counted were only watched.
     let modules = rows.filter(|row| row.points > 0).collect();
-    if let Err(error) = write(arguments, &Report { modules }) {
+    let report = Report {
+        modules,
+        pauses: None,
+    };
+    if let Err(error) = write(arguments, &report) {
         // The program's status counts for more than its report.
         eprintln!("pointee: the report could not be written: {error:#}");
     }
@@ -418,15 +470,11 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
 
 /// Counts in a process that runs already.
 fn probe_process(arguments: &Arguments, pid: Pid, wish: &Wish) -> Result<()> {
-    // Whatever ends the count, the probes are taken away.
-    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
-        .into_iter()
-        .collect();
-    ends.thread_block()?;
-    let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let attached = Attached::attach(pid, wish)?;
+    let signals = keeper::begin()?;
+    let is_over = || signals.read_signal().is_ok_and(|signal| signal.is_some());
+    let mut attached = Attached::attach(pid, wish, &is_over)?;
     let deadline = arguments.seconds.map(|seconds| Instant::now() + seconds);
-    while attached.is_there() && signals.read_signal()?.is_none() {
+    while attached.is_there() && !is_over() {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
             break;
@@ -445,7 +493,15 @@ fn probe_process(arguments: &Arguments, pid: Pid, wish: &Wish) -> Result<()> {
         .map(|(path, plan, counts)| ModuleRow::new(path.to_owned(), plan, &counts))
         .chain(refused)
         .collect();
-    write(arguments, &Report { modules })?;
+    let pauses = PausesRow {
+        attach: PauseRow::new(&attached.attaching),
+        detach: PauseRow::new(&attached.detaching),
+    };
+    let report = Report {
+        modules,
+        pauses: Some(pauses),
+    };
+    write(arguments, &report)?;
     for left in left? {
         eprintln!(
             "pointee: process {}: its code is as it was; the copies stay mapped: {}",
@@ -462,13 +518,21 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn row(planned: &Planned) -> ModuleRow {
-    ModuleRow::new(planned.path.clone(), &planned.plan, &planned.counts())
+    /// The process says no more than that.
+    const UNWRITTEN: &str =
+        "its code in memory is not the file's, or there is no room for the copies near it";
+    if planned.is_written() {
+        ModuleRow::new(planned.path.clone(), &planned.plan, &planned.counts())
+    } else {
+        ModuleRow::refused(planned.path.clone(), &planned.plan, UNWRITTEN)
+    }
 }
 
 fn write(arguments: &Arguments, report: &Report) -> Result<()> {
     let text = rendered(arguments, report)?;
     match &arguments.report {
-        None => eprint!("{text}"),
+        // Whoever reads it may be gone before the process is as it was.
+        None => std::io::stderr().write_all(text.as_bytes())?,
         Some(path) if path.as_os_str() == "-" => print(&text)?,
         Some(path) => std::fs::write(path, text)
             .with_context(|| format!("cannot write {}", path.display()))?,
@@ -519,6 +583,12 @@ fn text(report: &Report) -> String {
                 "    and {} more",
                 grouped((module.refused.len() - ROWS) as u64)
             );
+        }
+    }
+    if let Some(pauses) = &report.pauses {
+        let each = [("attach", &pauses.attach), ("detach", &pauses.detach)];
+        for (when, pauses) in each.iter().filter(|(_, row)| !row.histogram.is_empty()) {
+            let _ = writeln!(text, "stood still at {when}: {}", pauses.text());
         }
     }
     let mut hits: Vec<(&HitRow, &str)> = report

@@ -14,29 +14,40 @@
 //! ```
 //!
 //! Nothing of Pointee runs in the process but the copies: no handler of traps (so none are placed), nobody who hears of objects
-//! loaded later. A command that is killed leaves a process that goes on counting, unharmed.
+//! loaded later.
+//!
+//! **Who may be killed when.** The process: at any time; what was counted is reported. The command: at any time, see [`keeper`]. The
+//! keeper, by a `SIGKILL` of its own: while probes are in, the process goes on counting, unharmed. While it stands for the
+//! attachment or the end of it, a few milliseconds, it may be lost: the kernel lets its threads go as they are, one of them
+//! perhaps amid a call that was made for us, or with pads of which not all are written.
 
 mod calls;
+pub(crate) mod keeper;
 mod kernel;
 mod loading;
+mod mapped;
 mod object;
+mod pauses;
 mod space;
 mod tasks;
+
+pub(crate) use pauses::Pauses;
 
 use crate::placements::Wish;
 use anyhow::{Context, Result, bail};
 use calls::Calls;
 use libc::user_regs_struct;
 pub(crate) use loading::{Held, Mapped};
+use mapped::give_memory;
 use nix::sys::ptrace;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use object::Object;
 use pointee_probe::Plan;
 use space::{Mapping, Memory};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tasks::{Stopped, is_in_call};
 
 /// How often threads are let run on, because one stands where it cannot go on.
@@ -47,8 +58,9 @@ const A_WHILE: Duration = Duration::from_millis(5);
 const STACK: u64 = 8 << 20;
 /// Instructions between two copies, at most: a counter with flags and registers saved, a value taken down.
 const STEPS: u32 = 256;
-/// How counters are called in `/proc/PID/maps`.
-const NAME: &[u8] = b"pointee-counters\0";
+
+/// How long a process that was killed may take until it is seen to have ended.
+const DEATH: Duration = Duration::from_millis(500);
 
 /// A process with probes.
 #[derive(Debug)]
@@ -56,6 +68,10 @@ pub(crate) struct Attached {
     pid: Pid,
     objects: Vec<Object>,
     refused: Vec<Refused>,
+    /// Until the probes were in.
+    pub(crate) attaching: Pauses,
+    /// Until they were out again; also of what the process forked.
+    pub(crate) detaching: Pauses,
 }
 
 /// An object without probes.
@@ -73,11 +89,9 @@ pub(crate) struct Left {
     pub(crate) why: &'static str,
 }
 
-/// Writes the pads, and lets threads in displaced code go on in its copy.
+/// Lets threads in displaced code go on in its copy, and writes the pads. In this order: a copy can be run without pads, but no
+/// code amid them.
 fn enter(objects: &[Object], threads: &[(Pid, user_regs_struct)], memory: &Memory) -> Result<()> {
-    for object in objects {
-        object.write_pads(memory, false)?;
-    }
     for (task, registers) in threads {
         let mut entered = objects
             .iter()
@@ -87,16 +101,33 @@ fn enter(objects: &[Object], threads: &[(Pid, user_regs_struct)], memory: &Memor
             ptrace::setregs(*task, moved).context("registers")?;
         }
     }
+    for object in objects {
+        object.write_pads(memory, false)?;
+    }
     Ok(())
 }
 
 impl Attached {
-    /// Puts probes into `pid`.
-    pub(crate) fn attach(pid: Pid, wish: &Wish) -> Result<Self> {
+    /// Puts probes into `pid`, unless `is_over` before.
+    pub(crate) fn attach(pid: Pid, wish: &Wish, is_over: &dyn Fn() -> bool) -> Result<Self> {
         refuse_kind(pid)?;
+        let begun = Self::begin(pid, wish, is_over);
+        begun.or_else(|error| {
+            if is_dying(pid) {
+                bail!("process {pid} has ended before all probes were in");
+            }
+            Err(error)
+        })
+    }
+
+    fn begin(pid: Pid, wish: &Wish, is_over: &dyn Fn() -> bool) -> Result<Self> {
         let mut objects = planned(pid, wish)?;
         let mut refused = Vec::new();
+        let mut attaching = Pauses::default();
         for attempt in 1.. {
+            if is_over() {
+                bail!("ended by a signal before any probe was put in");
+            }
             let stopped = Stopped::stop(pid)?;
             let memory = Memory::open(pid)?;
             let mappings = space::mappings(pid)?;
@@ -109,7 +140,7 @@ impl Attached {
             let stacks = stacks(&threads, &mappings, &memory);
             let obstacle = |object: &Object| obstacle(object, &threads, &stacks, &memory);
             if attempt < ATTEMPTS && objects.iter().any(|object| obstacle(object).is_some()) {
-                drop(stopped);
+                attaching.add(stopped.release());
                 std::thread::sleep(A_WHILE);
                 continue;
             }
@@ -125,12 +156,15 @@ impl Attached {
                 }
                 return Err(error.context("no probes were put in; memory made for them stays"));
             }
+            attaching.add(stopped.release());
             break;
         }
         Ok(Self {
             pid,
             objects,
             refused,
+            attaching,
+            detaching: Pauses::default(),
         })
     }
 
@@ -148,22 +182,23 @@ impl Attached {
     /// Whether the process runs, and is still the program that was attached to.
     pub(crate) fn is_there(&self) -> bool {
         if self.objects.is_empty() {
-            let state = tasks::status(self.pid, self.pid, "State").unwrap_or_default();
-            return !state.is_empty() && !state.starts_with(['Z', 'X']);
+            return !has_ended(self.pid);
         }
         self.holds(self.pid)
     }
 
     /// Takes the probes away, from the process and from what it forked. The answer: where something had to stay.
-    pub(crate) fn detach(&self) -> Result<Vec<Left>> {
+    pub(crate) fn detach(&mut self) -> Result<Vec<Left>> {
         let mut left = Vec::new();
+        let mut detaching = Pauses::default();
         for attempt in 1..=ATTEMPTS {
-            left = self.leave()?;
+            left = self.leave(&mut detaching)?;
             if left.is_empty() || attempt == ATTEMPTS {
                 break;
             }
             std::thread::sleep(A_WHILE);
         }
+        self.detaching = detaching;
         Ok(left)
     }
 
@@ -174,7 +209,7 @@ impl Attached {
             .iter()
             .filter_map(|object| object.counters.as_ref());
         let numbers: Vec<u64> = counters
-            .filter_map(|file| Some(file.metadata().ok()?.ino()))
+            .filter_map(|counters| Some(counters.file.metadata().ok()?.ino()))
             .collect();
         let ours = |mapping: &Mapping| {
             mapping.path.starts_with("/memfd:pointee-counters") && numbers.contains(&mapping.file.1)
@@ -192,7 +227,7 @@ impl Attached {
     }
 
     /// One attempt to leave.
-    fn leave(&self) -> Result<Vec<Left>> {
+    fn leave(&self, pauses: &mut Pauses) -> Result<Vec<Left>> {
         let mut stopped: BTreeMap<Pid, Stopped> = BTreeMap::new();
         // What still runs may fork meanwhile.
         loop {
@@ -207,20 +242,25 @@ impl Attached {
             for pid in new {
                 match Stopped::stop(pid) {
                     Ok(process) => drop(stopped.insert(pid, process)),
-                    // Ended meanwhile, or about to.
-                    Err(_) if !self.holds(pid) => {}
+                    Err(_) if is_dying(pid) || !self.holds(pid) => {}
                     Err(error) => return Err(error),
                 }
             }
         }
         let mut left = Vec::new();
         for process in stopped.values() {
-            if let Some(why) = self.leave_process(process)? {
-                left.push(Left {
+            match self.leave_process(process) {
+                Ok(None) => {}
+                Ok(Some(why)) => left.push(Left {
                     pid: process.pid,
                     why,
-                });
+                }),
+                Err(_) if is_dying(process.pid) => {}
+                Err(error) => return Err(error),
             }
+        }
+        for process in stopped.into_values() {
+            pauses.add(process.release());
         }
         Ok(left)
     }
@@ -316,10 +356,24 @@ fn ignores_traps(pid: Pid, task: Pid) -> bool {
     ignored.is_none_or(|mask| mask & 1 << (libc::SIGTRAP - 1) != 0)
 }
 
+fn has_ended(pid: Pid) -> bool {
+    let state = tasks::status(pid, pid, "State").unwrap_or_default();
+    state.is_empty() || state.starts_with(['Z', 'X'])
+}
+
+/// Whether `pid` has ended, or does so now: what failed may have failed for that.
+fn is_dying(pid: Pid) -> bool {
+    let deadline = Instant::now() + DEATH;
+    while !has_ended(pid) && Instant::now() < deadline {
+        std::thread::sleep(A_WHILE);
+    }
+    has_ended(pid)
+}
+
 /// Refuses what is no program of 64 bits, or ourselves.
 fn refuse_kind(pid: Pid) -> Result<()> {
-    if pid == Pid::this() {
-        bail!("that is this process");
+    if pid == Pid::this() || pid == getppid() {
+        bail!("that is this command");
     }
     let mut kind = [0; 5];
     let exe = format!("/proc/{pid}/exe");
@@ -414,97 +468,4 @@ fn stacks(
         memory.read(from, usize::try_from(len).ok()?)
     };
     threads.iter().filter_map(stack).collect()
-}
-
-/// Makes islands and counters for `objects`.
-fn give_memory(
-    pid: Pid,
-    objects: &mut Vec<Object>,
-    refused: &mut Vec<Refused>,
-    threads: &[(Pid, user_regs_struct)],
-    memory: &Memory,
-) -> Result<()> {
-    let (task, _) = threads.first().context("the process has ended")?;
-    let syscall = memory
-        .find_syscall(&space::mappings(pid)?)
-        .context("no code that makes system calls")?;
-    let mut calls = Calls::begin(*task, syscall)?;
-    let mut made = Vec::new();
-    for mut object in std::mem::take(objects) {
-        let room = space::room(&space::mappings(pid)?, &object.range, object.len());
-        let Some(at) = room else {
-            refused.push(Refused {
-                path: object.path,
-                plan: object.plan,
-                why: "no room for the copies near it",
-            });
-            continue;
-        };
-        let island_len = object.header.island_len;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        let island = calls.call(
-            libc::SYS_mmap,
-            [
-                at,
-                island_len,
-                (libc::PROT_READ | libc::PROT_EXEC) as u64,
-                flags as u64,
-                u64::MAX,
-                0,
-            ],
-        )?;
-        object.island = island;
-        let counters = give_counters(pid, &mut calls, &object, memory);
-        let written = counters.and_then(|counters| {
-            let bytes = object.island_bytes().context("out of reach")?;
-            memory.write(island, &bytes)?;
-            Ok(counters)
-        });
-        match written {
-            Ok(counters) => {
-                object.counters = Some(counters);
-                made.push(object);
-            }
-            Err(error) => {
-                for object in made.iter().chain([&object]) {
-                    calls.call(libc::SYS_munmap, [object.island, object.len(), 0, 0, 0, 0])?;
-                }
-                return Err(error);
-            }
-        }
-    }
-    *objects = made;
-    Ok(())
-}
-
-/// Maps counters behind the island of `object`; the answer is their file.
-fn give_counters(pid: Pid, calls: &mut Calls, object: &Object, memory: &Memory) -> Result<File> {
-    let len = object.header.counters_len() as u64;
-    // The island is not written yet.
-    memory.write(object.island, NAME)?;
-    let fd = calls.call(
-        libc::SYS_memfd_create,
-        [object.island, u64::from(libc::MFD_CLOEXEC), 0, 0, 0, 0],
-    )?;
-    let at = object.island + object.header.island_len;
-    let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
-    let made = calls
-        .call(libc::SYS_ftruncate, [fd, len, 0, 0, 0, 0])
-        .and_then(|_| {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            calls.call(
-                libc::SYS_mmap,
-                [at, len, access as u64, flags as u64, fd, 0],
-            )
-        });
-    let file = made.and_then(|_| {
-        let path = format!("/proc/{pid}/fd/{fd}");
-        File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .context(path)
-    });
-    calls.call(libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
-    file
 }

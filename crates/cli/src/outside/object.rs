@@ -13,6 +13,7 @@
 //! the kernel return to is the start of a pad or untouched (crate `pointee_probe`). What only a signal's frame may hold, an address
 //! amid displaced code, is looked for on stacks.
 
+use super::mapped::Counters;
 use super::space::{Mapping, Memory};
 use super::tasks::is_in_call;
 use crate::placements::Wish;
@@ -24,11 +25,12 @@ use pointee_meta::elf::Elf;
 use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::{PadBytes, Placement};
 use pointee_probe::Plan;
-use std::fs::File;
 use std::ops::Range;
 
 const ENDBR64: [u8; 4] = pointee_patch::arch::x86_64::ENDBR64;
 const JUMP: u8 = 0xe9;
+/// Pads closer than this are written by one call.
+const NEAR: u64 = 4096;
 
 /// An object of which something is wanted.
 #[derive(Debug)]
@@ -43,8 +45,8 @@ pub(super) struct Object {
     pads: Vec<PadBytes>,
     /// Of the island; 0 until it is there.
     pub(super) island: u64,
-    /// The counters, when they are there: a memory file of the process.
-    pub(super) counters: Option<File>,
+    /// The counters, when they are there.
+    pub(super) counters: Option<Counters>,
 }
 
 impl Object {
@@ -142,17 +144,31 @@ impl Object {
 
     /// Writes all pads, or if `home` what was there before them. Bytes that are neither are somebody else's, and are left.
     pub(super) fn write_pads(&self, memory: &Memory, home: bool) -> Result<()> {
-        for pad in &self.pads {
-            let len = usize::from(pad.len);
-            let written = pad.written(self.delta()).context("out of reach")?;
-            let (before, after) = if home {
-                (written, pad.original)
-            } else {
-                (pad.original, written)
+        // What lies between two that are near is written with them, as it is: nobody else writes, and calls cost more.
+        for near in self.pads.chunk_by(|a, b| b.at.0 - a.at.0 < NEAR) {
+            let (Some(first), Some(last)) = (near.first(), near.last()) else {
+                continue;
             };
-            if memory.read(self.run(pad.at), len).as_deref() == before.get(..len) {
-                memory.write(self.run(pad.at), &after[..len])?;
+            let len = last.at.0 + u64::from(last.len) - first.at.0;
+            let Some(mut bytes) = memory.read(self.run(first.at), usize::try_from(len)?) else {
+                continue; // Unmapped by its own program.
+            };
+            for pad in near {
+                let from = (pad.at.0 - first.at.0) as usize;
+                let written = pad.written(self.delta()).context("out of reach")?;
+                let (before, after) = if home {
+                    (written, pad.original)
+                } else {
+                    (pad.original, written)
+                };
+                let len = usize::from(pad.len);
+                if let Some(now) = bytes.get_mut(from..from + len)
+                    && *now == before[..len]
+                {
+                    now.copy_from_slice(&after[..len]);
+                }
             }
+            memory.write(self.run(first.at), &bytes)?;
         }
         Ok(())
     }
@@ -245,10 +261,8 @@ impl Object {
 
     /// The counters as they are now.
     pub(super) fn counts(&self) -> Vec<u64> {
-        self.counters
-            .as_ref()
-            .map(crate::placements::counts)
-            .unwrap_or_default()
+        let counters = self.counters.as_ref();
+        counters.map(Counters::counts).unwrap_or_default()
     }
 }
 

@@ -24,6 +24,19 @@ pub(super) struct Mapping {
     pub(super) path: String,
 }
 
+impl Mapping {
+    /// What is going to be there.
+    pub(super) fn unnamed(range: Range<u64>) -> Self {
+        Self {
+            range,
+            executable: false,
+            offset: 0,
+            file: (String::new(), 0),
+            path: String::new(),
+        }
+    }
+}
+
 /// All of a process, in order.
 pub(super) fn mappings(pid: Pid) -> Result<Vec<Mapping>> {
     let text = std::fs::read(format!("{}/maps", folder(pid)))

@@ -8,12 +8,14 @@ use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// A process that stands still; it goes on when this is dropped.
 #[derive(Debug)]
 pub(super) struct Stopped {
     pub(super) pid: Pid,
     tasks: BTreeSet<Pid>,
+    since: Instant,
 }
 
 impl Stopped {
@@ -22,6 +24,7 @@ impl Stopped {
         let mut stopped = Self {
             pid,
             tasks: BTreeSet::new(),
+            since: Instant::now(),
         };
         loop {
             let mut new = Vec::new();
@@ -45,6 +48,13 @@ impl Stopped {
             bail!("process {pid} has ended");
         }
         Ok(stopped)
+    }
+
+    /// Lets it go on. The answer: how long it stood.
+    pub(super) fn release(self) -> Duration {
+        let since = self.since;
+        drop(self);
+        since.elapsed()
     }
 
     /// The tasks that stand, with their registers.

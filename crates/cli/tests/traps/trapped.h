@@ -1,4 +1,4 @@
-/* A function of one byte that pointers lead to, with another right behind it: only a trap fits there. */
+/* A function of one byte that pointers lead to, with another right behind it, and no dead bytes around: only a trap fits there. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
@@ -6,10 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-__asm__(".text\n"
+__asm__(".text\n .fill 160, 1, 0xc3\n"
         ".type trapped, @function\n trapped: ret\n .size trapped, . - trapped\n"
         ".type behind, @function\n behind: ret\n .size behind, . - behind\n"
-        ".type end_of_both, @function\n end_of_both: ret\n .size end_of_both, . - end_of_both\n");
+        ".type end_of_both, @function\n end_of_both: ret\n .size end_of_both, . - end_of_both\n"
+        ".fill 160, 1, 0xc3\n");
 void trapped(void);
 void behind(void);
 void end_of_both(void);

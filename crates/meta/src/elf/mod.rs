@@ -24,8 +24,8 @@ pub use instruction::instruction_at;
 use linkage::Linkage;
 use object::LittleEndian;
 use object::elf::{
-    ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader64, FileType, Machine, NT_GNU_BUILD_ID, PF_X,
-    PT_LOAD, PT_NOTE, ProgramFlags, ProgramType, SHF_ALLOC, SHF_COMPRESSED, SHF_EXECINSTR,
+    ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, FileHeader64, FileType, Machine, NT_GNU_BUILD_ID, PF_W,
+    PF_X, PT_LOAD, PT_NOTE, ProgramFlags, ProgramType, SHF_ALLOC, SHF_COMPRESSED, SHF_EXECINSTR,
     SHT_NOBITS, SHT_NOTE, SectionFlags, SectionType,
 };
 use object::read::elf::{
@@ -321,6 +321,31 @@ impl Elf {
     #[must_use]
     pub fn code_at(&self, address: u64, len: usize) -> Option<&[u8]> {
         self.bytes_from(address)?.get(..len)
+    }
+
+    /// The file's bytes from link-time `address` to the end of its executable segment's last page: whole pages are mapped. None lie
+    /// behind a segment that is longer in memory than in the file, or may be written.
+    #[must_use]
+    pub fn mapped_code_from(&self, address: u64) -> Option<&[u8]> {
+        const PAGE: u64 = 4096;
+        let mut code = self
+            .segments
+            .iter()
+            .filter(|segment| segment.kind == PT_LOAD && segment.flags.0 & PF_X.0 != 0);
+        code.find_map(|segment| {
+            let whole = segment.file_size == segment.memory_size && segment.flags.0 & PF_W.0 == 0;
+            let end = segment.address.checked_add(segment.file_size)?;
+            let end = if whole {
+                end.checked_next_multiple_of(PAGE)?
+            } else {
+                end
+            };
+            let within = address.checked_sub(segment.address)?;
+            let len = usize::try_from(end.checked_sub(address)?).ok()?;
+            let start = usize::try_from(segment.offset.checked_add(within)?).ok()?;
+            let end = start.checked_add(len)?.min(self.bytes.len());
+            self.bytes.get(start..end).filter(|bytes| !bytes.is_empty())
+        })
     }
 
     /// All file-backed bytes from link-time `address` to the end of its segment.

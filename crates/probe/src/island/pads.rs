@@ -3,14 +3,8 @@
 use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::{PAD_MAX, PadBytes};
 
-use super::{Builder, JUMP, TRAP};
+use super::{Builder, CALL, FILLER, JUMP, SHORT_JUMP, TRAP};
 use crate::place::Pad;
-
-/// `jmp rel8`, `call rel32`.
-const SHORT_JUMP: u8 = 0xeb;
-const CALL: u8 = 0xe8;
-/// `addr32`: no effect on a near call, and the linker's own way to make one a byte longer.
-const FILLER: u8 = 0x67;
 
 impl Builder<'_, '_> {
     /// The pads that lead to the copies.
@@ -24,7 +18,11 @@ impl Builder<'_, '_> {
             match displaced.pad {
                 Pad::None => {}
                 Pad::Callers => self.redirect(self.blocks.all[at].start, copy, &mut pads),
-                Pad::Near { at } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
+                Pad::Near { at, prefix: None } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
+                Pad::Near {
+                    at,
+                    prefix: Some(prefix),
+                } => pads.extend(self.pad(at, &[prefix, JUMP], Some(copy))),
                 Pad::Call { at } => {
                     let len = usize::from(self.code.places[displaced.first as usize].len);
                     let mut head = [FILLER; PAD_MAX];
@@ -35,9 +33,17 @@ impl Builder<'_, '_> {
                     trap: Some(start),
                     ..pad
                 })),
-                Pad::Short { at, relay } => {
-                    let distance = relay.wrapping_sub(at + 2) as u8;
-                    pads.extend(self.pad(at, &[SHORT_JUMP, distance], None));
+                Pad::Short { at, relay, prefix } => {
+                    let mut head: Vec<u8> = prefix.into_iter().chain([SHORT_JUMP, 0]).collect();
+                    let distance = relay.wrapping_sub(at + head.len() as u64) as u8;
+                    if let Some(last) = head.last_mut() {
+                        *last = distance;
+                    }
+                    pads.extend(self.pad(at, &head, None));
+                    pads.extend(self.pad(relay, &[JUMP], Some(copy)));
+                }
+                Pad::Overlap { at, relay } => {
+                    pads.extend(self.pad(at, &[SHORT_JUMP], None));
                     pads.extend(self.pad(relay, &[JUMP], Some(copy)));
                 }
             }
@@ -94,7 +100,7 @@ impl Builder<'_, '_> {
         let mut original = [0; PAD_MAX];
         original
             .get_mut(..len)?
-            .copy_from_slice(self.code.elf.code_at(at, len)?);
+            .copy_from_slice(self.code.elf.mapped_code_from(at)?.get(..len)?);
         Some(PadBytes {
             at: LinkAddr(at),
             len: len as u8,
