@@ -15,8 +15,8 @@ use crate::region::{self, region};
 use crate::{
     api, carvings, declared, hooks, locate, mappings, operators, probes, process, threads,
 };
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicPtr};
 use pointee_index::handoff::key;
 use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::Role;
@@ -25,6 +25,7 @@ use pointee_index::records::Role;
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: unsafe extern "C" fn(usize, *const *const u8, *mut *mut u8) = construct;
 
+static IS_OVER: AtomicBool = AtomicBool::new(false);
 static DEBUG: AtomicPtr<Debug> = AtomicPtr::new(core::ptr::null_mut());
 
 unsafe extern "C" fn construct(_: usize, _: *const *const u8, envp: *mut *mut u8) {
@@ -207,7 +208,13 @@ fn plant_all(program: Program) -> Option<Planter> {
     }
     modules::each(|module| planter.plant_system_calls(module));
     mappings::take_over();
+    IS_OVER.store(true, Relaxed);
     Some(planter)
+}
+
+/// Whether what is loaded from now on was not loaded with the program.
+pub(crate) fn is_over() -> bool {
+    IS_OVER.load(Relaxed)
 }
 
 /// The linker says that its list changed, or is about to.

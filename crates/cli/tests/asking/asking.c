@@ -116,6 +116,7 @@ __attribute__((noinline)) static void blocks(void)
     EXPECT(like_a(&many[1], "struct prefix") == yes);
     EXPECT(like_a(&many[1], "struct other") == no);
     EXPECT(is_a(many, pointee_type_named("struct point")) == yes);
+    EXPECT(like_a(&many[1], pointee_type_named("struct prefix")) == yes);
 
     struct pointee_place place;
     const char *site = (const char *)pointee_site(one);
@@ -303,7 +304,7 @@ static void others(void)
     EXPECT(is_known == is_with && (!is_with || (answer.kind == POINTEE_STACK && answer.thread == of_other.number)));
     EXPECT(!is_with || (answer.base < (void *)of_other.local && (char *)answer.base + answer.size > (char *)of_other.local));
     CHECK(&of_other.own->y, of_other.own, POINTEE_THREAD, "of_thread", "struct point", "int");
-    CHECK(of_other.signal_stack + 300, of_other.signal_stack, POINTEE_SIGNAL_STACK, NULL, NULL, NULL);
+    CHECK(of_other.signal_stack + 300, of_other.signal_stack, POINTEE_SIGNAL_STACK, NULL, "(no type)", "(no type)");
     is_known = pointee_what(of_other.signal_stack + 300, &answer);
     EXPECT(is_known == is_with && (!is_with || answer.thread == of_other.number));
     is_known = pointee_what_around(of_other.signal_stack + 300, 1, &answer);
@@ -383,7 +384,7 @@ __attribute__((noinline)) static void on_signal_stack(void)
     action.sa_flags = SA_ONSTACK;
     sigaction(SIGUSR2, &action, NULL);
     raise(SIGUSR2);
-    CHECK(idle + 100, idle, POINTEE_SIGNAL_STACK, NULL, NULL, NULL);
+    CHECK(idle + 100, idle, POINTEE_SIGNAL_STACK, NULL, "(no type)", "(no type)");
 }
 
 #ifdef __cplusplus

@@ -153,17 +153,38 @@ impl Frame {
 
     /// The variable that holds `address`: the smallest, where several do.
     pub(super) fn local_at(&self, address: u64) -> Option<Local> {
+        let asked = Asked::of(self, address);
+        let record = asked.known().unwrap_or_else(|| {
+            let found = self.find_local(address);
+            asked.remember(found);
+            found
+        })?;
+        Some(Local {
+            module: self.module,
+            record,
+            start: self.start_of(record)?,
+        })
+    }
+
+    /// Where a variable lies that is in the frame's memory.
+    fn start_of(&self, record: &LocalRecord) -> Option<u64> {
+        let base = match (LocalPlace::from_byte(record.place), record.register) {
+            (LocalPlace::Frame, _) => self.end,
+            (LocalPlace::Memory, RBP) => self.rbp,
+            (LocalPlace::Memory, RSP) => self.slot + 8,
+            _ => return None,
+        };
+        Some(base.wrapping_add_signed(record.offset))
+    }
+
+    fn find_local(&self, address: u64) -> Option<&'static LocalRecord> {
         let image = objects::image(self.module)?;
         let code = LinkAddr(self.code.wrapping_sub(self.module.bias));
-        let mut found: Option<(Local, u64)> = None;
+        let mut found: Option<(&LocalRecord, u64)> = None;
         for record in image.locals_at(code).take(1024) {
-            let base = match (LocalPlace::from_byte(record.place), record.register) {
-                (LocalPlace::Frame, _) => self.end,
-                (LocalPlace::Memory, RBP) => self.rbp,
-                (LocalPlace::Memory, RSP) => self.slot + 8,
-                _ => continue,
+            let Some(start) = self.start_of(record) else {
+                continue;
             };
-            let start = base.wrapping_add_signed(record.offset);
             // Most variables are behind the address, and their types need not be looked at.
             if !self.spans(start) || start > address {
                 continue;
@@ -172,18 +193,60 @@ impl Frame {
             else {
                 continue;
             };
-            if address - start < size && found.as_ref().is_none_or(|(_, least)| size < *least) {
-                let module = self.module;
-                found = Some((
-                    Local {
-                        module,
-                        record,
-                        start,
-                    },
-                    size,
-                ));
+            if address - start < size && found.is_none_or(|(_, least)| size < least) {
+                found = Some((record, size));
             }
         }
-        found.map(|(local, _)| local)
+        found.map(|(record, _)| record)
+    }
+}
+
+/// A question about a frame: all that the answer depends on, wherever the frame lies. A function may have thousands of places of variables.
+struct Asked([u64; 4]);
+
+/// Answers that are kept: question, record or [`NOTHING`], and all of these mixed. A torn one does not match.
+static ANSWERS: [[AtomicU64; 6]; 1024] = [const { [const { AtomicU64::new(0) }; 6] }; 1024];
+
+/// Stands for no record.
+const NOTHING: u64 = 1;
+
+impl Asked {
+    fn of(frame: &Frame, address: u64) -> Self {
+        let below = |at: u64| frame.end.wrapping_sub(at);
+        // Stacks are smaller than 4 GiB, or the question is another each time.
+        let whose = below(frame.slot) << 32 ^ u64::from(frame.module.number);
+        Self([frame.code, below(address), below(frame.rbp), whose])
+    }
+
+    fn place(&self) -> &'static [AtomicU64; 6] {
+        let Self([code, address, ..]) = self;
+        let mixed = (code ^ address << 20).wrapping_mul(pointee_index::origins::HASH);
+        &ANSWERS[(mixed >> 54) as usize]
+    }
+
+    /// Mixed with its answer.
+    fn mixed(&self, answer: u64) -> u64 {
+        let [a, b, c, d] = self.0;
+        a ^ b.rotate_left(13) ^ c.rotate_left(29) ^ d.rotate_left(43) ^ answer
+    }
+
+    /// The answer, if it is kept: a record, or that there is none.
+    fn known(&self) -> Option<Option<&'static LocalRecord>> {
+        let kept = self.place().each_ref().map(|word| word.load(Relaxed));
+        let [question @ .., answer, mixed] = kept;
+        if answer == 0 || question != self.0 || mixed != self.mixed(answer) {
+            return None;
+        }
+        // SAFETY: stored by `remember`; records of images stay.
+        Some((answer != NOTHING).then(|| unsafe { &*(answer as *const LocalRecord) }))
+    }
+
+    fn remember(&self, found: Option<&'static LocalRecord>) {
+        let answer = found.map_or(NOTHING, |record| core::ptr::from_ref(record) as u64);
+        let [a, b, c, d] = self.0;
+        let words = [a, b, c, d, answer, self.mixed(answer)];
+        for (place, word) in self.place().iter().zip(words) {
+            place.store(word, Relaxed);
+        }
     }
 }

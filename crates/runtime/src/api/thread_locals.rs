@@ -10,10 +10,10 @@
 use super::objects;
 use crate::hooks::is_filtered;
 use crate::modules::{self, Module};
-use crate::{locate, sys};
+use crate::{locate, start, sys};
 use core::arch::asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use pointee_model::image::VariableRecord;
 
 /// Files with thread-local variables.
@@ -37,6 +37,14 @@ static FILES: [File; ROOM] = [const {
     }
 }; ROOM];
 static USED: AtomicU32 = AtomicU32::new(0);
+/// Whether one of them was loaded later: its blocks are made by malloc when they are first used.
+static IN_BLOCKS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a block may be a thread-local one.
+#[inline(always)]
+pub(super) fn may_be_blocks() -> bool {
+    IN_BLOCKS.load(Relaxed)
+}
 
 /// Notes the block of `module`, if it has one. One thread at a time, the one that holds the dynamic linker's lock.
 pub(super) fn add(module: &Module) {
@@ -61,6 +69,9 @@ pub(super) fn add(module: &Module) {
     file.number.store(number, Relaxed);
     file.len.store(len, Relaxed);
     USED.store(used.max(at as u32 + 1), Release);
+    if start::is_over() {
+        IN_BLOCKS.store(true, Relaxed);
+    }
 }
 
 /// The dynamic linker's number of `module`.

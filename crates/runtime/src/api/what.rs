@@ -80,6 +80,7 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
     if skip == 0
         && let Some(block) = index.only_block_at(address)
         && !(has_signal_stacks && block.size >= signal_stacks::LEAST)
+        && !thread_locals::may_be_blocks()
     {
         tell_block(&block, answer);
         return true;
@@ -99,6 +100,14 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
         Err(_) => return false,
     }
     if answer.kind != kind::NOTHING {
+        if skip == 0
+            && thread_locals::may_be_blocks()
+            && let Some(found) = thread_locals::at(address)
+        {
+            *answer = Answer::EMPTY;
+            fill_thread_local(answer, &found);
+            return true;
+        }
         if has_signal_stacks && skip == 0 && answer.size >= signal_stacks::LEAST {
             // SAFETY: the caller's promise.
             unsafe { on_signal_stack(address, answer, caller) };
