@@ -55,6 +55,8 @@ pub struct Type {
     pub arguments: Vec<TypeIndex>,
     /// Hash of name and structure.
     pub identity: [u8; 16],
+    /// The source file that declares it, where that is stated; index into [`Facts::files`]. Of several equal types the first's.
+    pub file: Option<u32>,
 }
 
 /// One member (see `MemberRecord`).
