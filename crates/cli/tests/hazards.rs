@@ -335,6 +335,12 @@ fn limits() {
 }
 
 #[test]
+fn core_files_are_as_long_as_without() {
+    let workshop = Workshop::new();
+    same(&[&workshop.c("core_size.c")]);
+}
+
+#[test]
 fn no_cache_and_no_room() {
     for cache in ["/proc/nonexistent", "/dev/null", "/dev/full", ""] {
         let plain = Command::new("jq")

@@ -148,6 +148,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
             disable();
             return;
         }
+        sys::leave_out_of_cores(region.base, region.shared_len as usize);
     }
     if !follows {
         disable();

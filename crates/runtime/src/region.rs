@@ -191,6 +191,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
     GENERATION.store(handoff.number(key::GENERATION).unwrap_or(0), Relaxed);
     let are_private =
         shared && handoff.field(key::BLOCKS) == Some(b"live") && make_private(base, &layout);
+    sys::leave_out_of_cores(base, len);
     // SAFETY: a fresh mapping of the layout's length, zero throughout, which stays.
     unsafe {
         let header = base.cast::<Header>();

@@ -167,6 +167,13 @@ pub(crate) unsafe fn madvise(at: *mut u8, len: usize, advice: usize) -> bool {
     unsafe { call(MADVISE, [at as usize, len, advice, 0, 0, 0]) == 0 }
 }
 
+/// Leaves pages out of core files: untouched ones of shared memory would be made for them, and those that are piped to a handler would have all.
+pub(crate) fn leave_out_of_cores(at: *mut u8, len: usize) {
+    const MADV_DONTDUMP: usize = 16;
+    // SAFETY: changes neither contents nor protection.
+    unsafe { madvise(at, len, MADV_DONTDUMP) };
+}
+
 /// Sets the thread's mask of blocked signals; gives back what it was.
 pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     const SIG_SETMASK: usize = 2;
