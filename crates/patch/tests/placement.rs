@@ -37,6 +37,7 @@ fn placement() -> Vec<u8> {
         pads: 3,
         unwatched: 0,
         traps: 1,
+        carvings: 0,
     };
     let mut island = vec![0xcc; PAGE];
     island[40..44].copy_from_slice(&0x100_i32.to_le_bytes());
