@@ -303,3 +303,91 @@ fn load_address(code: &mut Vec<u8>, cursor: &Place) -> Option<(u32, u64)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Base, index and displacement of the cursor, as the emitted code computes it with the stack pointer moved.
+    type Cursor = (Register, Register, i64);
+
+    fn check(bytes: &[u8], within: u16, expect: Option<Cursor>) {
+        let instruction = Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE).decode();
+        let told = Write::of(&instruction, within).map(|write| Told {
+            carving: Carving {
+                next: 0,
+                number: 0,
+                flags: 0,
+            },
+            record: Carving::offset(0) as u32,
+            write,
+        });
+        let found = told.map(|told| {
+            let mut code = vec![0; 0x100];
+            let start = code.len();
+            emit(&mut code, &told);
+            let emitted: Vec<Instruction> =
+                Decoder::with_ip(64, &code[start..], 0x100, DecoderOptions::NONE)
+                    .into_iter()
+                    .collect();
+            assert!(emitted.iter().all(|it| !it.is_invalid()), "{bytes:02x?}");
+            // What it takes off the stack it gives back, but for the call.
+            let moved: i32 = emitted.iter().map(moves_stack).sum();
+            assert_eq!(moved, 0, "{bytes:02x?}");
+            let is_cursor = |it: &&Instruction| {
+                it.code() == Form::Lea_r64_m && it.op0_register() == Register::RDI
+            };
+            let lea = emitted.iter().find(is_cursor).expect("the cursor");
+            let displacement = lea.memory_displacement64() as i64;
+            (lea.memory_base(), lea.memory_index(), displacement)
+        });
+        assert_eq!(found, expect, "{bytes:02x?}");
+    }
+
+    fn moves_stack(instruction: &Instruction) -> i32 {
+        if instruction.code() == Form::Lea_r64_m && instruction.op0_register() == Register::RSP {
+            return instruction.memory_displacement64() as i32;
+        }
+        match instruction.flow_control() {
+            iced_x86::FlowControl::Next => instruction.stack_pointer_increment(),
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn writes_of_all_forms() {
+        use Register as R;
+        let moved = i64::from(MOVED);
+        // mov [rdi+16], rax; mov [r12], r13; mov [rsp+8], rax; mov [rax+rcx*8+16], rdx
+        check(&[0x48, 0x89, 0x47, 0x10], 0, Some((R::RDI, R::None, 16)));
+        check(&[0x4d, 0x89, 0x2c, 0x24], 0, Some((R::R12, R::None, 0)));
+        check(
+            &[0x48, 0x89, 0x44, 0x24, 8],
+            0,
+            Some((R::RSP, R::None, 8 + moved)),
+        );
+        check(
+            &[0x48, 0x89, 0x54, 0xc8, 0x10],
+            0,
+            Some((R::RAX, R::RCX, 16)),
+        );
+        // add [rbx], rsi; add qword [rbx+8], 24; sub [rbp-8], rax
+        check(&[0x48, 0x01, 0x33], 0, Some((R::RBX, R::None, 0)));
+        check(&[0x48, 0x83, 0x43, 8, 24], 0, Some((R::RBX, R::None, 8)));
+        check(&[0x48, 0x29, 0x45, 0xf8], 0, Some((R::RBP, R::None, -8)));
+        // movups [rdi+16], xmm0: both halves; movq [r9], xmm10
+        check(&[0x0f, 0x11, 0x47, 0x10], 0, Some((R::RDI, R::None, 16)));
+        check(&[0x0f, 0x11, 0x47, 0x10], 8, Some((R::RDI, R::None, 24)));
+        check(
+            &[0x66, 0x45, 0x0f, 0xd6, 0x11],
+            0,
+            Some((R::R9, R::None, 0)),
+        );
+        // mov [rdi], rsp; mov qword [rdi], 0; mov fs:[rdi], rax; mov [rdi], eax; the upper half of eight bytes
+        check(&[0x48, 0x89, 0x27], 0, None);
+        check(&[0x48, 0xc7, 0x07, 0, 0, 0, 0], 0, None);
+        check(&[0x64, 0x48, 0x89, 0x07], 0, None);
+        check(&[0x89, 0x07], 0, None);
+        check(&[0x48, 0x89, 0x47, 0x10], 8, None);
+    }
+}

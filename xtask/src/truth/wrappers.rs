@@ -1,9 +1,10 @@
 //! *Which allocation wrappers and pools are found, of those that a reader found, and which others?*
 //!
 //! A list has a line for each: the function's linker name, a tab, and the text that proves it. A line that begins with `!` has one
-//! that is none, and why: found, it is *false*. What is found of the file's own functions and stands in no line is *not judged*. A wrapper is found if
-//! calls of it are sites, or if what it allocates is said to be its callers'. One that the compiler has put into all its
-//! callers has no calls; it is counted apart, found if the calls it makes are sites there.
+//! that is none, and why: found, it is *false*. One that begins with `+` has one that a reader came to only because it was found, and is
+//! right; with `~`, one that hands out text which it makes itself: it may be told either way. What is found of the file's own functions
+//! and stands in no line is *not judged*. A wrapper is found if calls of it are sites, or if what it allocates is said to be its callers'.
+//! One that the compiler has put into all its callers has no calls; it is counted apart, found if the calls it makes are sites there.
 
 use super::Options;
 use super::sites;
@@ -21,7 +22,16 @@ pub(super) fn run(options: &Options) -> Result<()> {
         bail!("truth wrappers wants pairs of a list and a file");
     }
     let (mut all, mut all_found) = (0, 0);
-    let mut table = Table::new(["list", "there", "found", "missed", "false", "not judged"]);
+    let mut table = Table::new([
+        "list",
+        "there",
+        "found",
+        "missed",
+        "false",
+        "others right",
+        "texts",
+        "not judged",
+    ]);
     let mut remarks = String::new();
     for pair in options.files.chunks(2) {
         let text = std::fs::read_to_string(&pair[0])?;
@@ -30,8 +40,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
             .filter(|line| !line.starts_with('#') && !line.is_empty())
             .filter_map(|line| line.split('\t').next())
             .collect();
-        let (none, listed): (BTreeSet<&str>, BTreeSet<&str>) =
-            listed.into_iter().partition(|name| name.starts_with('!'));
+        let (judged, listed): (BTreeSet<&str>, BTreeSet<&str>) = listed
+            .into_iter()
+            .partition(|name| name.starts_with(['!', '~', '+']));
         let own = functions_of(&pair[1])?;
         let (found, inlined) = sites::wrappers(&pair[1], options)?;
         let everywhere: Vec<_> = listed
@@ -44,8 +55,16 @@ pub(super) fn run(options: &Options) -> Result<()> {
             .collect();
         let beside = found.iter().map(String::as_str);
         let beside = beside.filter(|name| own.contains(*name) && !listed.contains(name));
-        let (wrong, beside): (Vec<&str>, Vec<&str>) =
-            beside.partition(|name| none.contains(format!("!{name}").as_str()));
+        let judged_as = |mark: char| -> Vec<&str> {
+            let is = |name: &&str| judged.contains(format!("{mark}{name}").as_str());
+            beside.clone().filter(is).collect()
+        };
+        let [wrong, texts, right] = ['!', '~', '+'].map(judged_as);
+        let rest = beside.clone().filter(|name| {
+            let is = |list: &Vec<&str>| list.contains(name);
+            ![&wrong, &texts, &right].into_iter().any(is)
+        });
+        let rest: Vec<&str> = rest.collect();
         let listed = listed.len() - everywhere.len();
         all += listed;
         all_found += listed - missed.len();
@@ -55,7 +74,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
             listed - missed.len(),
             missed.len(),
             wrong.len(),
-            beside.len(),
+            right.len(),
+            texts.len(),
+            rest.len(),
         ];
         let mut row = vec![name.to_string()];
         row.extend(counts.map(|count| count.to_string()));
@@ -63,7 +84,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         // Writing to a string does not fail.
         let _ = writeln!(
             remarks,
-            "{name}: missed: {missed:?}; false: {wrong:?}; not judged: {beside:?}; sites wherever they are inlined: {everywhere:?}",
+            "{name}: missed: {missed:?}; false: {wrong:?}; not judged: {rest:?}; sites wherever they are inlined: {everywhere:?}",
         );
     }
     table.print();

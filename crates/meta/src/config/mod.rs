@@ -236,7 +236,10 @@ impl Config {
             .path()
             .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
         let names: Vec<&str> = elf.symbols().map(|symbol| symbol.name).collect();
-        let named = |rule: &Rule| names.iter().any(|name| matches(&rule.name, name));
+        // A pool's cursor, which may be ignored too, is a member and no symbol.
+        let is_member = |rule: &Rule| rule.kind == Kind::Ignore && rule.name.contains('.');
+        let named =
+            |rule: &Rule| is_member(rule) || names.iter().any(|name| matches(&rule.name, name));
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
