@@ -198,13 +198,13 @@ impl Reader {
 unsafe fn last_start(table: *const AtomicU32, first: u64, last: u64) -> Option<u64> {
     let mut end = last + 1;
     while end > first {
-        // SAFETY: the caller's promise.
-        if end - first >= MANY
-            && end <= last
-            && !unsafe { any_start(table.add((end - MANY) as usize)) }
-        {
-            end -= MANY;
-            continue;
+        if end - first >= MANY && end <= last {
+            let many = table.wrapping_add((end - MANY) as usize);
+            // SAFETY: the caller's promise: all from `first` on.
+            if !unsafe { any_start(many) } {
+                end -= MANY;
+                continue;
+            }
         }
         end -= 1;
         // SAFETY: the caller's promise.
