@@ -199,9 +199,9 @@ unsafe fn last_start(table: *const AtomicU32, first: u64, last: u64) -> Option<u
     let mut end = last + 1;
     while end > first {
         if end - first >= MANY && end <= last {
-            // SAFETY: as many granules lie between `first` and `end`.
-            let any = unsafe { any_start(table.add((end - MANY) as usize)) };
-            if !any {
+            let many = table.wrapping_add((end - MANY) as usize);
+            // SAFETY: the caller's promise: all from `first` on.
+            if !unsafe { any_start(many) } {
                 end -= MANY;
                 continue;
             }

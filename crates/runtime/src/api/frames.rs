@@ -18,6 +18,8 @@ use pointee_model::image::{LocalPlace, LocalRecord};
 
 /// Frames that are walked.
 const LONGEST: usize = 4096;
+/// Bytes of a frame within which its frame pointer is looked for.
+const LARGEST: u64 = 16 << 20;
 /// DWARF numbers of the registers that a walk knows (System V ABI, AMD64, figure 3.36).
 const RBP: u16 = 6;
 const RSP: u16 = 7;
@@ -166,11 +168,16 @@ impl Frame {
         })
     }
 
+    /// The frame pointer, if what it holds can be one: a function without uses the register for anything.
+    fn frame_pointer(&self) -> Option<u64> {
+        (self.rbp.abs_diff(self.end) < LARGEST).then_some(self.rbp)
+    }
+
     /// Where a variable lies that is in the frame's memory.
     fn start_of(&self, record: &LocalRecord) -> Option<u64> {
         let base = match (LocalPlace::from_byte(record.place), record.register) {
             (LocalPlace::Frame, _) => self.end,
-            (LocalPlace::Memory, RBP) => self.rbp,
+            (LocalPlace::Memory, RBP) => self.frame_pointer()?,
             (LocalPlace::Memory, RSP) => self.slot + 8,
             _ => return None,
         };
@@ -215,7 +222,8 @@ impl Asked {
         let below = |at: u64| frame.end.wrapping_sub(at);
         // Stacks are smaller than 4 GiB, or the question is another each time.
         let whose = below(frame.slot) << 32 ^ u64::from(frame.module.number);
-        Self([frame.code, below(address), below(frame.rbp), whose])
+        let pointer = frame.frame_pointer().map_or(0, below);
+        Self([frame.code, below(address), pointer, whose])
     }
 
     fn place(&self) -> &'static [AtomicU64; 6] {

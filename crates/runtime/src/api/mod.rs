@@ -18,7 +18,7 @@
 //!     subobjects   type and offset ─▶ what starts there: is_a, like_a, named_a
 //! ```
 //!
-//! Invariants: calls take no lock, allocate nothing from the program, make no system call (but for mappings), and
+//! Invariants: calls take no lock, allocate nothing from the program, make no system call (but for mappings, and what is another thread's), and
 //! may be made from signal handlers. What is remembered is the same whoever finds it out, so that the first store may stay.
 
 #![allow(unsafe_code)] // A cell that is written once.
