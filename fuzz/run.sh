@@ -4,7 +4,7 @@
 #   fuzz/run.sh [SECONDS]      seconds for each target, 10 if not said
 #
 # The first inputs are made from real files: programs of the system, programs compiled here with
-# debug info, their images, snapshots and regions. A crash, a hang of ten seconds or 2 GiB of memory
+# debug info, their images, snapshots and regions. A crash, a hang of a minute or 2 GiB of memory
 # fails the run; the input that did it stays in fuzz/artifacts/.
 #
 #   SANITIZER=address fuzz/run.sh      with AddressSanitizer; the parsers are safe Rust, so the
@@ -49,7 +49,7 @@ run_target() {
     local target=$1 log="$scratch/$1.log"
     mkdir -p "$scratch/corpus/$target" "artifacts/$target"
     if SEEDS_TO="$scratch/corpus/$target" "$programs/$target" "$scratch/corpus/$target" \
-        -seed=1 -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+        -seed=1 -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -print_final_stats=1 \
         -artifact_prefix="artifacts/$target/" >"$log" 2>&1; then
         local seeds runs memory
         seeds=$(find "$scratch/corpus/$target" -name 'seed-*' | wc -l)

@@ -5,8 +5,8 @@
  *   - the size of a malloc'd block is the size asked for, not the usable size;
  *   - the type of a local variable is the variable's, not that of its whole frame;
  *   - `struct uniqtype` is Pointee's: read it through the UNIQTYPE_ macros, which are liballocs'.
- * Not there: lifetime policies, the calls for writers of allocators (register those by pointee_add_allocator), symbols of
- * types for dlsym (use __liballocs_typestr_to_uniqtype, which takes their names).
+ * Not there: lifetime policies, the calls for writers of allocators (register those by pointee_add_allocator). Symbols of types are found by
+ * dlsym, not by the linker.
  */
 #ifndef POINTEE_LIBALLOCS_H
 #define POINTEE_LIBALLOCS_H

@@ -84,15 +84,18 @@ enum pointee_kind {
     POINTEE_SECTION = 4,   /* a loaded file, known by section only */
     POINTEE_LOCAL = 5,     /* a variable in a frame of the asking thread */
     POINTEE_FRAME = 6,     /* such a frame, but no variable that is known */
-    POINTEE_THREAD = 7,    /* a thread-local variable of the program, in the asking thread's block */
-    POINTEE_MAPPING = 8    /* memory that is mapped, and nothing else is known */
+    POINTEE_THREAD = 7,    /* a thread-local variable */
+    POINTEE_MAPPING = 8,   /* memory that is mapped, and nothing else is known */
+    POINTEE_SIGNAL_STACK = 9, /* what a thread set aside for its signal handlers, outside of the asking thread's frames */
+    POINTEE_STACK = 10     /* the stack of a thread, outside of the asking thread's frames */
 };
 
 struct pointee_allocator;
 
 struct pointee_answer {
     uint32_t kind;                              /* enum pointee_kind */
-    uint32_t reserved;
+    uint32_t thread;                            /* the kernel's number of the thread whose it is; 0 for the asking thread's
+                                                   own, and what is no thread's */
     void *base;                                 /* first byte */
     size_t size;                                /* bytes: of a block, those that were asked for */
     const struct uniqtype *type;                /* of the whole; NULL if not known. Of an array block "T[]": it has

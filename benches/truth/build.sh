@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -52,6 +52,16 @@ for program in ${*:-$all}; do
     groff) fetch groff; (cd groff-1.22.4 && ./configure CFLAGS="-g -O2" CXXFLAGS="-g -O2" --without-x && make troff) ;;
     hyperfine) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root hyperfine hyperfine --version 1.18.0 ;;
     bore) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root bore bore-cli --version 0.5.0 ;;
+    dnsmasq) fetch dnsmasq; (cd dnsmasq-2.90 && make CFLAGS="$flags") ;;
+    nano) fetch nano; (cd nano-7.2 && ./configure CFLAGS="$flags" && make) ;;
+    screen) fetch screen; (cd screen-4.9.0 && sh autogen.sh && ./configure CFLAGS="$flags" && make screen) ;;
+    dash) fetch dash; (cd dash-0.5.12 && ./autogen.sh && ./configure CFLAGS="$flags" && make) ;;
+    curl) fetch curl; (cd curl-7.88.1 && autoreconf -fi && ./configure --disable-shared --without-ssl CFLAGS="$flags" && make) ;;
+    lighttpd) fetch lighttpd; (cd lighttpd-1.4.69 && autoreconf -fi && ./configure --without-pcre2 --without-zlib --without-bzip2 CFLAGS="$flags" && make) ;;
+    vim) fetch vim; (cd vim-9.0.1378 && ./configure --with-features=tiny --disable-gui CFLAGS="$flags" && make) ;;
+    busybox) fetch busybox; (cd busybox-1.35.0 && make defconfig && sed -i 's/^CONFIG_TC=y/# CONFIG_TC is not set/' .config && make CONFIG_EXTRA_CFLAGS="-g" SKIP_STRIP=y busybox_unstripped) ;;
+    qpdf) fetch qpdf; (cd qpdf-11.3.0 && cmake -B build -DCMAKE_CXX_FLAGS="-g -O2" -DCMAKE_BUILD_TYPE=None -DBUILD_SHARED_LIBS=OFF && make -C build qpdf) ;;
+    tokei) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root tokei tokei --version 12.1.2 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

@@ -129,6 +129,51 @@ enum { POINTEE_CONSTANT = -1, POINTEE_OTHER = -2 };
  * how many there are, or -1. */
 long pointee_find_stores(const void *variable, size_t len, struct pointee_store *stores, size_t room);
 
+/* A parameter of an inlined function. SOURCE: the general register that holds it less VALUE, by its number in struct pointee_state (rax is 0);
+ * POINTEE_IN_MEMORY more than that: it lies VALUE bytes from where that register points; POINTEE_CONSTANT: it is VALUE. */
+struct pointee_operand {
+	const char *name;
+	int64_t value;
+	int source;
+	uint8_t width, is_signed; /* bytes: 1, 2, 4 or 8 */
+};
+enum { POINTEE_IN_MEMORY = 16, POINTEE_OPERANDS = 8 };
+
+/* A place where FUNCTION was inlined, in HOLDER: its first instruction, and the first of its parameters that are known there. */
+struct pointee_instance {
+	void *at;
+	const char *function, *holder;
+	size_t count;
+	struct pointee_operand operands[POINTEE_OPERANDS];
+	struct pointee_result placed; /* the probe, by pointee_probe_inlined */
+};
+
+/* The places where functions were inlined, by a TABLE of LEN bytes that `pointee probe --dry-run FILE --inlined NAME --table TABLE` has
+ * written; FILE is loaded. Names point into the table. The first ROOM are put into INSTANCES. The answer: how many there are; -1 if it is no table, or
+ * no loaded object has FILE's build ID. Places that debug info does not tell, or of which no code is left, are not among them. */
+long pointee_find_inlined(const void *table, size_t len, struct pointee_instance *instances, size_t room);
+
+/* pointee_probe at each of COUNT places, of which PLACED tells how it went; HANDLER is given the address of the struct pointee_instance as DATA, which
+ * stays as long as the probes. The answer: how many were placed. */
+long pointee_probe_inlined(struct pointee_instance *instances, size_t count, enum pointee_context context,
+                           void (*handler)(struct pointee_state *, uint64_t data), enum pointee_convention convention);
+
+/* The value of a parameter, for a handler that is given the STATE. */
+static inline int64_t pointee_operand_value(const struct pointee_state *state, const struct pointee_operand *operand)
+{
+	uint64_t value = (uint64_t)operand->value;
+	int unused = 64 - 8 * operand->width;
+	if (operand->source >= 0)
+		value += ((const uint64_t *)state)[operand->source % POINTEE_IN_MEMORY];
+	if (operand->source >= POINTEE_IN_MEMORY) {
+		const volatile uint8_t *at = (const volatile uint8_t *)(uintptr_t)value;
+		value = 0;
+		for (int number = 0; number < operand->width; number++)
+			value |= (uint64_t)at[number] << 8 * number;
+	}
+	return operand->is_signed ? (int64_t)(value << unused) >> unused : (int64_t)(value << unused >> unused);
+}
+
 /* Takes a hook out. From its return on, no call begins that goes to the hook. */
 struct pointee_result pointee_remove(void *hook);
 
@@ -138,6 +183,11 @@ int pointee_settle(void);
 
 /* From now on /tmp/perf-PID.map names for perf what is hooked and what was: 0, or -1 if it cannot be written. Debuggers are told always. */
 int pointee_write_perf_map(void);
+
+/* From now on each hook in place has a text file, /tmp/pointee-code-PID/NAME@hook.ADDRESS.lst, that tells for each instruction written for it what it is
+ * for, and of displaced ones where they come from: 0, or -1 if there cannot be. The lines that debuggers show for that code are those of these
+ * files; in gdb, `call ((int (*)(void))pointee_write_listings)()` does as well. A file goes when its hook's memory is given back. */
+int pointee_write_listings(void);
 
 #ifdef __cplusplus
 }

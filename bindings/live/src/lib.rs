@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)] // Functions for C, with C's pointers.
 
+pub mod inlined;
+
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::AtomicU64;
@@ -13,6 +15,9 @@ use pointee_live::{
     Action, Context, Convention, Installed, Observers, Pause, Probe, Refusal, SlotHook, Stored,
 };
 use pointee_model::addr::RunAddr;
+
+/// Instead of a register's number: the value itself is known.
+const CONSTANT: c_int = -1;
 
 /// `struct pointee_result`: what an operation did.
 #[repr(C)]
@@ -28,6 +33,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing was done yet.
+    const fn nothing() -> Self {
+        Self {
+            hook: std::ptr::null_mut(),
+            pause: 0,
+            threads: 0,
+            refusal: [0; 60],
+        }
+    }
+
     fn new(done: Result<(usize, Pause), Refusal>) -> Self {
         let mut refusal = [0; 60];
         let (hook, pause) = done.unwrap_or_else(|why| {
@@ -325,7 +340,6 @@ pub unsafe extern "C" fn pointee_find_stores(
     stores: *mut Store,
     room: usize,
 ) -> c_long {
-    const CONSTANT: c_int = -1;
     const OTHER: c_int = -2;
     let mut count = 0;
     let done = pointee_live::stores_to(RunAddr(variable as u64), len as u64, |at, stored| {
@@ -363,4 +377,10 @@ pub extern "C" fn pointee_settle() -> c_int {
 #[unsafe(no_mangle)]
 pub extern "C" fn pointee_write_perf_map() -> c_int {
     pointee_live::write_perf_map().map_or(-1, |()| 0)
+}
+
+/// From now on each hook has a file in `/tmp/pointee-code-PID` that tells what its code is for. 0, or -1 if there cannot be.
+#[unsafe(no_mangle)]
+pub extern "C" fn pointee_write_listings() -> c_int {
+    pointee_live::write_listings().map_or(-1, |()| 0)
 }

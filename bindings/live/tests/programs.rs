@@ -4,10 +4,12 @@
 
 mod programs_built;
 
+use pointee_meta::elf::Elf;
+use pointee_probe::inlined_instances;
 use programs_built::build;
 
 /// Unwinders other than the compiler's.
-pub const PACKAGES: &[&str] = &["libunwind8", "libunwind-14"];
+pub const PACKAGES: &[&str] = &["libunwind8", "libunwind-14", "llvm"];
 use std::path::Path;
 use std::process::Command;
 
@@ -96,8 +98,15 @@ fn observers_see_any_signature() {
 
 /// gdb on `unwind`, with `arguments` for gdb and the kind of hook.
 fn debug(arguments: &[&str], kind: &str) -> String {
+    debug_with(arguments, kind, "DUMPS=")
+}
+
+/// The same with a variable in gdb's environment.
+fn debug_with(arguments: &[&str], kind: &str, variable: &str) -> String {
     let program = build("unwind.cc", "g++", &["-fno-inline-functions"]);
+    let (name, value) = variable.split_once('=').expect("a variable");
     let ran = Command::new("gdb")
+        .env(name, value)
         .args(["-nx", "-batch"])
         .args(arguments)
         .arg("--args")
@@ -150,8 +159,72 @@ fn a_debugger_sees_the_callers_from_every_instruction() {
 }
 
 #[test]
+fn a_debugger_has_true_lines_for_every_instruction() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs/lines.py");
+    let rows: [(&str, &[&str]); 6] = [
+        ("replace", &["jump=", "displaced="]),
+        ("wrap", &["push=1", "jump=", "displaced=", "return=1"]),
+        ("callers", &["push=1", "jump=", "displaced="]),
+        ("site", &["jump=1"]),
+        ("probe", &["save=1", "call=1", "restore=1", "displaced="]),
+        ("count", &["count=1", "displaced="]),
+    ];
+    for (kind, expected) in rows {
+        let dumps = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("lines-{kind}"));
+        let _ = std::fs::remove_dir_all(&dumps);
+        std::fs::create_dir_all(&dumps).expect("a folder");
+        let environment = format!("DUMPS={}", dumps.display());
+        let said = debug_with(&["-x", &script.to_string_lossy()], kind, &environment);
+        let last = said.lines().rfind(|line| line.starts_with("files "));
+        let last = last.unwrap_or_default();
+        assert!(last.contains(" wrong 0 "), "{kind}: {said}");
+        for words in expected {
+            assert!(last.contains(words), "{kind}, {words}: {said}");
+        }
+        let files = std::fs::read_dir(&dumps).expect("the folder");
+        let files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+        assert!(!files.is_empty(), "{kind}: {said}");
+        for file in files {
+            readers_do_not_complain(&file);
+        }
+    }
+}
+
+/// Other readers of ELF and DWARF find nothing wrong with `file`, and rows in it.
+fn readers_do_not_complain(file: &Path) {
+    let rows: [(&str, &[&str], &str); 3] = [
+        ("readelf", &["-W", "-S", "-s", "--debug-dump=frames"], "FDE"),
+        (
+            "readelf",
+            &["--debug-dump=info", "--debug-dump=decodedline"],
+            "@hook",
+        ),
+        ("llvm-dwarfdump", &["--verify"], "No errors."),
+    ];
+    for (program, arguments, expected) in rows {
+        let ran = Command::new(program)
+            .args(arguments)
+            .arg(file)
+            .output()
+            .expect(program);
+        let said = String::from_utf8_lossy(&ran.stdout);
+        let complaint = String::from_utf8_lossy(&ran.stderr);
+        assert!(
+            ran.status.success() && complaint.is_empty() && said.contains(expected),
+            "{program} {}: {complaint}{said}",
+            file.display()
+        );
+    }
+}
+
+#[test]
 fn perf_has_names_when_it_wants_them() {
     check(&build("perf_map.c", "gcc", &[]), &[]);
+}
+
+#[test]
+fn listings_come_and_go_with_their_hooks() {
+    check(&build("listings.c", "gcc", &[]), &[]);
 }
 
 #[test]
@@ -164,6 +237,33 @@ fn inlined_bodies_are_seen_at_their_stores() {
     for compiler in ["gcc", "clang"] {
         check(&build("stores.c", compiler, &[]), &[]);
     }
+}
+
+#[test]
+fn inlined_functions_are_seen_with_their_parameters() {
+    for compiler in ["gcc", "clang"] {
+        let program = build("inlined.c", compiler, &["-Wl,--build-id"]);
+        let elf = Elf::open(&program).expect("an ELF file");
+        let (table, count) = inlined_instances(&elf, &|name| name == "take").expect("a table");
+        let file = program.with_extension("table");
+        std::fs::write(&file, table).expect("a writable folder");
+        check(&program, &[&file.to_string_lossy(), &count.to_string()]);
+        assert_eq!(count, places_in_gdb(&program, "take"), "{compiler}");
+    }
+}
+
+/// At how many places gdb breaks in a function.
+fn places_in_gdb(program: &Path, function: &str) -> usize {
+    let ran = Command::new("gdb")
+        .args(["-nx", "-batch", "-ex"])
+        .arg(format!("break {function}"))
+        .args(["-ex", "info breakpoints"])
+        .arg(program)
+        .output()
+        .expect("gdb");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let places = said.lines().filter(|line| line.contains(" in "));
+    places.count()
 }
 
 #[test]

@@ -9,16 +9,18 @@
 //! ```text
 //!   CACHE/programs/<hash of the path>      one object's path a line, as of the last run
 //!   SESSION/images/<build ID>.img          links to images that are up to date
+//!   SESSION/images/<build ID>.cursors      what tells of the blocks that its code carves out without a call (pointee-patch, placement)
 //!   SESSION/images/declared                functions that the configuration names, for objects without an image
 //! ```
 
-use crate::configuration;
+use crate::{configuration, images};
 use pointee_index::handoff::DECLARED;
 use pointee_meta::cache::{self, Options};
 use pointee_meta::config::{self, Rule};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
 use pointee_model::entries::Declared;
+use pointee_model::image::Image;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -42,34 +44,60 @@ fn note_of(program: &Path) -> Option<PathBuf> {
     )
 }
 
-/// Fills a folder of the session with links to the images of what `program` loaded last time.
-pub(crate) fn introduce(program: &Path, session: &Path) -> PathBuf {
-    let folder = session.join("images");
-    let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
-    let note = note.unwrap_or_else(|| linked_with(program).unwrap_or_default());
-    make_if_it_locates(program);
-    let says_something = !configuration::config().is_empty();
-    for object in note.lines().take(OBJECTS).map(Path::new) {
-        if says_something || config::built_in().names_hidden_functions_of(object) {
-            make_if_it_locates(object);
+/// A program and the objects that it loads: those of its last run, else those that its dynamic linker lists.
+#[derive(Debug)]
+pub(crate) struct Acquaintance {
+    program: PathBuf,
+    /// One path a line.
+    objects: String,
+}
+
+impl Acquaintance {
+    /// Makes the images that have to be there before `program` starts. That may take long; no thread is left when it is done.
+    pub(crate) fn make(program: &Path) -> Self {
+        let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
+        let made = Self {
+            objects: note.unwrap_or_else(|| linked_with(program).unwrap_or_default()),
+            program: program.to_owned(),
+        };
+        let says_something = !configuration::config().is_empty();
+        let may_hide =
+            |object: &&Path| says_something || config::built_in().names_hidden_functions_of(object);
+        let options = configuration::options();
+        let missing: Vec<_> = std::iter::once(program)
+            .chain(made.objects().filter(may_hide))
+            .filter_map(|object| Some((object, Elf::open(object).ok()?)))
+            .filter(|(_, elf)| locates(elf, &options) && cache::existing(elf, &options).is_none())
+            .collect();
+        if !missing.is_empty() {
+            images::make_all(&missing, &options);
         }
+        made
     }
-    if std::fs::create_dir(&folder).is_err() {
-        return folder;
+
+    fn objects(&self) -> impl Iterator<Item = &Path> {
+        self.objects.lines().take(OBJECTS).map(Path::new)
     }
-    // Where it cannot be written, pools stay unseen at the first run.
-    let _ = std::fs::write(folder.join(DECLARED), declared());
-    let options = configuration::options();
-    let program = program.to_str().into_iter();
-    let paths: Vec<&str> = note.lines().take(OBJECTS).chain(program).collect();
-    let introduce = |path: &&str| introduce_one(Path::new(path), &folder, &options);
-    if options.search.servers.urls.is_empty() {
-        // Threads would take longer to begin than this takes.
-        paths.iter().for_each(introduce);
-    } else {
-        paths.par_iter().for_each(introduce);
+
+    /// Fills a folder of the session with links to the images that are up to date.
+    pub(crate) fn introduce(&self, session: &Path) -> PathBuf {
+        let folder = session.join("images");
+        if std::fs::create_dir(&folder).is_err() {
+            return folder;
+        }
+        // Where it cannot be written, pools stay unseen at the first run.
+        let _ = std::fs::write(folder.join(DECLARED), declared());
+        let options = configuration::options();
+        let paths: Vec<&Path> = self.objects().chain([&*self.program]).collect();
+        let introduce = |path: &&Path| introduce_one(path, &folder, &options);
+        if options.search.servers.urls.is_empty() {
+            // Threads would take longer to begin than this takes.
+            paths.iter().for_each(introduce);
+        } else {
+            paths.par_iter().for_each(introduce);
+        }
+        folder
     }
-    folder
 }
 
 /// The objects that are loaded with `program`, a line each, as its dynamic linker says without running it (ld.so(8), `--list`).
@@ -112,32 +140,54 @@ fn introduce_one(object: &Path, folder: &Path, options: &Options) {
     if id.is_empty() {
         return;
     }
-    if let Some(image) = cache::cached(&elf, options) {
+    if let Some((path, image)) = cache::cached(&elf, options) {
         let hex: String = id
             .iter()
             .take(20)
             .map(|byte| format!("{byte:02x}"))
             .collect();
+        // Without it blocks that inlined code carves out stay unseen.
+        if let Some(placement) = cursors_placement(&elf, &path, &image.image()) {
+            let _ = std::fs::write(folder.join(format!("{hex}.cursors")), placement);
+        }
         // A missing link only makes a walk longer.
-        let _ = std::os::unix::fs::symlink(image, folder.join(hex + ".img"));
+        let _ = std::os::unix::fs::symlink(path, folder.join(hex + ".img"));
     }
 }
 
-/// Some allocators the runtime does not find by itself: those that only a debug file names, and those that the configuration
-/// declares. Then the image, which names them to it, has to be there before the program starts. So it has for a program that
-/// asks about itself (`pointee.h`): the runtime answers from it.
-fn make_if_it_locates(object: &Path) {
-    let Ok(elf) = Elf::open(object) else { return };
-    let options = configuration::options();
-    let declares = |rule: &Rule| rule.hooked_as().is_some();
-    let is_needed = options.config.selected_for(&elf).rules.iter().any(declares)
-        || elf.section(".note.pointee").is_some()
-        || (elf.section(".symtab").is_none()
-            && !DebugFiles::find(&elf, &options.search).is_empty());
-    if is_needed {
-        // Without an image the allocator stays unseen.
-        let _ = cache::image_of(&elf, &options, &|_| ());
+/// The placement that tells of the cursors that the `image` at `path` knows: as kept beside it, behind the image's provenance, or made now.
+fn cursors_placement(elf: &Elf, path: &Path, image: &Image<'_>) -> Option<Vec<u8>> {
+    if image.cursors.is_empty() {
+        return None;
     }
+    let provenance = image.header().provenance;
+    let kept_at = path.with_extension("cursors");
+    let kept = std::fs::read(&kept_at).ok();
+    let kept = kept.as_deref();
+    if let Some(kept) = kept.and_then(|kept| kept.strip_prefix(&provenance[..])) {
+        return Some(kept.to_vec());
+    }
+    let placement = pointee_probe::tell_of_cursors(elf, image.cursors)?;
+    if let Some(cache) = kept_at.parent()
+        && let Ok(mut file) = tempfile::NamedTempFile::new_in(cache)
+        && file.write_all(&provenance).is_ok()
+        && file.write_all(&placement).is_ok()
+    {
+        // A cache that cannot be written only makes the next start longer.
+        let _ = file.persist(kept_at);
+    }
+    Some(placement)
+}
+
+/// Whether `elf`'s image has to be there before it is loaded. Some allocators the runtime does not find by itself: those that only a debug file
+/// names, those that the configuration declares, and pools that analysis finds where there is debug info; the image names them to it.
+/// A program that asks about itself (`pointee.h`) is answered from it.
+fn locates(elf: &Elf, options: &Options) -> bool {
+    let declares = |rule: &Rule| rule.hooked_as().is_some();
+    options.config.selected_for(elf).rules.iter().any(declares)
+        || elf.section(".debug_info").is_some()
+        || elf.section(".note.pointee").is_some()
+        || (elf.section(".symtab").is_none() && !DebugFiles::find(elf, &options.search).is_empty())
 }
 
 /// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's

@@ -128,6 +128,24 @@ fn key(module: &ModuleInfo) -> Key {
     (module.path.clone(), module.build_id.clone())
 }
 
+/// Makes the images of these files on all cores, by threads that have ended when it is done. One that cannot be made is left out.
+pub(crate) fn make_all(files: &[(&Path, Elf)], options: &Options) {
+    let progress = Progress::start(files.len() as u64);
+    let make = |(path, elf): &(&Path, Elf)| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let _ = cache::image_of(elf, options, &|stage| progress.at(&name, stage));
+        progress.one_more();
+    };
+    let on_all_cores = |pool: &rayon::ThreadPool| pool.install(|| files.par_iter().for_each(make));
+    // Without threads, say where there may be no more, this one does it.
+    if rayon::ThreadPoolBuilder::new()
+        .build_scoped(rayon::ThreadBuilder::run, on_all_cores)
+        .is_err()
+    {
+        files.iter().for_each(make);
+    }
+}
+
 /// The file itself, by its path or as it was kept open.
 fn file_of((path, build_id): &Key, kept: &[File]) -> Option<Elf> {
     let is_it = |elf: &Elf| cut(elf.build_id()) == build_id.as_slice();

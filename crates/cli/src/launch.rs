@@ -2,20 +2,23 @@
 //!
 //! Forked and executed directly: same process group, terminal, descriptors, signal mask and
 //! dispositions as this process was given itself. Only two variables are added to its environment
-//! ([`pointee_index::handoff`]), which the runtime takes out again.
+//! ([`pointee_index::handoff`]), which the runtime takes out again; none for a statically linked program, which the runtime is
+//! mapped into while it stands before its first instruction. Where that fails it is killed there and started anew without.
 
 #![allow(unsafe_code)] // fork, and what the child does between fork and exec.
 
+use crate::outside::{Held, Mapped};
 use crate::program::{self, NotRunnable};
 use crate::session::Session;
 use crate::supervise::Signals;
 use crate::{start_state, tracked};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::unistd::{ForkResult, Pid};
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -63,6 +66,13 @@ pub(crate) fn environment(
         preload.push(before);
     }
     environment.push(assignment("LD_PRELOAD", preload));
+    let text = hand_off_text(handoff);
+    environment.push(assignment(VARIABLE, OsString::from_vec(text)));
+    environment
+}
+
+/// What the runtime reads.
+pub(crate) fn hand_off_text(handoff: &HandOff<'_>) -> Vec<u8> {
     let follow = if handoff.follow { "1" } else { "0" };
     let mut fields: Vec<(&str, &OsStr)> = vec![
         (key::SOCKET, handoff.socket.as_os_str()),
@@ -94,8 +104,7 @@ pub(crate) fn environment(
         text.push(b'=');
         text.extend_from_slice(value.as_bytes());
     }
-    environment.push(assignment(VARIABLE, OsString::from_vec(text)));
-    environment
+    text
 }
 
 /// Whether part of an index may be private memory of its process: others of the user's processes may read that, and memory that
@@ -107,7 +116,8 @@ fn may_be_private() -> bool {
     is_readable && setting("/proc/sys/vm/overcommit_memory").trim_end() != "2"
 }
 
-fn assignment(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> OsString {
+/// `NAME=value`.
+pub(crate) fn assignment(name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> OsString {
     let mut text = name.as_ref().to_owned();
     text.push("=");
     text.push(value);
@@ -133,21 +143,37 @@ impl Inheritance {
     }
 }
 
+/// What is to be started.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) arguments: &'a [OsString],
+    pub(crate) environment: &'a [OsString],
+    /// The runtime is to be mapped into it.
+    pub(crate) mapped: Option<Mapped>,
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) child: Pid,
+    /// Why the runtime was not mapped into it, though it was to be.
+    pub(crate) unmapped: Option<String>,
+}
+
 /// As [`start`]; where the program does not start, `session` is closed and this process ends as a shell does
 /// then, with status 126 or 127.
 pub(crate) fn start_or_end(
-    path: &Path,
-    arguments: &[OsString],
-    environment: &[OsString],
+    what: &Start<'_>,
     inheritance: &Inheritance,
     session: Session,
-) -> (Session, Pid) {
-    let error = match start(path, arguments, environment, inheritance) {
-        Ok(child) => return (session, child),
+) -> (Session, Started) {
+    let error = match start(what, inheritance) {
+        Ok(started) => return (session, started),
         Err(error) => error,
     };
     drop(session);
-    let name = &arguments[0];
+    let name = &what.arguments[0];
     if matches!(error, Errno::ENOENT | Errno::ENOTDIR) {
         program::end_not_runnable(name, NotRunnable::NotFound)
     }
@@ -156,19 +182,56 @@ pub(crate) fn start_or_end(
 }
 
 /// Starts the program. `Err` carries the reason why `execve` failed.
-fn start(
-    path: &Path,
-    arguments: &[OsString],
-    environment: &[OsString],
-    inheritance: &Inheritance,
-) -> Result<Pid, Errno> {
+fn start(what: &Start<'_>, inheritance: &Inheritance) -> Result<Started, Errno> {
+    let mut unmapped = None;
+    if let Some(mapped) = &what.mapped {
+        let forked = fork(what, inheritance, true)?;
+        let child = forked.child;
+        match start_mapped(forked, mapped) {
+            Ok(()) => return Ok(Started { child, unmapped }),
+            Err(error) => unmapped = Some(format!("{error:#}")),
+        }
+        // Not one instruction of the program has run; or it could not be executed at all, which is told below.
+        let _ = kill(child, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(child, None);
+    }
+    let mut forked = fork(what, inheritance, false)?;
+    let child = forked.child;
+    let mut errno = [0; 4];
+    // The pipe closes without a word when exec succeeds.
+    match forked.failure.read_exact(&mut errno) {
+        Err(_) => Ok(Started { child, unmapped }),
+        Ok(()) => {
+            let _ = nix::sys::wait::waitpid(child, None);
+            Err(Errno::from_raw(i32::from_ne_bytes(errno)))
+        }
+    }
+}
+
+/// Lets the process execute the program, and maps the runtime into that before it begins.
+fn start_mapped(forked: Forked, mapped: &Mapped) -> anyhow::Result<()> {
+    let held = Held::seize(forked.child)?;
+    if let Some(mut gate) = forked.gate {
+        gate.write_all(&[1])?;
+    }
+    held.until_program()?.load(mapped)
+}
+
+/// A process that will execute the program, once it is let through its gate if it has one; and the pipe by which it tells why it could not.
+struct Forked {
+    child: Pid,
+    gate: Option<File>,
+    failure: File,
+}
+
+fn fork(what: &Start<'_>, inheritance: &Inheritance, with_gate: bool) -> Result<Forked, Errno> {
     let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| Errno::EINVAL);
     let all = |texts: &[OsString]| -> Result<Vec<CString>, Errno> {
         texts.iter().map(|text| c_string(text)).collect()
     };
-    let path = c_string(path.as_os_str())?;
-    let arguments = all(arguments)?;
-    let environment = all(environment)?;
+    let path = c_string(what.path.as_os_str())?;
+    let arguments = all(what.arguments)?;
+    let environment = all(what.environment)?;
     let argv = pointers(&arguments);
     let envp = pointers(&environment);
     // For a file of no known format: `/bin/sh file arguments…`, as execvp does.
@@ -176,11 +239,23 @@ fn start(
     let mut shell_argv = vec![shell.as_ptr(), path.as_ptr()];
     shell_argv.extend(argv.iter().skip(1));
 
-    let (failure, said) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC);
+    let (failure, said) = pipe()?;
+    let gate = if with_gate { Some(pipe()?) } else { None };
     // SAFETY: this process has one thread here, and the child calls only what is safe after fork.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => {
             restore(inheritance);
+            if let Some((gate, opened)) = gate {
+                drop(opened);
+                let mut byte = [0u8];
+                // SAFETY: one byte of a local is written; without it the command is no more.
+                unsafe {
+                    if libc::read(gate.as_raw_fd(), byte.as_mut_ptr().cast(), 1) != 1 {
+                        libc::_exit(127)
+                    }
+                }
+            }
             // SAFETY: NULL-terminated arrays of C strings that live until exec.
             let errno = unsafe {
                 libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr());
@@ -196,18 +271,11 @@ fn start(
                 libc::_exit(127)
             }
         }
-        ForkResult::Parent { child } => {
-            drop(said);
-            let mut errno = [0; 4];
-            // The pipe closes without a word when exec succeeds.
-            match std::fs::File::from(failure).read_exact(&mut errno) {
-                Err(_) => Ok(child),
-                Ok(()) => {
-                    let _ = nix::sys::wait::waitpid(child, None);
-                    Err(Errno::from_raw(i32::from_ne_bytes(errno)))
-                }
-            }
-        }
+        ForkResult::Parent { child } => Ok(Forked {
+            child,
+            gate: gate.map(|(_, opened)| File::from(opened)),
+            failure: File::from(failure),
+        }),
     }
 }
 

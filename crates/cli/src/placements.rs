@@ -52,13 +52,18 @@ impl Wish {
         any(&self.modules, &[path, name])
     }
 
+    /// Whether instructions about the thing with this name are wanted.
+    pub(crate) fn is_subject(&self, name: &str) -> bool {
+        any(&self.subjects, &[name])
+    }
+
     /// Plans for one file.
     pub(crate) fn plan(&self, elf: &Elf, path: &str) -> Result<Plan> {
         let module = self.wants(path);
         let wanted = Wanted {
             at: self.at,
             functions: &|name| module && any(&self.functions, &[name]),
-            subjects: &|name| module && any(&self.subjects, &[name]),
+            subjects: &|name| module && self.is_subject(name),
             traps: self.traps,
             watched: self.watched,
         };

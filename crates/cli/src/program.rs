@@ -1,7 +1,7 @@
-//! *Which file will run, and can the runtime be preloaded into it?*
+//! *Which file will run, and how can the runtime come into it?*
 //!
-//! The search is `execvp`'s. A program is run without the runtime where preloading would do nothing or do
-//! harm: static programs, other C libraries, set-user-id programs, and those built
+//! The search is `execvp`'s. The runtime is preloaded, or mapped into a statically linked program. A program is run without it where
+//! that would do nothing or do harm: other C libraries, set-user-id programs, and those built
 //! with a sanitizer, which insists on being loaded first. A script is as its interpreter is.
 
 use object::elf::{DT_NEEDED, EM_X86_64, FileHeader64, PT_INTERP};
@@ -19,8 +19,30 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Program {
     /// What to execute.
     pub(crate) path: PathBuf,
-    /// Why the runtime is not preloaded; `None` if it is.
-    pub(crate) unseen: Option<String>,
+    /// How the runtime comes into it.
+    pub(crate) way: Way,
+}
+
+impl Program {
+    /// The file whose code runs, if the runtime comes into it.
+    pub(crate) fn seen_file(&self) -> Option<&Path> {
+        match &self.way {
+            Way::Preloaded => Some(&self.path),
+            Way::Mapped(file) => Some(file),
+            Way::Unseen(_) => None,
+        }
+    }
+}
+
+/// How the runtime comes into a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The dynamic linker loads it.
+    Preloaded,
+    /// The command maps it into this statically linked program, before that begins.
+    Mapped(PathBuf),
+    /// Not at all, for this reason.
+    Unseen(String),
 }
 
 /// Why there is nothing to run.
@@ -33,8 +55,8 @@ pub(crate) enum NotRunnable {
 /// Finds `name` as `execvp` does.
 fn find(name: &OsStr) -> Result<Program, NotRunnable> {
     let path = search(name)?;
-    let unseen = why_unseen(&path, 0).err();
-    Ok(Program { path, unseen })
+    let way = way_into(&path, 0).unwrap_or_else(Way::Unseen);
+    Ok(Program { path, way })
 }
 
 /// As [`find`]; ends this process where there is nothing to run.
@@ -88,7 +110,7 @@ fn runnable(path: &Path) -> Result<(), NotRunnable> {
 }
 
 /// `Err` with the reason when the runtime is to stay out.
-fn why_unseen(path: &Path, depth: u32) -> Result<(), String> {
+fn way_into(path: &Path, depth: u32) -> Result<Way, String> {
     let Ok(mut file) = File::open(path) else {
         return Err("the program's file cannot be read".to_owned());
     };
@@ -96,14 +118,14 @@ fn why_unseen(path: &Path, depth: u32) -> Result<(), String> {
     let mut head = [0; 256];
     let read = file.read(&mut head).unwrap_or(0);
     match &head[..read] {
-        [0x7f, b'E', b'L', b'F', ..] => why_elf_unseen(file),
+        [0x7f, b'E', b'L', b'F', ..] => way_into_elf(path, file),
         // The kernel follows interpreters of interpreters four deep.
         [b'#', b'!', line @ ..] if depth < 5 => match interpreter(line) {
-            Some(interpreter) => why_unseen(&interpreter, depth + 1),
+            Some(interpreter) => way_into(&interpreter, depth + 1),
             None => Err("the script names no interpreter".to_owned()),
         },
         // Not a format the kernel knows: `execvp` gives it to the shell.
-        _ => why_unseen(Path::new("/bin/sh"), depth + 1),
+        _ => way_into(Path::new("/bin/sh"), depth + 1),
     }
 }
 
@@ -116,8 +138,7 @@ fn refuse_set_id(file: &File) -> Result<(), String> {
     let group = mode & libc::S_ISGID != 0 && metadata.gid() != nix::unistd::getegid().as_raw();
     if user || group {
         return Err(
-            "the program changes its user or group (set-id): the dynamic linker takes no preloads"
-                .to_owned(),
+            "the program changes its user or group (set-id): nothing may be put into it".to_owned(),
         );
     }
     Ok(())
@@ -131,7 +152,7 @@ fn interpreter(line: &[u8]) -> Option<PathBuf> {
     Some(PathBuf::from(OsString::from_vec(word.to_vec())))
 }
 
-fn why_elf_unseen(file: File) -> Result<(), String> {
+fn way_into_elf(path: &Path, file: File) -> Result<Way, String> {
     let not_understood = |_| "the program's ELF headers are not understood".to_owned();
     let mut class = [0; 5];
     if file.read_exact_at(&mut class, 0).is_ok() && class[4] != 2 {
@@ -151,7 +172,7 @@ fn why_elf_unseen(file: File) -> Result<(), String> {
         .iter()
         .find(|segment| segment.p_type(endian) == PT_INTERP)
     else {
-        return Err("statically linked: nothing can be preloaded".to_owned());
+        return Ok(Way::Mapped(path.to_owned()));
     };
     let linker = interpreter.data(endian, data).unwrap_or(&[]);
     let linker = linker.strip_suffix(b"\0").unwrap_or(linker);
@@ -166,7 +187,7 @@ fn why_elf_unseen(file: File) -> Result<(), String> {
             "built with a sanitizer ({sanitizer}), which has a malloc of its own"
         ));
     }
-    Ok(())
+    Ok(Way::Preloaded)
 }
 
 fn needed_sanitizer<'a, R: ReadRef<'a>>(

@@ -109,3 +109,65 @@ fn a_thousand_addresses() {
     assert!(both > ADDRESSES / 2, "{both}");
     assert!(equal * 1000 >= both * 999, "{equal} of {both}");
 }
+
+/// The relays and trampolines of a record have names, for gdb and for perf.
+#[test]
+fn hooks_of_a_record_have_names() {
+    let mut child = pointee()
+        .args(["run", "--report", "/dev/null", "--", "/usr/bin/perl", "-e"])
+        .arg("$|=1; print \"$$\\n\"; <STDIN>")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("perl starts");
+    let mut line = String::new();
+    let out = child.stdout.take().expect("a pipe");
+    BufReader::new(out).read_line(&mut line).expect("a line");
+    let pid: u32 = line.trim().parse().expect("perl's number");
+    let explained = pointee()
+        .args(["explain", "--perf-map", &pid.to_string()])
+        .output()
+        .expect("runs");
+    let path = format!("/tmp/perf-{pid}.map");
+    let map = std::fs::read_to_string(&path).unwrap_or_default();
+    let _ = std::fs::remove_file(&path);
+    let hooks: Vec<(u64, &str)> = map
+        .lines()
+        .filter_map(|line| {
+            let (address, rest) = line.split_once(' ')?;
+            let name = rest.split_once(' ')?.1;
+            Some((u64::from_str_radix(address, 16).ok()?, name))
+        })
+        .collect();
+    let output = Command::new("gdb")
+        .args(["-nx", "-batch", "-p", &pid.to_string()])
+        .args(hooks.iter().flat_map(|(address, _)| {
+            // In the relay, and in the trampoline.
+            ["0", "33"].map(|into| format!("-ex=info symbol {address:#x}+{into}"))
+        }))
+        .stdin(Stdio::null())
+        .env_remove("DEBUGINFOD_URLS")
+        .output()
+        .expect("gdb runs");
+    drop(child.stdin.take());
+    child.wait().expect("ends");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&explained.stderr);
+    for expected in ["malloc@hook", "free@hook", "execve@hook"] {
+        assert!(
+            hooks.iter().any(|(_, name)| *name == expected),
+            "{expected}: {map}{complaint}"
+        );
+    }
+    let names: Vec<&str> = said
+        .lines()
+        .filter_map(|line| {
+            line.split_once(" in section .text of ")?
+                .0
+                .split(' ')
+                .next()
+        })
+        .collect();
+    let expected: Vec<&str> = hooks.iter().flat_map(|(_, name)| [*name; 2]).collect();
+    assert_eq!(names, expected, "{said}");
+}

@@ -164,21 +164,97 @@ fn what_ships_inside_is_known_at_the_first_run() {
 fn an_ignored_pool_is_none() {
     let folder = TempDir::new().expect("a folder");
     let program = build_shipped(folder.path());
-    let config = folder.path().join("pointee.toml");
     let ignored = ["apr_*", "_talloc*"].map(|name| format!("[[ignore]]\nname = \"{name}\"\n"));
-    std::fs::write(&config, ignored.concat()).expect("writes");
-    let file = folder.path().join("report.json");
+    let report = run_with(&ignored.concat(), &program, folder.path());
+    assert_eq!(report["totals"]["pools"]["allocations"], 0);
+}
+
+/// The report of a run with this configuration.
+fn run_with(config: &str, program: &Path, folder: &Path) -> Value {
+    let path = folder.join("pointee.toml");
+    std::fs::write(&path, config).expect("writes");
+    let file = folder.join("report.json");
     let status = pointee()
         .arg("--config")
-        .arg(&config)
+        .arg(&path)
         .args(["run", "--format", "json", "--report"])
         .arg(&file)
         .arg("--")
-        .arg(&program)
+        .arg(program)
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
         .status();
     assert!(status.expect("runs").success());
     let text = std::fs::read(&file).expect("a report");
     let reports: Value = serde_json::from_slice(&text).expect("JSON");
-    assert_eq!(reports[0]["totals"]["pools"]["allocations"], 0);
+    reports[0].clone()
+}
+
+fn build_inlined(folder: &Path, level: &str) -> PathBuf {
+    let program = folder.join("inlined");
+    let status = Command::new("gcc")
+        .args(["-g", "-w", level, "-o"])
+        .arg(&program)
+        .arg(Path::new(POOLS).join("inlined.c"))
+        .status();
+    assert!(status.expect("gcc runs").success());
+    program
+}
+
+#[test]
+fn a_cursor_that_is_ignored_is_none() {
+    let folder = TempDir::new().expect("a folder");
+    let program = build_inlined(folder.path(), "-O2");
+    let ignored = ["obstack.object_base", "pool.next", "bump"];
+    let ignored = ignored.map(|name| format!("[[ignore]]\nname = \"{name}\"\n"));
+    let report = run_with(&ignored.concat(), &program, folder.path());
+    assert_eq!(report["totals"]["pools"]["allocations"], 0, "{report:#}");
+}
+
+#[test]
+fn pools_that_nobody_declares_are_seen() {
+    for level in ["-O1", "-O2"] {
+        let folder = TempDir::new().expect("a folder");
+        let program = build_inlined(folder.path(), level);
+        let report = run(&program, folder.path(), false);
+        let sites = report["sites"].as_array().expect("a list");
+        let count = |allocator: &str, field: &str| -> u64 {
+            let those = sites.iter().filter(|site| site["allocator"] == allocator);
+            those
+                .map(|site| site[field].as_u64().expect("a number"))
+                .sum()
+        };
+        let rows = [
+            ("obstack.object_base of inlined", 2153, 1101),
+            ("bump of inlined", 300, 300),
+            ("pool.next of inlined", 200, 200),
+        ];
+        for (allocator, allocations, live) in rows {
+            let found = (count(allocator, "allocations"), count(allocator, "live"));
+            assert_eq!(
+                found,
+                (allocations, live),
+                "{level} {allocator}: {report:#}"
+            );
+        }
+        // The reader's are none, nor is anything else.
+        let pools = &report["totals"]["pools"];
+        assert_eq!(
+            pools["allocations"],
+            2153 + 300 + 200,
+            "{level}: {report:#}"
+        );
+        let typed = |r#type: &str, allocator: &str| {
+            let is = |site: &&Value| site["type"] == r#type && site["allocator"] == allocator;
+            sites.iter().any(|site| is(&site))
+        };
+        assert!(
+            typed("struct slot", "bump of inlined"),
+            "{level}: {report:#}"
+        );
+        assert!(
+            typed("struct leaf", "pool.next of inlined"),
+            "{level}: {report:#}"
+        );
+    }
 }

@@ -711,10 +711,25 @@ __attribute__((noinline)) void run(int to, unsigned size)
     level = (unsigned char)size;
     __asm__ volatile("" : : : "memory");
 }
+static inline __attribute__((always_inline)) void keep(int what, unsigned fixed)
+{
+    state = what;
+    sum += fixed;
+    __asm__ volatile("" : : : "memory");
+}
+/* The last argument comes on the stack, and is there where the body begins. */
+__attribute__((noinline)) void stacked(int a, int b, int c, int d, int e, int f, int what)
+{
+    sum += a + b + c + d + e + f;
+    __asm__ volatile("" : : : "memory");
+    keep(what, 5);
+}
 static void *worker(void *unused)
 {
-    for (unsigned i = 0; i < 1000; i++)
+    for (unsigned i = 0; i < 1000; i++) {
         run((int)(i % 3) - 1, i);
+        stacked((int)i, 1, 2, 3, 4, 5, (int)(i % 3) - 1);
+    }
     return unused;
 }
 int main(void)
@@ -730,17 +745,19 @@ int main(void)
 }
 "#;
 
-/// What passes a point: constants, registers of several widths, with and without a sign, parameters of inlined bodies.
+/// What passes a point: constants, registers of several widths, with and without a sign, parameters of inlined bodies, also in memory.
 #[test]
 fn values_are_counted_where_they_pass() {
     /// Subject, name of the value, function, how often some values came, how often others.
     type Row<'a> = (&'a str, &'a str, &'a str, &'a [(i64, u64)], u64);
     let signs: &[(i64, u64)] = &[(-1, 1336), (0, 1332), (1, 1332)];
-    let rows: [(&str, Row<'_>); 5] = [
+    let rows: [(&str, Row<'_>); 7] = [
         ("--written", ("state", "state", "run", signs, 0)),
         ("--written", ("state", "state", "main", &[(77, 1)], 0)),
         ("--inlined", ("set", "to", "run", signs, 0)),
         ("--inlined", ("set", "size", "run", &[], 4000)),
+        ("--inlined", ("keep", "what", "stacked", signs, 0)),
+        ("--inlined", ("keep", "fixed", "stacked", &[(5, 4000)], 0)),
         ("--written", ("level", "level", "run", &[], 4000)),
     ];
     for compiler in ["gcc", "clang"] {

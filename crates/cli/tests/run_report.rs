@@ -303,7 +303,7 @@ fn exec_makes_another_generation() {
 
 #[test]
 fn what_cannot_be_seen_is_said() {
-    let (_folder, program) = compile("int main(void) { return 6; }", &["-static"]);
+    let (_folder, program) = compile("int main(void) { return 6; }", &["-static", "-s"]);
     let path = program.to_str().expect("a name");
     let (reports, output) = report(&[path]);
     assert_eq!(output.status.code(), Some(6));

@@ -287,11 +287,11 @@ impl Counters {
         bump(&counts.bytes, bytes, shared);
     }
 
-    /// Counts that such a block was given back.
+    /// Counts that `blocks` of one origin, of `bytes` in all, that were cut out so were given back.
     #[inline(always)]
-    pub fn put_back(&self, thread: &Thread, origin: u32, bytes: u64) {
+    pub fn put_back(&self, thread: &Thread, origin: u32, blocks: u64, bytes: u64) {
         let (counts, shared) = (self.counts_of(thread, origin), is_shared(thread));
-        bump(&counts.frees, 1, shared);
+        bump(&counts.frees, blocks, shared);
         bump(&counts.freed_bytes, bytes, shared);
     }
 

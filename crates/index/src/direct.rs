@@ -1,8 +1,8 @@
 //! *Which block does this address lie in?* — asked in the process that records, where the region is plain memory.
 //!
 //! The same answer as [`Index::block_at`](crate::read::Index::block_at), for those who need it in nanoseconds: no copy,
-//! no system call, any thread, also in a signal handler. Words are read as [`words::observe`] says; the scan
-//! back to a start mark looks at eight of them at a time.
+//! no system call, any thread, also in a signal handler. Words are read as [`words::observe`] says. A little is looked back for a
+//! start mark, then the covers know of large blocks, then the rest is looked through, many words at a time.
 
 #![allow(unsafe_code)] // Reads the region through raw pointers; offsets are bounded by the geometry.
 
@@ -14,6 +14,9 @@ use crate::table::{directory_index, granule};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// How far back is looked before the covers are asked: most blocks start within it.
+const NEAR: u64 = 256;
 
 /// Reads the tables of one level of blocks.
 #[derive(Clone, Copy)]
@@ -60,25 +63,33 @@ impl Reader {
         }
     }
 
-    /// The live block that `address` lies in, at its base or anywhere inside.
-    #[inline]
+    /// The live block that `address` lies in, at its base or anywhere inside. Inlined, so that the answer stays in registers.
+    #[inline(always)]
     #[must_use]
     pub fn block_at(&self, address: u64) -> Option<Block> {
         if address >> 47 != 0 {
             return None;
         }
-        let even = self.nearest_start(address, 0);
-        let odd = self.nearest_start(address, 8);
-        let near = match (even, odd) {
-            (Some(even), Some(odd)) if odd.base > even.base => Some(odd),
-            (even, odd) => even.or(odd),
+        // Blocks of one level lie apart, so one that holds the address is the only one.
+        let base = match self.nearest_start(address, 0, NEAR) {
+            Some(block) if block.holds(address) => return Some(block),
+            _ => self.base_beyond(address)?,
         };
-        if near.is_some_and(|block| block.holds(address)) {
-            return near;
-        }
-        let base = self.covering(address)?;
         let block = self.block_from(self.table_of(base)?, granule(base), base)?;
         block.holds(address).then_some(block)
+    }
+
+    /// Where the block that `address` lies in starts, if not near by.
+    #[inline(never)]
+    fn base_beyond(&self, address: u64) -> Option<u64> {
+        let holds = |block: &Block| block.holds(address);
+        let covering = self.covering(address).filter(|base| {
+            let table = self.table_of(*base);
+            let block = table.and_then(|table| self.block_from(table, granule(*base), *base));
+            block.is_some_and(|block| holds(&block))
+        });
+        let in_plane = |plane| self.nearest_start(address, plane, LARGE).filter(holds);
+        covering.or_else(|| in_plane(0).or_else(|| in_plane(8)).map(|block| block.base))
     }
 
     /// Calls `each` for every live block, by table, until it says `false`. Pages of words for which `is_touched` says no are
@@ -137,15 +148,15 @@ impl Reader {
         })
     }
 
-    /// The last block of one plane that starts at or below `address`, within [`LARGE`] bytes.
+    /// The last block of one plane that starts at or below `address`, within so many bytes.
     #[inline(always)]
-    fn nearest_start(&self, address: u64, plane: u64) -> Option<Block> {
+    fn nearest_start(&self, address: u64, plane: u64, within: u64) -> Option<Block> {
         let mut at = if address & 15 >= plane {
             address & !15 | plane
         } else {
             (address & !15 | plane).checked_sub(16)?
         };
-        let lowest = address.saturating_sub(LARGE);
+        let lowest = address.saturating_sub(within);
         while at >= lowest {
             let last = granule(at);
             if let Some(table) = self.table_of(at) {
@@ -185,21 +196,67 @@ impl Reader {
 /// They are granules of `table`.
 #[inline(always)]
 unsafe fn last_start(table: *const AtomicU32, first: u64, last: u64) -> Option<u64> {
-    // SAFETY: the caller's promise.
-    let word = |at: u64| unsafe { &*table.add(at as usize) }.load(Relaxed);
     let mut end = last + 1;
     while end > first {
-        if end - first >= 8 && end < last {
-            let all = (1..=8).fold(0, |all, back| all | word(end - back));
-            if !words::is_start(all) {
-                end -= 8;
+        if end - first >= MANY && end <= last {
+            // SAFETY: as many granules lie between `first` and `end`.
+            let any = unsafe { any_start(table.add((end - MANY) as usize)) };
+            if !any {
+                end -= MANY;
                 continue;
             }
         }
         end -= 1;
-        if words::is_start(word(end)) {
+        // SAFETY: the caller's promise.
+        if words::is_start(unsafe { &*table.add(end as usize) }.load(Relaxed)) {
             return Some(end);
         }
     }
     None
+}
+
+/// Words that are looked at at once.
+const MANY: u64 = 16;
+
+/// Whether one of the [`MANY`] words from `words` on is a start: in assembly, since atomic loads are not made into vectors.
+///
+/// # Safety
+/// As many words are there.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn any_start(words: *const AtomicU32) -> bool {
+    // The start mark is a word's highest bit, which is what `movmskps` takes.
+    const { assert!(words::START == 1 << 31 && MANY == 16) };
+    let marks: u32;
+    // SAFETY: the caller's promise; words of four bytes are read whole by any wider load of an aligned place.
+    unsafe {
+        core::arch::asm!(
+            "movdqu {a}, [{from}]",
+            "movdqu {b}, [{from} + 16]",
+            "por {a}, {b}",
+            "movdqu {b}, [{from} + 32]",
+            "por {a}, {b}",
+            "movdqu {b}, [{from} + 48]",
+            "por {a}, {b}",
+            "movmskps {marks:e}, {a}",
+            from = in(reg) words,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            marks = lateout(reg) marks,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    marks != 0
+}
+
+/// As above.
+///
+/// # Safety
+/// As many words are there.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+unsafe fn any_start(words: *const AtomicU32) -> bool {
+    // SAFETY: the caller's promise.
+    let word = |at: u64| unsafe { &*words.add(at as usize) }.load(Relaxed);
+    (0..MANY).any(|at| words::is_start(word(at)))
 }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicI64, AtomicU32, AtomicU64};
 /// First eight bytes of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"PTEEIDX\x01");
 /// Grows with every change of the layout or of a meaning.
-pub const VERSION: u32 = 13;
+pub const VERSION: u32 = 14;
 
 /// log2 of the bytes of address space one table covers.
 pub const CHUNK_SHIFT: u32 = 26;
@@ -127,6 +127,7 @@ pub struct Layout {
     pub modules: u64,
     pub hooks: u64,
     pub strings: u64,
+    pub signal_stacks: u64,
     pub mismatches: u64,
     pub table_owners: u64,
     pub directory: u64,
@@ -150,11 +151,15 @@ impl Layout {
     /// The layout that follows from a sane geometry.
     #[must_use]
     pub const fn of(geometry: &Geometry) -> Self {
-        use crate::{counters, mismatches, origins, pages, records};
+        use crate::{counters, mismatches, origins, pages, records, signal_stacks};
         let modules = page(size_of::<Header>() as u64);
         let hooks = page(modules + geometry.modules as u64 * size_of::<records::Module>() as u64);
         let strings = page(hooks + geometry.hooks as u64 * size_of::<records::Hook>() as u64);
-        let mismatches = page(strings + geometry.strings as u64);
+        let signal_stacks = page(strings + geometry.strings as u64);
+        let mismatches = page(
+            signal_stacks
+                + signal_stacks::ROOM as u64 * size_of::<signal_stacks::SignalStack>() as u64,
+        );
         let table_owners =
             page(mismatches + mismatches::ROOM as u64 * size_of::<mismatches::Mismatch>() as u64);
         let directory = page(table_owners + geometry.tables as u64 * 4);
@@ -187,6 +192,7 @@ impl Layout {
             modules,
             hooks,
             strings,
+            signal_stacks,
             mismatches,
             table_owners,
             directory,
@@ -269,6 +275,10 @@ pub struct Header {
     pub nested: AtomicU32,
     /// Used tables of pages.
     pub page_tables: AtomicU32,
+    /// Used records of the signal stack section.
+    pub signal_stacks: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
     /// Nanoseconds (CLOCK_MONOTONIC) at which recording began.
     pub started: AtomicU64,
 }

@@ -11,6 +11,7 @@
 //!   ├ modules       loaded objects, by load order               records
 //!   ├ hooks         patched entries, bytes before and after     records
 //!   ├ strings       names and paths                             records
+//!   ├ signal stacks thread → its alternate signal stack           signal_stacks
 //!   ├ mismatches    (origin, freeing origin) → frees             mismatches
 //!   ├ directory     (level, 64 MiB chunk, plane) → table        table
 //!   ├ covers        level, chunk → block over its first byte    table
@@ -43,6 +44,7 @@ pub mod pages;
 pub mod peak;
 pub mod read;
 pub mod records;
+pub mod signal_stacks;
 pub mod table;
 pub mod words;
 

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)] // Writes the region through raw pointers; numbers are bounded by the geometry.
 
 use crate::layout::{CHUNK_SHIFT, CHUNKS, Header, Layout, PAGE, unseen};
+use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -64,6 +65,12 @@ impl PageWord {
     #[must_use]
     pub const fn is_seen(self) -> bool {
         self.0 & Self::SEEN != 0
+    }
+
+    /// Whether a file is behind it.
+    #[must_use]
+    pub const fn is_file(self) -> bool {
+        self.0 & Self::FILE != 0
     }
 
     /// Along which path; 0 if that was not seen.
@@ -167,6 +174,21 @@ impl Pages {
                 PageWord(self.words(table)[page as usize].load(Relaxed))
             }
         }
+    }
+
+    /// The pages around `address`, within some, of which the same was seen.
+    #[must_use]
+    pub fn alike(&self, address: u64, within: Range<u64>) -> Range<u64> {
+        let word = self.at(address);
+        let page = address & !(PAGE - 1);
+        let (mut start, mut end) = (page, page + PAGE);
+        while start > within.start && self.at(start - PAGE) == word {
+            start -= PAGE;
+        }
+        while end < within.end && self.at(end) == word {
+            end += PAGE;
+        }
+        start..end
     }
 
     fn change(&self, start: u64, end: u64, new: impl Fn(PageWord) -> PageWord) {

@@ -12,6 +12,7 @@ use crate::layout::{Geometry, Header, Layout, MAGIC, ORIGIN_LEVELS, PAGE, VERSIO
 use crate::mismatches::{self, Mismatch};
 use crate::origins::{Frame, Node, UNLOADED};
 use crate::records::{Hook, Module};
+use crate::signal_stacks::{self, Seen, SignalStack};
 use crate::words;
 use core::mem::offset_of;
 
@@ -373,6 +374,27 @@ impl<M: Memory> Index<M> {
                         called: field(offset_of!(Mismatch, called)),
                     });
                 }
+            }
+        }
+    }
+
+    /// Calls `each` for every alternate signal stack that a thread was seen to have set, also of threads that are no more.
+    pub fn each_signal_stack(&self, mut each: impl FnMut(Seen)) {
+        const RECORD: usize = size_of::<SignalStack>();
+        let used = self.header_u32(offset_of!(Header, signal_stacks));
+        for number in 0..u64::from(used.min(signal_stacks::ROOM)) {
+            let mut record = [0; RECORD];
+            let at = self.layout.signal_stacks + number * RECORD as u64;
+            if !self.memory.read(at, &mut record) {
+                return;
+            }
+            let seen = Seen {
+                start: u64_in(&record, offset_of!(SignalStack, start)),
+                len: u64_in(&record, offset_of!(SignalStack, len)),
+                thread: u64_in(&record, offset_of!(SignalStack, thread)) as u32,
+            };
+            if seen.start != 0 {
+                each(seen);
             }
         }
     }

@@ -190,6 +190,7 @@ impl Answer {
                 });
             }
             What::Frame { thread, frame } => self.in_frame(space, thread, frame),
+            What::SignalStack { thread } => self.of_thread(space, thread),
             What::Stack { thread } => {
                 self.of_thread(space, thread);
                 if let Some(cut) = layout

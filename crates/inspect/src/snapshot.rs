@@ -211,13 +211,13 @@ fn claimed_by(layout: &Layout) -> impl Iterator<Item = Range<u64>> {
         (read_only && of_object(mapping)) || (writable && (of_object(mapping) || on_start))
     };
     let in_files = layout.mappings.iter().filter(wanted);
-    let stacks = layout.threads.iter().filter_map(|thread| {
-        let stack = thread.stack?;
-        let from = thread
-            .frames
-            .first()
-            .map_or(stack.start, |frame| frame.span.start);
-        Some(from.0 / PAGE * PAGE..stack.end.0)
+    let stacks = layout.threads.iter().flat_map(|thread| {
+        let stacks = thread.stack.into_iter().chain(thread.signal_stack);
+        stacks.map(|stack| {
+            let mut starts = thread.frames.iter().map(|frame| frame.span.start);
+            let first = starts.find(|start| stack.holds(*start));
+            first.unwrap_or(stack.start).0 / PAGE * PAGE..stack.end.0
+        })
     });
     let areas = layout.threads.iter().flat_map(|thread| {
         let blocks = thread.blocks.iter().map(|(_, span)| *span);

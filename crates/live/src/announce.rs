@@ -1,24 +1,25 @@
-//! *Who is told of generated code?* The process's unwinders (`unwinder.rs`), and a debugger, by a file in memory that
-//! the interface for compilers at run time offers (`__jit_debug_descriptor`; gdb manual, "JIT Compilation Interface").
-//!
-//! ```text
-//!   file:  header | sections: .text (where the code is) .eh_frame .symtab .strtab | rules | symbol | names
-//! ```
+//! *Who is told of generated code?* The process's unwinders (`unwinder.rs`), and a debugger, by a file in memory
+//! (`debug_file.rs` of `pointee-patch`) in a list that it looks for: `__jit_debug_descriptor` (gdb manual, "JIT Compilation Interface").
+//! The file has a symbol named after what is hooked, the unwind rules, and the lines of a listing (`listing.rs`).
 //!
 //! The list of files is this library's own, with hidden names: another compiler in the process keeps its own.
 
 #![allow(unsafe_code)] // A list for debuggers, and assembly for its names.
 
 use pointee_model::addr::RunAddr;
+use pointee_patch::debug_file::{DebugFile, Function, Listing};
 
 use crate::frames::Frames;
+use crate::lines::Lines;
+use crate::listing;
 use crate::perf_map;
+use crate::sys;
 use crate::unwinder::Registration;
 
 /// Room for a file in memory.
-const ROOM: usize = 1408;
+const ROOM: usize = 2048;
 /// Behind the name of what is hooked.
-const SUFFIX: &[u8] = b"@hook\0";
+const SUFFIX: &[u8] = b"@hook";
 /// Room for that name.
 pub(crate) const NAME: usize = 96;
 
@@ -32,6 +33,9 @@ pub(crate) struct Announcement {
     len: u64,
     /// Where in the file the name is.
     name: [usize; 2],
+    /// The process that announced it: of a forked child, its parent.
+    process: u32,
+    lines: Lines,
     frames: Frames,
     file: [u8; ROOM],
 }
@@ -98,36 +102,36 @@ impl Announcement {
             at: RunAddr(0),
             len: 0,
             name: [0; 2],
+            process: 0,
+            lines: Lines::none(),
             frames: Frames::empty(),
             file: [0; ROOM],
         }
     }
 
-    /// Tells of `len` bytes of code at `at`, called `name`. Under the engine's lock; no thread stands still, for the unwinder
+    /// Tells of code at `at` that is called `name` and ends where its lines do. Under the engine's lock; no thread stands still, for the unwinder
     /// takes locks of its own.
-    pub(crate) fn announce(&mut self, frames: &Frames, at: RunAddr, len: u64, name: &[u8]) {
-        self.announce_to_debuggers(frames, at, len, name);
-        self.unwinders.tell(self.frames.as_slice(), at, len);
+    pub(crate) fn announce(&mut self, frames: &Frames, lines: &Lines, at: RunAddr, name: &[u8]) {
+        self.announce_to_debuggers(frames, lines, at, name);
+        self.unwinders.tell(self.frames.as_slice(), at, self.len);
     }
 
     /// The same without a word to the unwinder, and so at any moment. Under the engine's lock.
     pub(crate) fn announce_to_debuggers(
         &mut self,
         frames: &Frames,
+        lines: &Lines,
         at: RunAddr,
-        len: u64,
         name: &[u8],
     ) {
         self.withdraw();
-        self.frames = *frames;
-        let file_len = write_file(&mut self.file, self.frames.as_slice(), at, len, name);
-        (self.at, self.len) = (at, len);
-        // Between the names of sections and the last zero.
+        (self.frames, self.lines) = (*frames, *lines);
+        (self.at, self.len, self.process) = (at, lines.end(), sys::process_id());
+        let name = &name[..name.len().min(NAME)];
+        let file_len = self.write_file(name);
+        // The last of the file, but for a zero.
         let end = file_len.map_or(0, |file_len| file_len - 1);
-        self.name = [
-            end - (name.len().min(NAME) + SUFFIX.len() - 1).min(end),
-            end,
-        ];
+        self.name = [end - (name.len() + SUFFIX.len()).min(end), end];
         self.write_to_perf_map();
         self.entry.file = self.file.as_ptr();
         self.entry.len = file_len.unwrap_or(0) as u64;
@@ -149,11 +153,52 @@ impl Announcement {
 
     /// Under the engine's lock.
     pub(crate) fn write_to_perf_map(&self) {
-        if let Some(name) = self.file.get(self.name[0]..self.name[1])
-            && !name.is_empty()
-        {
-            perf_map::add(self.at, self.len, name);
+        if !self.name().is_empty() {
+            perf_map::add(self.at, self.len, self.name());
         }
+    }
+
+    /// Where the code begins.
+    pub(crate) fn at(&self) -> RunAddr {
+        self.at
+    }
+
+    /// What the code is called; nothing if it is not announced.
+    pub(crate) fn name(&self) -> &[u8] {
+        self.file.get(self.name[0]..self.name[1]).unwrap_or(&[])
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.process
+    }
+
+    pub(crate) fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// The file's length; `None` when it does not fit.
+    fn write_file(&mut self, name: &[u8]) -> Option<usize> {
+        let function = Function {
+            at: self.at,
+            len: self.len,
+            name: [name, SUFFIX],
+        };
+        let folder = listing::folder(self.process);
+        let source = listing::file(self.at, [name, SUFFIX]);
+        let rows = self.lines.offsets();
+        let told = DebugFile {
+            at: self.at,
+            len: self.len,
+            frames: self.frames.as_slice(),
+            frames_at: RunAddr(self.frames.as_slice().as_ptr() as u64),
+            listing: Some(Listing {
+                folder: folder.bytes(),
+                file: source.bytes(),
+                rows: &rows[..self.lines.len()],
+                end: self.len,
+            }),
+        };
+        told.write(&mut self.file, core::iter::once(function))
     }
 
     /// Takes back what was told.
@@ -161,6 +206,7 @@ impl Announcement {
         if !core::mem::take(&mut self.told) {
             return;
         }
+        listing::remove(self);
         self.name = [0; 2];
         self.unwinders.withdraw(self.frames.as_slice());
         if self.entry.len != 0 {
@@ -191,81 +237,4 @@ unsafe fn tell(entry: *mut Entry, action: u32) {
         __jit_debug_register_code();
         (*list).action = 0;
     }
-}
-
-/// Writes an ELF file of code at `at`. Its length; `None` when it does not fit.
-fn write_file(file: &mut [u8], frames: &[u8], at: RunAddr, len: u64, name: &[u8]) -> Option<usize> {
-    const HEADER: usize = 64;
-    const SECTION: usize = 64;
-    const SECTIONS: usize = 5;
-    const SYMBOLS: usize = 48;
-    const NAMES: &[u8] = b"\0.text\0.eh_frame\0.symtab\0.strtab\0";
-    let name = name.get(..name.len().min(NAME))?;
-    let frames_at = HEADER + SECTION * SECTIONS;
-    let symbols_at = (frames_at + frames.len()).next_multiple_of(8);
-    let names_at = symbols_at + SYMBOLS;
-    let names_len = NAMES.len() + name.len() + SUFFIX.len();
-    let end = names_at + names_len;
-    let file = file.get_mut(..end)?;
-    file.fill(0);
-    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-    // An executable for x86-64 with sections only.
-    put(0, b"\x7fELF\x02\x01\x01");
-    put(16, &[2, 0, 62, 0, 1]);
-    put(40, &(HEADER as u64).to_le_bytes());
-    put(
-        52,
-        &[
-            HEADER as u8,
-            0,
-            0,
-            0,
-            0,
-            0,
-            SECTION as u8,
-            0,
-            SECTIONS as u8,
-            0,
-            4,
-            0,
-        ],
-    );
-    // name, type, flags, address, offset, size, link, info, alignment, entry size
-    let sections: [[u64; 10]; SECTIONS] = [
-        [0; 10],
-        [1, 8, 6, at.0, frames_at as u64, len, 0, 0, 16, 0],
-        [
-            7,
-            1,
-            2,
-            frames.as_ptr() as u64,
-            frames_at as u64,
-            frames.len() as u64,
-            0,
-            0,
-            8,
-            0,
-        ],
-        [17, 2, 0, 0, symbols_at as u64, SYMBOLS as u64, 4, 1, 8, 24],
-        [25, 3, 0, 0, names_at as u64, names_len as u64, 0, 0, 1, 0],
-    ];
-    for (number, section) in sections.iter().enumerate() {
-        let mut to = HEADER + number * SECTION;
-        for (field, value) in section.iter().enumerate() {
-            let bytes = value.to_le_bytes();
-            let len = if matches!(field, 0 | 1 | 6 | 7) { 4 } else { 8 };
-            put(to, &bytes[..len]);
-            to += len;
-        }
-    }
-    put(frames_at, frames);
-    // A global function in .text.
-    put(symbols_at + 24, &(NAMES.len() as u32).to_le_bytes());
-    put(symbols_at + 28, &[0x12, 0, 1, 0]);
-    put(symbols_at + 32, &at.0.to_le_bytes());
-    put(symbols_at + 40, &len.to_le_bytes());
-    put(names_at, NAMES);
-    put(names_at + NAMES.len(), name);
-    put(names_at + NAMES.len() + name.len(), SUFFIX);
-    Some(end)
 }

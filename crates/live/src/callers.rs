@@ -31,6 +31,8 @@ use crate::change::Change;
 use crate::entry;
 use crate::frames::Frames;
 use crate::hook::{self, Hook, Installed, Purpose, Relay, State};
+use crate::lines::{Lines, What};
+use crate::listing;
 use crate::refusal::Refusal;
 use crate::stop::{self, Exclusive, Pause};
 use crate::sys::{self, map};
@@ -302,10 +304,12 @@ fn make_relay(
     unsafe { text.write(at, &bytes[..len]) }.map_err(Refusal::NoMemoryFile)?;
     if !relay.is_cell {
         let frames = Frames::of_relay(at, len as u64);
+        let lines = Lines::all(What::ToReplacement, len as u64);
         hook.announcement
-            .announce_to_debuggers(&frames, at, len as u64, b"call");
+            .announce_to_debuggers(&frames, &lines, at, b"call");
     }
     hook.put_relay(relay, at, function);
+    listing::add(hook);
     Ok(())
 }
 

@@ -18,7 +18,8 @@ use pointee_patch::{Entry, find_inward_branches, one_byte_jump, plan_entry, plan
 use crate::change::{self, Change};
 use crate::frames::Frames;
 use crate::hook::{self, Hook, Installed, Made, Purpose, Slot};
-use crate::island::{RELAY, SLOT};
+use crate::island::RELAY;
+use crate::lines::{Lines, What};
 use crate::maps::{Maps, Range};
 use crate::refusal::Refusal;
 use crate::stop::{self, Exclusive, Pause};
@@ -179,17 +180,25 @@ fn make(
     let mut relay = [0; RELAY as usize];
     let mut emitter = Emitter::new(&mut relay, slot);
     let mut pushed = 0;
+    let mut lines = Lines::none();
     let emitted = match purpose {
         // Those have slots of another kind, made in `probe.rs`.
         Purpose::Probe(_) | Purpose::Relay(_) => return Err(Refusal::AlreadyHooked),
-        Purpose::Replace(replacement) => emitter.jump(replacement),
+        Purpose::Replace(replacement) => {
+            lines.add(0, What::ToReplacement);
+            let emitted = emitter.jump(replacement);
+            lines.add(emitter.len(), What::Data);
+            emitted
+        }
         Purpose::Wrap(_) | Purpose::Callers(_) => {
             let (stub, record) = (stubs::entry_stub(), core::ptr::from_ref(hook) as u64);
             let emitted = emitter.push_from(emitter.jump_len(stub));
             pushed = emitter.len() as u8;
-            emitted
-                .and_then(|()| emitter.jump(stub))
-                .and_then(|()| emitter.bytes(&record.to_le_bytes()))
+            lines.add(0, What::Push);
+            lines.add(emitter.len(), What::ToStub);
+            let emitted = emitted.and_then(|()| emitter.jump(stub));
+            lines.add(emitter.len(), What::Data);
+            emitted.and_then(|()| emitter.bytes(&record.to_le_bytes()))
         }
     };
     emitted.map_err(|_| Refusal::NoRoom)?;
@@ -202,7 +211,8 @@ fn make(
     }
     let frames = Frames::of_slot(slot, RELAY, pushed, &plan, site.rules.as_ref());
     let name = unwinder::name_of(function).unwrap_or(b"function");
-    hook.announcement.announce(&frames, slot, SLOT as u64, name);
+    lines.trampoline(RELAY as usize, &plan);
+    hook.announcement.announce(&frames, &lines, slot, name);
     let purpose = match purpose {
         Purpose::Callers(callers) => Purpose::Callers(callers.with_table()?),
         purpose => purpose,

@@ -27,6 +27,7 @@ use crate::announce::Announcement;
 use crate::callers::Callers;
 use crate::change::Change;
 use crate::island::{Islands, SLOT, SLOTS};
+use crate::listing;
 use crate::probe::Stack;
 use crate::refusal::Refusal;
 use crate::settle;
@@ -186,6 +187,7 @@ pub(crate) fn install(
             let made = make(hook, &text).inspect_err(|_| islands.give_back())?;
             hook.made.write(made);
             hook.state = State::Retired;
+            listing::add(hook);
             hook
         }
     };
@@ -242,6 +244,7 @@ pub(crate) fn exchange(
     let made = make(hook, &text)?;
     hook.made.write(made);
     hook.state = State::Retired;
+    listing::add(hook);
     let same = old.as_deref().map(core::ptr::from_ref);
     if meets_another(&made.change, same) {
         return Err(Refusal::AlreadyHooked);

@@ -81,6 +81,7 @@ pub(crate) struct Object<'a> {
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
+const PT_NOTE: u32 = 4;
 const PT_GNU_RELRO: u32 = 0x6474_e552;
 
 /// Calls `visit` with each loaded object.
@@ -126,6 +127,29 @@ impl Object<'_> {
         self.segments
             .iter()
             .any(|segment| segment.kind == PT_LOAD && self.covers(segment, address))
+    }
+
+    /// Its address at link time, in this process.
+    pub(crate) fn to_run(&self, address: LinkAddr) -> RunAddr {
+        self.bias.to_run(address)
+    }
+
+    /// Whether its notes say that it is the build with this ID.
+    pub(crate) fn is_build(&self, id: &[u8]) -> bool {
+        let notes = self
+            .segments
+            .iter()
+            .filter(|segment| segment.kind == PT_NOTE);
+        notes.into_iter().any(|segment| {
+            let start = self.bias.to_run(LinkAddr(segment.address));
+            if !self.holds(start) || !self.holds(start.plus(segment.len.saturating_sub(1))) {
+                return false;
+            }
+            // SAFETY: a segment that is loaded.
+            let notes =
+                unsafe { core::slice::from_raw_parts(start.0 as *const u8, segment.len as usize) };
+            build_id(notes, segment.alignment) == Some(id)
+        })
     }
 
     /// Whether the dynamic linker has made `address` read-only after it had relocated the object.
@@ -208,6 +232,25 @@ impl Object<'_> {
         [RunAddr(value), self.bias.to_run(LinkAddr(value))]
             .into_iter()
             .find(|at| self.holds(*at))
+    }
+}
+
+/// What the note of GNU's about the build says, among `notes`.
+fn build_id(mut notes: &[u8], alignment: u64) -> Option<&[u8]> {
+    const NT_GNU_BUILD_ID: u32 = 3;
+    let alignment = if alignment == 8 { 8 } else { 4 };
+    loop {
+        let (head, rest) = notes.split_first_chunk::<12>()?;
+        let word = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
+        let (name_len, len) = (word(0)? as usize, word(4)? as usize);
+        let name = rest.get(..name_len)?;
+        // Both are filled up, counted from where the note begins.
+        let at = (12 + name_len).next_multiple_of(alignment) - 12;
+        let text = rest.get(at..at.checked_add(len)?)?;
+        if word(8)? == NT_GNU_BUILD_ID && name == b"GNU\0" {
+            return Some(text);
+        }
+        notes = rest.get((12 + at + len).next_multiple_of(alignment) - 12..)?;
     }
 }
 

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use pointee_model::addr::RunAddr;
 
 use crate::announce::NAME;
+use crate::characters::Characters;
 use crate::hook;
 use crate::stop;
 use crate::sys::{self, Errno, File};
@@ -43,7 +44,7 @@ pub(crate) fn add(at: RunAddr, len: u64, name: &[u8]) {
     if !IS_WANTED.load(Relaxed) {
         return;
     }
-    let mut line = Text::<LINE>::new();
+    let mut line = Characters::<LINE>::new();
     line.hexadecimal(at.0);
     line.put(b" ");
     line.hexadecimal(len);
@@ -56,52 +57,10 @@ pub(crate) fn add(at: RunAddr, len: u64, name: &[u8]) {
 
 /// In a forked child that is another file.
 fn open() -> Result<File, Errno> {
-    let mut path = Text::<PATH>::new();
+    let mut path = Characters::<PATH>::new();
     path.put(b"/tmp/perf-");
     path.decimal(sys::process_id());
     path.put(b".map\0");
     let path = CStr::from_bytes_until_nul(path.bytes()).map_err(|_| Errno(22))?;
     File::open_to_append(path)
-}
-
-/// A few characters on the stack; what does not fit is cut off.
-struct Text<const ROOM: usize> {
-    bytes: [u8; ROOM],
-    len: usize,
-}
-
-impl<const ROOM: usize> Text<ROOM> {
-    const fn new() -> Self {
-        Self {
-            bytes: [0; ROOM],
-            len: 0,
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
-    }
-
-    fn put(&mut self, text: &[u8]) {
-        let room = self.bytes[self.len..].iter_mut();
-        self.len += room.zip(text).map(|(to, from)| *to = *from).count();
-    }
-
-    fn hexadecimal(&mut self, number: u64) {
-        let digits = (64 - number.leading_zeros()).div_ceil(4).max(1);
-        for place in (0..digits).rev() {
-            self.put(&[b"0123456789abcdef"[(number >> (4 * place) & 15) as usize]]);
-        }
-    }
-
-    fn decimal(&mut self, number: u32) {
-        let mut unit = 1_000_000_000;
-        while unit > 1 && number < unit {
-            unit /= 10;
-        }
-        while unit > 0 {
-            self.put(&[b'0' + (number / unit % 10) as u8]);
-            unit /= 10;
-        }
-    }
 }

@@ -33,6 +33,7 @@ use crate::change::Change;
 use crate::frames::Frames;
 use crate::hook::{self, Hook, Made, Purpose};
 use crate::island::{PROBE_SLOT, SLOT};
+use crate::lines::Lines;
 use crate::maps::Maps;
 use crate::pages::Pages;
 use crate::processor;
@@ -56,6 +57,14 @@ pub struct Probe {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stack {
     layers: [Option<Layer>; MOST],
+}
+
+impl Stack {
+    /// The action that is done as the one with this number.
+    pub(crate) fn action(&self, number: usize) -> Option<Action> {
+        let mut layers = self.layers.iter().flatten();
+        layers.nth(number).map(|layer| layer.action)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -256,7 +265,10 @@ fn make(
     }
     let processor = processor.unwrap_or_else(|| processor::states().without_xsave());
     let refused = |_: EmitError| Refusal::NoRoom;
-    let frame = act(&mut emitter, &actions[..count], live, at, &processor).map_err(refused)?;
+    let mut lines = Lines::none();
+    let mut told = |part, at| lines.part(at, part);
+    let actions = &actions[..count];
+    let frame = act(&mut emitter, actions, live, at, &processor, &mut told).map_err(refused)?;
     let len = emitter.len();
     let trampoline_at = slot.plus(len as u64);
     let plan = plan_instruction(place, trampoline_at, slot).map_err(Refusal::Plan)?;
@@ -274,8 +286,8 @@ fn make(
     }
     let frames = Frames::of_probe(slot, len as u64, frame, &plan, rules);
     let name = unwinder::name_of(rules.start).unwrap_or(b"probe");
-    let announced = hook.slot_len() as u64;
-    hook.announcement.announce(&frames, slot, announced, name);
+    lines.trampoline(len, &plan);
+    hook.announcement.announce(&frames, &lines, slot, name);
     let change = Change {
         at: plan.pad_at(),
         len: PAD_LEN,

@@ -21,7 +21,8 @@ use pointee_patch::arch::x86_64::{MAX_INSTRUCTION_LEN, PAD_LEN};
 use crate::change::{self, Change};
 use crate::frames::Frames;
 use crate::hook::{self, Hook, Installed, Made, Purpose, Slot};
-use crate::island::{RELAY, SLOT};
+use crate::island::RELAY;
+use crate::lines::{Lines, What};
 use crate::maps::Maps;
 use crate::refusal::Refusal;
 use crate::stop::{self, Pause};
@@ -171,8 +172,8 @@ fn make(
     change.before[..4].copy_from_slice(&reference.distance.to_le_bytes());
     change.after[..4].copy_from_slice(&way.to_le_bytes());
     let frames = Frames::of_relay(slot, RELAY);
-    hook.announcement
-        .announce(&frames, slot, SLOT as u64, b"call");
+    let lines = Lines::all(What::ToReplacement, relay_len as u64);
+    hook.announcement.announce(&frames, &lines, slot, b"call");
     let original = match reference.through_cell {
         // SAFETY: what the instruction itself reads.
         true => RunAddr(unsafe { (reference.target().0 as *const u64).read_unaligned() }),

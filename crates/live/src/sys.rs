@@ -15,6 +15,7 @@ pub struct Errno(pub u16);
 
 impl Errno {
     pub(crate) const AGAIN: Self = Self(11);
+    pub(crate) const NOT_PERMITTED: Self = Self(1);
     pub(crate) const NO_PROCESS: Self = Self(3);
 }
 
@@ -26,7 +27,7 @@ macro_rules! numbers {
 numbers! {
     READ = 0, WRITE = 1, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, MPROTECT = 10, MUNMAP = 11, RT_SIGACTION = 13, RT_SIGPROCMASK = 14,
     PREAD64 = 17, PWRITE64 = 18, GETPID = 39, GETTID = 186, FUTEX = 202, GETDENTS64 = 217, CLOCK_GETTIME = 228,
-    TGKILL = 234, OPENAT = 257, RT_TGSIGQUEUEINFO = 297, MEMBARRIER = 324,
+    MKDIR = 83, GETEUID = 107, TGKILL = 234, OPENAT = 257, UNLINKAT = 263, RT_TGSIGQUEUEINFO = 297, MEMBARRIER = 324,
 }
 
 /// # Safety
@@ -133,6 +134,50 @@ impl File {
         // SAFETY: a struct stat is 144 bytes.
         unsafe { call(FSTAT, [self.0, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) }?;
         Ok(stat[2])
+    }
+}
+
+/// A folder of the user's, open.
+#[derive(Debug)]
+pub(crate) struct Folder(File);
+
+impl Folder {
+    /// Opens the folder at `path`; makes it, for the user alone, if there is nothing. Refused is one of another user's, or a link.
+    pub(crate) fn make(path: &CStr) -> Result<Self, Errno> {
+        const AT_FDCWD: isize = -100;
+        // O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC
+        const FLAGS: usize = 0o200_000 | 0o400_000 | 0o2_000_000;
+        let path = path.as_ptr() as usize;
+        // SAFETY: reads the path, and fills a struct stat of 144 bytes.
+        unsafe {
+            // What is wrong with it shows when it is opened.
+            let _ = call(MKDIR, [path, 0o700, 0, 0, 0, 0]);
+            let opened = call(OPENAT, [AT_FDCWD as usize, path, FLAGS, 0, 0, 0])?;
+            let folder = File(opened);
+            let mut stat = [0_u64; 18];
+            call(FSTAT, [folder.0, stat.as_mut_ptr() as usize, 0, 0, 0, 0])?;
+            let owner = (stat[3] >> 32) as usize;
+            match call(GETEUID, [0; 6]) {
+                Ok(user) if user == owner => Ok(Self(folder)),
+                _ => Err(Errno::NOT_PERMITTED),
+            }
+        }
+    }
+
+    /// A new file in it, for the user alone, to be written at its end. One that has this name goes.
+    pub(crate) fn create(&self, name: &CStr) -> Result<File, Errno> {
+        // O_WRONLY, O_CREAT, O_EXCL, O_APPEND, O_CLOEXEC
+        const FLAGS: usize = 0o1 | 0o100 | 0o200 | 0o2000 | 0o2_000_000;
+        self.remove(name);
+        let name = name.as_ptr() as usize;
+        // SAFETY: reads the name.
+        unsafe { call(OPENAT, [self.0.0, name, FLAGS, 0o600, 0, 0]) }.map(File)
+    }
+
+    /// Takes the file with this name out of it, if there is one.
+    pub(crate) fn remove(&self, name: &CStr) {
+        // SAFETY: reads the name.
+        let _ = unsafe { call(UNLINKAT, [self.0.0, name.as_ptr() as usize, 0, 0, 0, 0]) };
     }
 }
 

@@ -180,18 +180,49 @@ impl Registration {
 
 /// The name of an exported function.
 pub(crate) fn name_of(function: RunAddr) -> Option<&'static [u8]> {
+    let symbol = look_up(function)?;
+    let exact = !symbol.name.is_null() && symbol.address == function.0;
+    // SAFETY: the name lies in the object, which is loaded while it is looked at.
+    exact.then(|| unsafe { core::ffi::CStr::from_ptr(symbol.name) }.to_bytes())
+}
+
+/// What the dynamic linker knows of an address.
+pub(crate) struct Known {
+    /// The exported function that holds it, and where that begins.
+    pub(crate) function: Option<(&'static [u8], RunAddr)>,
+    /// The path of the object.
+    pub(crate) object: &'static [u8],
+    /// Where it is loaded.
+    pub(crate) loaded_at: RunAddr,
+}
+
+/// See [`Known`]; `None` outside of all objects.
+pub(crate) fn symbol_at(at: RunAddr) -> Option<Known> {
+    let symbol = look_up(at)?;
+    // SAFETY: as in `name_of`.
+    unsafe {
+        let function = (!symbol.name.is_null()).then(|| {
+            let name = core::ffi::CStr::from_ptr(symbol.name).to_bytes();
+            (name, RunAddr(symbol.address))
+        });
+        (!symbol.file.is_null()).then(|| Known {
+            function,
+            object: core::ffi::CStr::from_ptr(symbol.file.cast()).to_bytes(),
+            loaded_at: RunAddr(symbol.base),
+        })
+    }
+}
+
+fn look_up(at: RunAddr) -> Option<Symbol> {
     let mut symbol = Symbol {
         file: core::ptr::null(),
         base: 0,
         name: core::ptr::null(),
         address: 0,
     };
-    // SAFETY: libc's function; the name lies in the object, which is loaded while it is looked at.
-    unsafe {
-        let found = pointee_live_dladdr?(function.0, &raw mut symbol);
-        let exact = found != 0 && !symbol.name.is_null() && symbol.address == function.0;
-        exact.then(|| core::ffi::CStr::from_ptr(symbol.name).to_bytes())
-    }
+    // SAFETY: libc's function; it fills the structure.
+    let found = unsafe { pointee_live_dladdr?(at.0, &raw mut symbol) };
+    (found != 0).then_some(symbol)
 }
 
 /// `struct dwarf_eh_bases` of libgcc.

@@ -37,6 +37,8 @@ use crate::callers;
 use crate::entry;
 use crate::frames::Frames;
 use crate::hook::{Hook, Installed, Purpose};
+use crate::lines::{Lines, What};
+use crate::listing;
 use crate::refusal::Refusal;
 use crate::stop::{self, Pause};
 use crate::stubs::{self, Saved};
@@ -352,10 +354,11 @@ fn make_arena() -> Result<(), Refusal> {
     ARENA.number.fetch_add(1, AcqRel);
     announced().announce(
         &Frames::of_thunks(RunAddr(thunks), ALL_LEN),
+        &Lines::all(What::Return, ALL_LEN),
         RunAddr(thunks),
-        ALL_LEN,
         b"returned",
     );
+    listing::add_thunks();
     Ok(())
 }
 

@@ -261,16 +261,17 @@ fn stored(elf: &Elf, options: &Options, provenance: &Provenance) -> Option<Loade
         .find_map(|(path, exact)| load(&path, provenance, exact))
 }
 
-/// The cached image of a file, if it is the one that would be made now.
+/// The cached image of a file and where it lies, if it is the one that would be made now.
 #[must_use]
-pub fn cached(elf: &Elf, options: &Options) -> Option<PathBuf> {
+pub fn cached(elf: &Elf, options: &Options) -> Option<(PathBuf, LoadedImage)> {
     let debug = DebugFiles::find(elf, &options.search);
     let provenance = provenance_of(elf, &debug, options);
     let name = file_name(elf, &provenance);
     let folders = options.places.system.iter().chain(&options.places.user);
-    folders
-        .map(|folder| folder.join(&name))
-        .find(|path| load(path, &provenance, true).is_some())
+    folders.map(|folder| folder.join(&name)).find_map(|path| {
+        let image = load(&path, &provenance, true)?;
+        Some((path, image))
+    })
 }
 
 /// What analysis finds in a file, with the configuration applied; nothing is cached.

@@ -55,6 +55,8 @@ pub struct Type {
     pub arguments: Vec<TypeIndex>,
     /// Hash of name and structure.
     pub identity: [u8; 16],
+    /// The source file that declares it, where that is stated; index into [`Facts::files`]. Of several equal types the first's.
+    pub file: Option<u32>,
 }
 
 /// One member (see `MemberRecord`).
@@ -133,6 +135,8 @@ pub enum Place {
     Behind(Option<u16>, i64),
     /// Its *value* is register + offset (`DW_OP_breg … DW_OP_stack_value`).
     Value(u16, i64),
+    /// Its value is this (`DW_AT_const_value`, `DW_OP_lit… DW_OP_stack_value`).
+    Constant(i64),
 }
 
 /// What `DW_OP_fbreg` is relative to.

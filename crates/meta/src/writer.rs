@@ -3,15 +3,15 @@
 //! Records are filled in the order that the image format asks for, strings are interned once, and
 //! the sections are laid out one after the other, each 8-byte aligned.
 
-use crate::config::{Config, Rule};
+use crate::config::Config;
 use crate::facts::{Facts, FrameBase, Function, LoadedSection, Place};
-use crate::sites::Sites;
-use pointee_model::entries::role_of;
+use crate::sites::{CursorWrite, Sites, Size, Wrapper};
+use pointee_model::entries::{Declared, Role, role_of};
 use pointee_model::image::{
-    EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header, InlineRecord,
-    LineRecord, LocalPlace, LocalRecord, MAGIC, MemberRecord, NO_TYPE, Section, SectionRecord,
-    SiteRecord, StrRef, TypeKind, TypeRecord, VariableRecord, function_flags, header_flags,
-    section_kind, variable_flags,
+    CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header,
+    InlineRecord, LineRecord, LocalPlace, LocalRecord, MAGIC, MemberRecord, NO_TYPE, Section,
+    SectionRecord, SiteRecord, StrRef, TypeKind, TypeRecord, VariableRecord, cursor_flags,
+    function_flags, header_flags, section_kind, variable_flags,
 };
 use std::collections::{HashMap, HashSet};
 use zerocopy::{Immutable, IntoBytes};
@@ -50,7 +50,8 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
         })
         .collect();
     let (records, evidence) = site_records(sites, &mut strings);
-    let entries = entries(facts, config, &mut strings);
+    let entries = entries(facts, sites, config, &mut strings);
+    let cursors = cursors(sites, &mut strings);
 
     let mut layout = Layout::default();
     layout.add(section_kind::TYPES, &types.records);
@@ -65,6 +66,8 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
     layout.add(section_kind::ENTRIES, &entries);
     layout.add(section_kind::SECTIONS, &sections);
     layout.add(section_kind::LOCALS, &locals);
+    layout.add(section_kind::SYSTEM_CALLS, &sites.system_calls);
+    layout.add(section_kind::CURSORS, &cursors);
     layout.add(section_kind::FILES, &files);
     layout.add(section_kind::STRINGS, &strings.bytes);
     let mut flags = 0;
@@ -77,13 +80,26 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
     layout.finish(provenance, flags)
 }
 
-/// The allocation functions that go by a known name or that the configuration names, exported or not, wherever that
-/// name was found. The configuration was cut to this file before.
-fn entries(facts: &Facts, config: &Config, strings: &mut Strings) -> Vec<EntryRecord> {
+/// The allocation functions that go by a known name, that the configuration names, or that were found to be pools, exported or not,
+/// wherever that name was found. The configuration was cut to this file before.
+fn entries(
+    facts: &Facts,
+    sites: &Sites,
+    config: &Config,
+    strings: &mut Strings,
+) -> Vec<EntryRecord> {
+    let found = sites.wrappers.iter().filter(|wrapper| wrapper.is_pool);
+    let found: HashMap<u64, Declared> = found
+        .filter_map(|wrapper| Some((wrapper.entry, found_pool(wrapper)?)))
+        .collect();
     let known = facts.functions.iter().filter_map(|function| {
         let name = function.linkage_name.as_str();
         let said = config.rules.iter().rev().find(|rule| rule.names(name));
-        match said.and_then(Rule::hooked_as) {
+        let declared = match said {
+            Some(rule) => rule.hooked_as(),
+            None => found.get(&function.entry).copied(),
+        };
+        match declared {
             Some(declared) => Some((function, name, declared.to_word())),
             None => Some((function, role_of(name)?.0, 0)),
         }
@@ -99,6 +115,37 @@ fn entries(facts: &Facts, config: &Config, strings: &mut Strings) -> Vec<EntryRe
             role,
         })
         .collect()
+}
+
+/// What a hook has to know of a pool that was found, if it can see its size.
+fn found_pool(wrapper: &Wrapper) -> Option<Declared> {
+    let (argument, count) = match wrapper.size {
+        Size::Argument {
+            index,
+            scale: 1,
+            add: 0,
+        } => (index, None),
+        Size::Product(count, size) => (size, Some(count)),
+        _ => return None,
+    };
+    let is_seen = argument.max(count.unwrap_or(0)) < Declared::SEEN;
+    is_seen.then_some(Declared {
+        argument,
+        count,
+        is_found: true,
+        ..Declared::of(Role::PoolAlloc)
+    })
+}
+
+fn cursors(sites: &Sites, strings: &mut Strings) -> Vec<CursorRecord> {
+    let record = |write: &CursorWrite| CursorRecord {
+        address: write.address,
+        next: write.next,
+        name: strings.intern(&write.cursor),
+        within: u16::from(write.within),
+        flags: if write.down { cursor_flags::DOWN } else { 0 },
+    };
+    sites.cursor_writes.iter().map(record).collect()
 }
 
 /// The string section under construction.
@@ -407,7 +454,8 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
             (LocalPlace::Memory, register, offset)
         }
         // At a fixed address it is no local; what the frame base is, is not known.
-        (Place::Frame(_), FrameBase::Unknown) | (Place::Address(_) | Place::Behind(..), _) => {
+        (Place::Frame(_), FrameBase::Unknown)
+        | (Place::Address(_) | Place::Behind(..) | Place::Constant(_), _) => {
             return None;
         }
     })

@@ -45,6 +45,10 @@ pub enum Role {
     Mprotect = 29,
     Mremap = 30,
     Shmat = 31,
+    SigAltStack = 32,
+    /// A system call instruction, no function.
+    SystemCall = 33,
+    Dlsym = 34,
 }
 
 impl Role {
@@ -57,7 +61,7 @@ impl Role {
     /// Reads the stored byte.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Self {
-        const ALL: [Role; 32] = [
+        const ALL: [Role; 35] = [
             Role::Other,
             Role::Malloc,
             Role::Calloc,
@@ -90,6 +94,9 @@ impl Role {
             Role::Mprotect,
             Role::Mremap,
             Role::Shmat,
+            Role::SigAltStack,
+            Role::SystemCall,
+            Role::Dlsym,
         ];
         if (byte as usize) < ALL.len() {
             ALL[byte as usize]
@@ -113,6 +120,8 @@ pub struct Declared {
     pub old: Option<u8>,
     /// Of pools: the argument that says which pool.
     pub pool: Option<u8>,
+    /// Nobody said so: analysis found it. Of what it returns counts only what lies in a recorded block, and is not all of it.
+    pub is_found: bool,
 }
 
 impl Declared {
@@ -128,10 +137,11 @@ impl Declared {
             count: None,
             old: None,
             pool: None,
+            is_found: false,
         }
     }
 
-    /// As one word: the role, then four bits an argument.
+    /// As one word: the role, four bits an argument, and whether it was found.
     #[must_use]
     pub const fn to_word(self) -> u32 {
         const fn place(argument: Option<u8>) -> u32 {
@@ -141,7 +151,9 @@ impl Declared {
             }
         }
         let [count, old, pool] = [place(self.count), place(self.old), place(self.pool)];
-        self.role as u32 | (self.argument as u32 & 7) << 8 | count << 12 | old << 16 | pool << 20
+        let found = (self.is_found as u32) << 24;
+        let arguments = (self.argument as u32 & 7) << 8 | count << 12 | old << 16 | pool << 20;
+        self.role as u32 | arguments | found
     }
 
     /// From the stored word.
@@ -153,6 +165,7 @@ impl Declared {
             count: ((word >> 12) as u8 & 0xf).checked_sub(1),
             old: ((word >> 16) as u8 & 0xf).checked_sub(1),
             pool: ((word >> 20) as u8 & 0xf).checked_sub(1),
+            is_found: word >> 24 & 1 != 0,
         }
     }
 }
@@ -242,8 +255,8 @@ pub const OPERATORS: [Named; 16] = [
     ("_ZdaPvmSt11align_val_t", Role::Delete),
 ];
 
-/// Functions of libc where one process's recording ends and another's begins, or where what is mapped changes. `_Fork` is what `fork` calls since glibc 2.34.
-pub const PROCESS: [Named; 15] = [
+/// Functions of libc where one process's recording ends and another's begins, where what is mapped or used as a stack changes, or where symbols are found. `_Fork` is what `fork` calls since glibc 2.34.
+pub const PROCESS: [Named; 17] = [
     ("_Fork", Role::Fork),
     ("fork", Role::Fork),
     ("execve", Role::Exec),
@@ -259,6 +272,8 @@ pub const PROCESS: [Named; 15] = [
     ("pkey_mprotect", Role::Mprotect),
     ("mremap", Role::Mremap),
     ("shmat", Role::Shmat),
+    ("sigaltstack", Role::SigAltStack),
+    ("dlsym", Role::Dlsym),
 ];
 
 /// Whether a file of this name holds code of the language, through which the program's own asks for memory.

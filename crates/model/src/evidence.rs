@@ -75,7 +75,7 @@ pub enum Verdict {
     Agreed = 2,
     /// Witnesses of different types.
     Conflicting = 3,
-    /// Every destination seen is a `void *`.
+    /// Every destination seen is a `void *`, or nobody takes the address.
     Opaque = 4,
 }
 

@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 28;
+pub const FORMAT: u32 = 32;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -95,6 +95,8 @@ pub mod section_kind {
     pub const ENTRIES: u32 = 12;
     pub const SECTIONS: u32 = 13;
     pub const LOCALS: u32 = 14;
+    pub const SYSTEM_CALLS: u32 = 15;
+    pub const CURSORS: u32 = 16;
 }
 
 /// What a [`TypeRecord`] is.
@@ -486,4 +488,52 @@ pub struct EntryRecord {
     pub name: StrRef,
     /// What the configuration says of it ([`Declared::to_word`](crate::entries::Declared::to_word)); 0: the role that its name has.
     pub role: u32,
+}
+
+/// A `syscall` instruction that may change what is mapped, and the bytes that a jump to a hook may replace; in order of `window`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SystemCallRecord {
+    /// First byte that may be replaced: a whole number of instructions from there on, entered at the first only.
+    pub window: u64,
+    /// The number in `eax`; [`UNKNOWN`](Self::UNKNOWN) if that is only known when it runs.
+    pub number: u32,
+    /// Bytes that may be replaced; 0 if there is no room for a jump.
+    pub len: u8,
+    /// How far into them the instruction lies.
+    pub offset: u8,
+    /// What they are.
+    pub original: [u8; Self::LONGEST],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl SystemCallRecord {
+    /// Bytes at most.
+    pub const LONGEST: usize = 24;
+    /// The number is not known.
+    pub const UNKNOWN: u32 = u32::MAX;
+}
+
+/// One instruction that writes the cursor of a pool, in order of `address`: moved on, it carves a block; set back, it takes
+/// back what lies between.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CursorRecord {
+    /// Address of the instruction.
+    pub address: u64,
+    /// Address of the one after it: what a site has for a return address.
+    pub next: u64,
+    /// The member or variable that is the cursor.
+    pub name: StrRef,
+    /// How many bytes into the instruction's memory operand the cursor lies.
+    pub within: u16,
+    /// Bits of [`cursor_flags`].
+    pub flags: u16,
+}
+
+/// Bits of [`CursorRecord::flags`].
+pub mod cursor_flags {
+    /// Blocks are carved downwards.
+    pub const DOWN: u16 = 1;
 }

@@ -28,18 +28,33 @@
 //! - **Relay**: a stub within reach of the pad that loads a constant and goes to the hook, which
 //!   may be anywhere.
 //!
+//! # Levels
+//!
+//! Each can be used without those below it in the table.
+//!
+//! | level | what comes in | what goes out | what the caller sees to |
+//! | --- | --- | --- | --- |
+//! | [`decode`](arch::x86_64::decode), [`sweep`](arch::sweep) | any bytes | instructions: length, flow, distances, operands as far as moving them asks for | |
+//! | [`relocate`](arch::x86_64::relocate) | whole instructions, where they are and where they are to run | a copy that does the same, and where in it each begins | that nothing else jumps into the originals' middle |
+//! | [`plan_entry`] | a function's code from its entry, with the padding behind it | the pad, the trampoline, the bytes before ([`EntryPlan`]) | room for relay and trampoline within 2 GiB; branches from outside the function: [`find_inward_branches`] |
+//! | [`plan_one_byte`] | the same | the same, of which the first byte alone changes | that the relay lies where [`one_byte_jump`] says |
+//! | [`plan_instruction`] | all of a function, and an instruction's place in it | the same for that instruction | as for [`plan_entry`], and whether exceptions are caught in the function |
+//! | [`act`](arch::x86_64::context::act), [`liveness`](arch::x86_64::liveness) | counters and calls of handlers; a function's code | code that does them and changes nothing that is still read | which convention the function's callers and callees keep to |
+//! | [`stores`](arch::x86_64::stores) | code, a variable | the instructions that write it, and what they store | |
+//! | [`placement`], [`instances`] | bytes made on the host from a file | what to map and write for probes all over it; where its inlined functions are | that the file loaded is that file |
+//! | [`debug_file`] | names, unwind rules, lines | a file for gdb's interface | who is told of it |
+//!
 //! # Strategy
 //!
-//! The caller finds room for a relay and a trampoline within 2 GiB of the function; [`plan_entry`] computes the bytes; the caller writes trampoline and relay, makes
-//! them executable, and writes the pad last. [`EntryPlan::removal`] undoes that. Threads that stand
+//! The caller finds room for a relay and a trampoline within 2 GiB of the function; [`plan_entry`] computes the bytes; the caller writes
+//! trampoline and relay, makes them executable, and writes the pad last. [`EntryPlan::removal`] undoes that. Threads that stand
 //! inside the pad are moved as [`EntryPlan::resume_after_installation`] tells.
 //!
 //! An `endbr64` stays first, for indirect branches must land on one. When a function ends before
 //! the pad does (`ret`, then padding up to the next one), the padding is overwritten too.
 //!
-//! Any other instruction of a function is planned for by [`plan_instruction`], and what is done there by
-//! [`act`](arch::x86_64::context::act): counters, and calls of handlers with as much of the processor's state saved around them as is
-//! asked for, and as somebody still reads ([`arch::x86_64::liveness`]).
+//! Any other instruction of a function is planned for by [`plan_instruction`], and what is done there is written by
+//! [`act`](arch::x86_64::context::act) with as much of the processor's state saved around it as is asked for, and as somebody still reads.
 //!
 //! That is for one function at a time, in the target. For a whole file, with a probe at any of its
 //! instructions, the planning is done on the host (crate `pointee-probe`), and [`placement`] is what
@@ -102,6 +117,8 @@
 
 pub mod arch;
 pub mod branches;
+pub mod debug_file;
+pub mod instances;
 pub mod placement;
 pub mod plan;
 

@@ -23,6 +23,8 @@
 //! - A pad that is a **trap**, one `int3`, says where in the island the thread that meets it goes on.
 //! - The island begins with one **slot** of eight bytes for each [`Event`], to be filled with the
 //!   address of a function that keeps all registers. Copies of certain functions' entries call it.
+//!   [`Event::Carve`] is called before instructions that write a pool's cursor; behind the slots lies a
+//!   [`Carving`] for each, to be filled too.
 //!   [`Event::SignalCall`] is not called: copies of system calls jump to it, with the address to go on at
 //!   in `rcx` and that of a `syscall` instruction in `r11`, the two registers that a system call takes.
 
@@ -59,16 +61,68 @@ pub enum Event {
     Syscall,
     /// A system call that may be about signals, instead of its instruction.
     SignalCall,
+    /// The cursor of a pool is about to be written.
+    Carve,
 }
 
 impl Event {
     /// How many there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     /// Offset of its slot in the island.
     #[must_use]
     pub const fn slot(self) -> usize {
         self as usize * 8
+    }
+}
+
+/// What whoever is told of the write of a cursor knows of it: where [`Event::Carve`]'s slot is called, `rsi` has the address of this, `rdi` that of the
+/// cursor, and the word at `rsp + 24` is what will be written; `rsp + 160` is the stack pointer there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Carving {
+    /// The instruction behind the write.
+    pub next: u64,
+    /// The write's number among those of the file's image; whoever fills it in puts the root of the origin there.
+    pub number: u32,
+    /// As in the image.
+    pub flags: u32,
+}
+
+impl Carving {
+    /// Bytes of one.
+    pub const LEN: usize = size_of::<Self>();
+    /// What the stack pointer has gone down where the slot's function is entered.
+    pub const MOVED: usize = 160;
+    /// Where the word to be written lies, then.
+    pub const VALUE: usize = 24;
+
+    /// Offset in the island of the one with this number.
+    #[must_use]
+    pub const fn offset(at: usize) -> usize {
+        Event::COUNT * 8 + at * Self::LEN
+    }
+
+    /// As bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.next.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.number.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.flags.to_le_bytes());
+        bytes
+    }
+
+    /// From bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = *bytes;
+        let [i, j, k, l, m, n, o, p] = rest;
+        Self {
+            next: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            number: u32::from_le_bytes([i, j, k, l]),
+            flags: u32::from_le_bytes([m, n, o, p]),
+        }
     }
 }
 
@@ -153,6 +207,8 @@ pub struct Header {
     pub unwatched: u32,
     /// 1 where traps are allowed, there or in what is loaded with it: whoever applies it has to take `SIGTRAP`.
     pub traps: u32,
+    /// How many [`Carving`]s there are.
+    pub carvings: u32,
 }
 
 impl Header {
@@ -170,6 +226,7 @@ impl Header {
             self.pads,
             self.unwatched,
             self.traps,
+            self.carvings,
         ];
         for (at, count) in counts.iter().enumerate() {
             bytes[24 + 4 * at..28 + 4 * at].copy_from_slice(&count.to_le_bytes());
@@ -220,6 +277,7 @@ impl<'b> Placement<'b> {
             pads: u32_at(36)?,
             unwatched: u32_at(40)?,
             traps: u32_at(44)?,
+            carvings: u32_at(48)?,
         };
         let mut rest = bytes.get(PAGE..)?;
         let mut section = |count: usize, each: usize| {

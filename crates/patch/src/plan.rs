@@ -197,6 +197,12 @@ impl EntryPlan {
         &self.landings[..usize::from(self.landing_count)]
     }
 
+    /// The bytes of the trampoline that stand for displaced instructions. What follows, if anything does, is the jump home.
+    #[must_use]
+    pub fn copies_len(&self) -> u8 {
+        self.copies_len
+    }
+
     /// Where a thread that was stopped at `pc` has to go on once the pad is written: its own
     /// address when it is clear of the pad or at its start, the copy of its instruction when it is
     /// inside. `None`: inside, but at no instruction; it must run on before the pad is written.

@@ -9,7 +9,7 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 use pointee_model::addr::RunAddr;
-use pointee_patch::arch::x86_64::context::{Action, Context, Processor, Width, act};
+use pointee_patch::arch::x86_64::context::{Action, Context, Part, Processor, Width, act};
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::liveness::{Flags, Live, Vectors};
 
@@ -35,7 +35,9 @@ fn written(actions: &[Action], live: Live, width: Width) -> Vec<Instruction> {
     };
     let mut bytes = [0; 1536];
     let mut emitter = Emitter::new(&mut bytes, AT);
-    let frame = act(&mut emitter, actions, live, NEAR, &processor).expect("room");
+    let mut parts = Vec::new();
+    let mut told = |part: Part, at: usize| parts.push((part, AT.0 + at as u64));
+    let frame = act(&mut emitter, actions, live, NEAR, &processor, &mut told).expect("room");
     let len = emitter.len();
     let mut decoder = Decoder::with_ip(64, &bytes[..len], AT.0, DecoderOptions::NONE);
     let mut instructions = Vec::new();
@@ -70,6 +72,12 @@ fn written(actions: &[Action], live: Live, width: Width) -> Vec<Instruction> {
             );
         }
     }
+    assert!(parts.iter().all(|(_, at)| starts.contains(at)));
+    let done = parts.iter().filter_map(|(part, _)| match part {
+        Part::Action(number) => Some(*number),
+        Part::Save | Part::Restore => None,
+    });
+    assert!(done.eq(0..actions.len()), "{parts:?}");
     if let Some(frame) = frame {
         for offset in [frame.begins, frame.based, frame.unbased, frame.ends] {
             assert!(offset == 0 || starts.contains(&(AT.0 + u64::from(offset))));

@@ -14,9 +14,10 @@
 
 use std::collections::BTreeMap;
 
-use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, Register, UnwindSection};
+use gimli::{CfaRule, Register};
 use pointee_meta::elf::Elf;
 
+use crate::frames::Frames;
 use crate::landing_pads;
 
 /// Why a stretch of code is not counted as a function, or an instruction is no point.
@@ -166,38 +167,21 @@ struct Frame {
 }
 
 fn read_frames(elf: &Elf, mut each: impl FnMut(&Frame)) {
-    let (Some(section), Ok(Some(bytes))) =
-        (elf.section(".eh_frame"), elf.section_bytes(".eh_frame"))
-    else {
+    let Some(frames) = Frames::of(elf) else {
         return;
     };
-    let frames = EhFrame::new(&bytes, LittleEndian);
-    let mut bases = BaseAddresses::default().set_eh_frame(section.address);
-    if let Some(text) = elf.section(".text") {
-        bases = bases.set_text(text.address);
-    }
-    if let Some(got) = elf.section(".got") {
-        bases = bases.set_got(got.address);
-    }
-    let mut context = gimli::UnwindContext::new();
-    let mut entries = frames.entries(&bases);
-    while let Ok(Some(entry)) = entries.next() {
-        let CieOrFde::Fde(partial) = entry else {
-            continue;
-        };
-        let Ok(fde) = partial.parse(EhFrame::cie_from_offset) else {
-            continue;
-        };
-        let mut first_row = || {
-            let mut rows = fde.rows(&frames, &bases, &mut context).ok()?;
-            let row = rows.next_row().ok()??;
-            Some(row.cfa().clone())
-        };
-        let exclusion = if fde.is_signal_trampoline() {
+    frames.each(|record| {
+        let mut first = None;
+        record.rows(|row| {
+            first = Some(row.cfa().clone());
+            false
+        });
+        let entry = &record.entry;
+        let exclusion = if entry.is_signal_trampoline() {
             Some(Exclusion::SignalReturn)
         } else {
-            match first_row() {
-                Some(gimli::CfaRule::RegisterAndOffset { register, offset })
+            match first {
+                Some(CfaRule::RegisterAndOffset { register, offset })
                     if register != Register(7) || offset != 8 =>
                 {
                     Some(Exclusion::ColdPart)
@@ -205,15 +189,15 @@ fn read_frames(elf: &Elf, mut each: impl FnMut(&Frame)) {
                 _ => None,
             }
         };
-        let exception_table = fde.lsda().and_then(|pointer| match pointer {
+        let exception_table = entry.lsda().and_then(|pointer| match pointer {
             gimli::Pointer::Direct(address) => Some(address),
             gimli::Pointer::Indirect(_) => None,
         });
         each(&Frame {
-            start: fde.initial_address(),
-            len: fde.len(),
+            start: entry.initial_address(),
+            len: entry.len(),
             exclusion,
             exception_table,
         });
-    }
+    });
 }

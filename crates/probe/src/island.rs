@@ -13,30 +13,26 @@
 //! pad. So a thread that waits is never seen in a copy. System calls about signals are handed over to whoever
 //! keeps `SIGTRAP` for the traps ([`crate::signals`]).
 //!
-//! A counter is moved up over instructions that can neither fault nor go elsewhere, if the flags are
-//! dead there: nobody can tell. Where they are live nowhere near, they are kept by `lahf` and
-//! `seto`: in a register that is overwritten before it is read, else below the red zone (128 bytes,
-//! psABI 3.2.2), with the stack pointer moved, so that a signal's frame does not hit it.
+//! Where counters stand is told in `counters.rs`, what leads to the copies in `pads.rs`.
+
+mod counters;
+mod pads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::Register;
 use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_patch::arch::x86_64::decode::decode;
 use pointee_patch::arch::x86_64::emit::Emitter;
 use pointee_patch::arch::x86_64::relocate::{call_as_jump, relocate_one};
-use pointee_patch::placement::{Event, Header, NOBODY, PAD_MAX, PAGE, PadBytes, UNLOCKED};
+use pointee_patch::placement::{Event, Header, NOBODY, PAGE, PadBytes};
 
 use crate::blocks::Blocks;
+use crate::carvings::{self, Carvings, Told};
 use crate::code::{Code, Kind, Place};
-use crate::flags::{Liveness, dead_register, is_plain};
+use crate::flags::Liveness;
 use crate::place::{Displaced, Pad, Placement, callers};
 use crate::values::{self, Operands};
 
-/// How far a counter is moved up.
-const HOIST: usize = 8;
-/// How far ahead a dead register is looked for.
-const LOOK_AHEAD: usize = 12;
 /// `jmp rel32`, `jmp rel8`, `call rel32`, `int3`.
 pub(crate) const JUMP: u8 = 0xe9;
 pub(crate) const SHORT_JUMP: u8 = 0xeb;
@@ -75,6 +71,8 @@ pub(crate) struct Wishes<'w> {
     pub(crate) signal_calls: &'w BTreeSet<usize>,
     /// Whoever applies the placement has to be ready for traps.
     pub(crate) traps: bool,
+    /// These tell of the cursor that they write.
+    pub(crate) carvings: &'w Carvings,
 }
 
 struct Builder<'b, 'e> {
@@ -140,6 +138,10 @@ pub(crate) fn build(
         links: Vec::new(),
         callers: Vec::new(),
     };
+    for told in wishes.carvings.values() {
+        builder.absolute.push(builder.island.len() as u32);
+        builder.island.extend(told.carving.to_bytes());
+    }
     if !wishes.operands.is_empty() {
         builder.routine = builder.island.len() as u32;
         builder.island.extend(values::ROUTINE);
@@ -208,9 +210,17 @@ impl Builder<'_, '_> {
                 .get(&index)
                 .filter(|_| self.wishes.points[index])
             {
-                let fields = values::emit(&mut self.island, operands, self.routine);
+                let pushed = if matches!(displaced.pad, Pad::Call { .. }) {
+                    8
+                } else {
+                    0
+                };
+                let fields = values::emit(&mut self.island, operands, self.routine, pushed);
                 self.records
                     .extend(fields.into_iter().map(|field| (index, field)));
+            }
+            if let Some(told) = self.wishes.carvings.get(&index) {
+                self.tell_of_carving(told);
             }
             let is_last = index + 1 == last;
             if index == first && behind_mark {
@@ -256,26 +266,6 @@ impl Builder<'_, '_> {
         })
     }
 
-    /// For each point among `first..last`, the instruction before which it is counted; sorted.
-    fn slots(&self, first: usize, last: usize, liveness: &Liveness) -> Vec<(usize, usize)> {
-        let mut slots: Vec<(usize, usize)> = (first..last)
-            .filter(|point| self.wishes.points[*point])
-            .map(|point| {
-                let lowest = first.max(point.saturating_sub(HOIST));
-                let mut slot = point;
-                while !liveness.are_dead(slot) {
-                    if slot == lowest || !is_plain(self.code.bytes(&self.code.places[slot - 1])) {
-                        return (point, point);
-                    }
-                    slot -= 1;
-                }
-                (slot, point)
-            })
-            .collect();
-        slots.sort_unstable();
-        slots
-    }
-
     /// `call [slot]`, at a function's entry, where no flags and no red zone are in use.
     fn call_slot(&mut self, event: Event) {
         self.heard += 1;
@@ -283,6 +273,16 @@ impl Builder<'_, '_> {
         let end = self.island.len() + 4;
         let distance = event.slot().wrapping_sub(end) as u32;
         self.island.extend(distance.to_le_bytes());
+    }
+
+    /// Calls the slot of [`Event::Carve`] before an instruction that writes a cursor.
+    fn tell_of_carving(&mut self, told: &Told) {
+        let emitted = carvings::emit(&mut self.island, told);
+        if let Some((field, target)) = emitted {
+            let distance = target.wrapping_sub(self.base + u64::from(field) + 4);
+            self.fill(field, distance as u32);
+            self.relative.push(field);
+        }
     }
 
     /// A system call that may be about signals: whoever fills the slot makes it, or jumps to `r11`.
@@ -311,59 +311,6 @@ impl Builder<'_, '_> {
         self.relative.push(self.island.len() as u32);
         let distance = address.wrapping_sub(self.here() + 4);
         self.island.extend((distance as u32).to_le_bytes());
-    }
-
-    /// Counts `due` before instruction `index`.
-    fn count(&mut self, index: usize, last: usize, due: &[usize], liveness: &Liveness) {
-        if due.is_empty() {
-            return;
-        }
-        if liveness.are_dead(index) {
-            due.iter().for_each(|point| self.increment(*point));
-            return;
-        }
-        let ahead = &self.code.places[index..last.min(index + LOOK_AHEAD)];
-        let dead = dead_register(ahead.iter().map(|place| self.code.bytes(place)));
-        match dead {
-            Some(Register::RAX) => {}
-            Some(register) => self.move_rax(register, true),
-            None => {
-                self.island
-                    .extend([0x48, 0x8d, 0xa4, 0x24, 0x78, 0xff, 0xff, 0xff]); // lea rsp, [rsp-136]
-                self.island.extend([0x48, 0x89, 0x04, 0x24]); // mov [rsp], rax
-            }
-        }
-        self.island.extend([0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        due.iter().for_each(|point| self.increment(*point));
-        self.island.extend([0x04, 0x7f, 0x9e]); // add al, 127: OF as it was; sahf
-        match dead {
-            Some(Register::RAX) => {}
-            Some(register) => self.move_rax(register, false),
-            None => {
-                self.island.extend([0x48, 0x8b, 0x04, 0x24]); // mov rax, [rsp]
-                self.island.extend([0x48, 0x8d, 0xa4, 0x24, 0x88, 0, 0, 0]); // lea rsp, [rsp+136]
-            }
-        }
-    }
-
-    /// `mov register, rax`, or back.
-    fn move_rax(&mut self, register: Register, save: bool) {
-        let number = register.number() as u8;
-        let extended = u8::from(number >= 8);
-        let code = if save {
-            [0x48 | extended, 0x89, 0xc0 | number & 7]
-        } else {
-            [0x48 | extended, 0x8b, 0xc0 | number & 7]
-        };
-        // `mov r/m, rax` and `mov rax, r/m`: the register is in `rm` both times.
-        self.island.extend(code);
-    }
-
-    /// `ds inc qword ptr [counter]`; the distance is filled in at the end.
-    fn increment(&mut self, point: usize) {
-        self.counters.push(self.island.len() as u32);
-        self.counted.push(point as u32);
-        self.island.extend([UNLOCKED, 0x48, 0xff, 0x05, 0, 0, 0, 0]);
     }
 
     /// One instruction that is not a call that stays.
@@ -475,110 +422,6 @@ impl Builder<'_, '_> {
         self.island[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
-    /// The pads that lead to the copies.
-    fn pads(&self) -> Vec<PadBytes> {
-        let mut pads = Vec::new();
-        for (at, displaced) in self.placement.displaced.iter().enumerate() {
-            let (Some(displaced), Some(start)) = (displaced, self.starts[at]) else {
-                continue;
-            };
-            let copy = self.base + u64::from(start);
-            match displaced.pad {
-                Pad::None => {}
-                Pad::Callers => self.redirect(self.blocks.all[at].start, copy, &mut pads),
-                Pad::Near { at, prefix: None } => pads.extend(self.pad(at, &[JUMP], Some(copy))),
-                Pad::Near {
-                    at,
-                    prefix: Some(prefix),
-                } => pads.extend(self.pad(at, &[prefix, JUMP], Some(copy))),
-                Pad::Call { at } => {
-                    let len = usize::from(self.code.places[displaced.first as usize].len);
-                    let mut head = [FILLER; PAD_MAX];
-                    head[len - 5] = CALL;
-                    pads.extend(self.pad(at, &head[..len - 4], Some(copy)));
-                }
-                Pad::Trap { at } => pads.extend(self.pad(at, &[TRAP], None).map(|pad| PadBytes {
-                    trap: Some(start),
-                    ..pad
-                })),
-                Pad::Short { at, relay, prefix } => {
-                    let mut head: Vec<u8> = prefix.into_iter().chain([SHORT_JUMP, 0]).collect();
-                    let distance = relay.wrapping_sub(at + head.len() as u64) as u8;
-                    if let Some(last) = head.last_mut() {
-                        *last = distance;
-                    }
-                    pads.extend(self.pad(at, &head, None));
-                    pads.extend(self.pad(relay, &[JUMP], Some(copy)));
-                }
-                Pad::Overlap { at, relay } => {
-                    pads.extend(self.pad(at, &[SHORT_JUMP], None));
-                    pads.extend(self.pad(relay, &[JUMP], Some(copy)));
-                }
-            }
-        }
-        pads.sort_by_key(|pad| pad.at);
-        pads
-    }
-
-    /// Sends what leads to `address`, and stays where it is, to `copy` instead.
-    fn redirect(&self, address: u64, copy: u64, pads: &mut Vec<PadBytes>) {
-        let from = self
-            .callers
-            .partition_point(|(target, _)| *target < address);
-        for (_, source) in self.callers[from..]
-            .iter()
-            .take_while(|(target, _)| *target == address)
-        {
-            let place = &self.code.places[*source as usize];
-            let block = self.blocks.of_place(*source as usize);
-            let moved = self.placement.displaced[block].is_some_and(|displaced| {
-                (displaced.first..displaced.last).contains(source)
-                    && !(displaced.last_stays && *source + 1 == displaced.last)
-            });
-            let bytes = self.code.bytes(place);
-            if let Some(head) = bytes
-                .len()
-                .checked_sub(4)
-                .and_then(|len| bytes.get(..len))
-                .filter(|_| !moved)
-            {
-                pads.extend(self.pad(place.at, head, Some(copy)));
-            }
-        }
-    }
-
-    /// Whether calls of `address` go to its copy.
-    fn is_redirected(&self, address: u64) -> bool {
-        let block = self.blocks.at(self.code, address);
-        let displaced = block.and_then(|block| self.placement.displaced[block]);
-        displaced.is_some_and(|displaced| displaced.pad == Pad::Callers)
-    }
-
-    /// `head`, and the distance to `target`.
-    fn pad(&self, at: u64, head: &[u8], target: Option<u64>) -> Option<PadBytes> {
-        let len = head.len() + if target.is_some() { 4 } else { 0 };
-        let mut bytes = [0; PAD_MAX];
-        bytes.get_mut(..head.len())?.copy_from_slice(head);
-        if let Some(target) = target {
-            let distance = target.wrapping_sub(at + len as u64) as u32;
-            bytes
-                .get_mut(head.len()..len)?
-                .copy_from_slice(&distance.to_le_bytes());
-        }
-        let mut original = [0; PAD_MAX];
-        original
-            .get_mut(..len)?
-            .copy_from_slice(self.code.elf.mapped_code_from(at)?.get(..len)?);
-        Some(PadBytes {
-            at: LinkAddr(at),
-            len: len as u8,
-            is_relative: target.is_some(),
-            trap: None,
-            bytes,
-            original,
-        })
-    }
-
     fn finish(mut self) -> Island {
         self.island
             .resize(self.island.len().next_multiple_of(PAGE), FILL);
@@ -598,6 +441,7 @@ impl Builder<'_, '_> {
             pads: pads.len() as u32,
             unwatched: (self.wishes.watched.len() - self.heard) as u32,
             traps: u32::from(self.wishes.traps),
+            carvings: self.wishes.carvings.len() as u32,
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.resize(PAGE, 0);

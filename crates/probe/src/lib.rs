@@ -45,10 +45,13 @@
 //! - Restartable sequences (`rseq`) are not looked for; glibc's own use none.
 
 mod blocks;
+mod carvings;
 mod code;
 mod flags;
+mod frames;
 mod functions;
 mod indirect;
+mod instances;
 mod island;
 mod landing_pads;
 mod overlap;
@@ -62,7 +65,9 @@ mod subjects;
 mod tactics;
 mod values;
 
+pub use carvings::tell_of_cursors;
 pub use functions::{Exclusion, Function};
+pub use instances::{InstancesError, inlined_instances};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};

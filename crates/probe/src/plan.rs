@@ -7,6 +7,7 @@ use pointee_model::addr::LinkAddr;
 use pointee_patch::placement::Event;
 
 use crate::blocks::{Block, Blocks};
+use crate::carvings::Carvings;
 use crate::code::{Code, Kind, mark};
 use crate::flags::Liveness;
 use crate::functions::{Exclusion, Function};
@@ -153,6 +154,7 @@ impl Plan {
             watched: &watched,
             signal_calls: &signal_calls,
             traps: wanted.traps,
+            carvings: &Carvings::new(),
         };
         let island = island::build(&code, &blocks, &liveness, &placement, &wishes)
             .map_err(|island::TooLarge| PlanError::TooLarge)?;
@@ -259,8 +261,9 @@ fn subjects_and_values(code: &Code<'_>, wanted: &Wanted<'_>) -> (Subjects, Opera
         _ => return Default::default(),
     };
     if wanted.at == At::Inlined {
-        let about = subjects::inlined(code, &facts, wanted.subjects);
-        let operands = values::parameters(code, &facts, &about);
+        let instances = subjects::instances(code, &facts, wanted.subjects);
+        let about = subjects::inlined(&instances);
+        let operands = values::parameters(code, &facts, &instances);
         (about, operands)
     } else {
         let about = subjects::writes(code, &facts, wanted.subjects);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use pointee_meta::debug_files::{DebugFiles, Search};
 use pointee_meta::dwarf::read_facts;
-use pointee_meta::facts::{Facts, Global};
+use pointee_meta::facts::{Facts, Function, Global, Inline};
 use pointee_model::addr::LinkAddr;
 use pointee_patch::arch::x86_64::stores::stored;
 use pointee_patch::arch::x86_64::sweep::rip_target;
@@ -22,18 +22,52 @@ pub(crate) fn facts(code: &Code<'_>) -> Facts {
     read_facts(code.elf, &DebugFiles::find(code.elf, &Search::default()))
 }
 
-/// The first instruction of each inlined body of the functions for which `wanted` holds. Two that begin at one instruction are told by
-/// the outer one.
-pub(crate) fn inlined(code: &Code<'_>, facts: &Facts, wanted: impl Fn(&str) -> bool) -> Subjects {
-    let mut subjects = Subjects::new();
-    let inlines = facts
-        .functions
-        .iter()
-        .flat_map(|function| &function.inlines);
-    for inline in inlines.filter(|inline| wanted(&inline.name) || wanted(&inline.linkage_name)) {
-        if let Some(place) = inline.entry.and_then(|entry| code.find(entry)) {
-            subjects.entry(place).or_insert_with(|| inline.name.clone());
+/// An inlined body of which there is code.
+#[derive(Clone, Copy)]
+pub(crate) struct Instance<'f> {
+    /// Its first instruction, by its number among [`Code::places`].
+    pub(crate) place: usize,
+    /// The function that it lies in.
+    pub(crate) holder: &'f Function,
+    /// Its number among the holder's.
+    pub(crate) number: usize,
+}
+
+impl<'f> Instance<'f> {
+    pub(crate) fn inline(&self) -> &'f Inline {
+        &self.holder.inlines[self.number]
+    }
+}
+
+/// The inlined bodies of the functions for which `wanted` holds; within a function outer ones before inner ones.
+pub(crate) fn instances<'f>(
+    code: &Code<'_>,
+    facts: &'f Facts,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<Instance<'f>> {
+    let mut instances = Vec::new();
+    for holder in &facts.functions {
+        for (number, inline) in holder.inlines.iter().enumerate() {
+            if (wanted(&inline.name) || wanted(&inline.linkage_name))
+                && let Some(place) = inline.entry.and_then(|entry| code.find(entry))
+            {
+                instances.push(Instance {
+                    place,
+                    holder,
+                    number,
+                });
+            }
         }
+    }
+    instances
+}
+
+/// Their first instructions. Two that begin at one instruction are told by the outer one.
+pub(crate) fn inlined(instances: &[Instance<'_>]) -> Subjects {
+    let mut subjects = Subjects::new();
+    for instance in instances {
+        let name = || instance.inline().name.clone();
+        subjects.entry(instance.place).or_insert_with(name);
     }
     subjects
 }

@@ -13,13 +13,14 @@
 
 use std::collections::BTreeMap;
 
-use pointee_meta::facts::{Facts, Inline, Place as Lies, Variable};
+use pointee_meta::facts::{Facts, FrameBase, Place as Lies, Variable};
 use pointee_model::image::{TypeIndex, TypeKind};
 use pointee_patch::arch::x86_64::decode::{Instruction, Map};
 use pointee_patch::arch::x86_64::stores::{Stored, stored};
 
 use crate::code::Code;
-use crate::subjects::Subjects;
+use crate::frames::{Base, Frames};
+use crate::subjects::{Instance, Subjects};
 
 /// Words of a record.
 pub(crate) const WORDS: usize = 100;
@@ -47,6 +48,8 @@ pub(crate) enum Source {
     Constant(i64),
     /// A general register, by its number in instructions, and what is added to it.
     Register(u8, i32),
+    /// In memory, so far from where a general register points.
+    Memory(u8, i32),
     /// `ah`, `ch`, `dh` or `bh`.
     SecondByte(u8),
 }
@@ -177,45 +180,80 @@ fn width(instruction: &Instruction) -> u8 {
     }
 }
 
-/// The parameters of the inlined bodies that begin at `subjects`, as far as the debug info says that they are in a register there.
-pub(crate) fn parameters(code: &Code<'_>, facts: &Facts, subjects: &Subjects) -> Operands {
+/// What is known of the parameters of inlined bodies. Of two that begin at one instruction the outer one has its say, as its name has.
+pub(crate) fn parameters(code: &Code<'_>, facts: &Facts, instances: &[Instance<'_>]) -> Operands {
     let mut operands = Operands::new();
-    for function in &facts.functions {
-        for (number, inline) in function.inlines.iter().enumerate() {
-            let place = inline.entry.and_then(|entry| code.find(entry));
-            let Some(at) = place.filter(|at| subjects.get(at) == Some(&inline.name)) else {
-                continue;
-            };
-            let own = |variable: &&Variable| {
-                variable.inline == Some(number as u32) && variable.parameter.is_some()
-            };
-            let found = function.variables.iter().filter(own);
-            let found: Vec<Operand> = found
-                .filter_map(|variable| parameter(facts, variable, inline))
-                .collect();
-            if !found.is_empty() {
-                // Of two that begin at one instruction the outer one has its say, as its name has.
-                operands.entry(at).or_insert(found);
-            }
-        }
+    for (instance, found) in instances
+        .iter()
+        .zip(each_parameters(code, facts, instances))
+    {
+        operands.entry(instance.place).or_insert(found);
     }
+    operands.retain(|_, found| !found.is_empty());
     operands
 }
 
-fn parameter(facts: &Facts, variable: &Variable, inline: &Inline) -> Option<Operand> {
-    let entry = inline.entry?;
-    let holds = |(start, end, _): &&(u64, u64, Lies)| (*start..*end).contains(&entry);
-    let (_, _, place) = variable.places.iter().find(holds)?;
-    let (register, offset) = match *place {
-        Lies::Register(register) => (register, 0),
-        Lies::Value(register, offset) => (register, i32::try_from(offset).ok()?),
-        Lies::Memory(..) | Lies::Frame(_) | Lies::Address(_) | Lies::Behind(..) => return None,
+/// Of each of these bodies the parameters whose values are known at its first instruction: as far as the debug info says that they are
+/// constants, in general registers, or in the frame.
+pub(crate) fn each_parameters(
+    code: &Code<'_>,
+    facts: &Facts,
+    instances: &[Instance<'_>],
+) -> Vec<Vec<Operand>> {
+    let entries = instances
+        .iter()
+        .map(|instance| code.places[instance.place].at);
+    let frames = Frames::of(code.elf);
+    let bases = frames.map_or_else(BTreeMap::new, |frames| frames.bases(&entries.collect()));
+    let of = |instance: &Instance<'_>| {
+        let own = |variable: &&Variable| {
+            variable.inline == Some(instance.number as u32) && variable.parameter.is_some()
+        };
+        let at = code.places[instance.place].at;
+        let base = bases.get(&at).copied();
+        let found = instance.holder.variables.iter().filter(own);
+        found
+            .filter_map(|variable| {
+                let holds = |(start, end, _): &&(u64, u64, Lies)| (*start..*end).contains(&at);
+                let (_, _, place) = variable.places.iter().find(holds)?;
+                Some(Operand {
+                    name: variable.name.clone(),
+                    source: source(*place, instance.holder.frame_base, base)?,
+                    form: form_of(facts, variable.r#type)?,
+                })
+            })
+            .collect()
     };
-    Some(Operand {
-        name: variable.name.clone(),
-        source: Source::Register(number_of(register)?, offset),
-        form: form_of(facts, variable.r#type)?,
-    })
+    instances.iter().map(of).collect()
+}
+
+/// Where a parameter is. Memory is read only in the frame, which is there whatever the registers hold.
+fn source(place: Lies, frame_base: FrameBase, base: Option<Base>) -> Option<Source> {
+    let small = |offset: i64| i32::try_from(offset).ok();
+    let memory =
+        |register: u16, offset: i64| Some(Source::Memory(number_of(register)?, small(offset)?));
+    let is_of_frame = |register: u16| {
+        register == DWARF_RSP
+            || frame_base == FrameBase::Register(register)
+            || base.is_some_and(|(of_frame, _)| of_frame == register)
+    };
+    match place {
+        Lies::Constant(value) => Some(Source::Constant(value)),
+        Lies::Register(register) => Some(Source::Register(number_of(register)?, 0)),
+        Lies::Value(register, offset) => {
+            Some(Source::Register(number_of(register)?, small(offset)?))
+        }
+        Lies::Memory(register, offset) if is_of_frame(register) => memory(register, offset),
+        Lies::Frame(offset) => {
+            let (register, from) = match frame_base {
+                FrameBase::Cfa => base?,
+                FrameBase::Register(register) => (register, 0),
+                FrameBase::Unknown => return None,
+            };
+            memory(register, from.checked_add(offset)?)
+        }
+        Lies::Memory(..) | Lies::Address(_) | Lies::Behind(..) => None,
+    }
 }
 
 /// The number that instructions have for the general register with this number in DWARF (psABI x86-64, figure 3.36).
@@ -305,15 +343,21 @@ const AGAIN: &[u8] = &[0x48, 0x8b, 0x44, 0x24, 0x08, 0x48, 0x8b, 0x0c, 0x24];
 /// What the stack pointer has gone down when values are read.
 const MOVED: i32 = 128 + 3 * 8;
 const RSP: u8 = 4;
+const DWARF_RSP: u16 = 7;
 
-/// Appends to `code` what takes down those of `operands` that are not constants, with [`ROUTINE`] at offset `routine` of it. The answer: for
-/// each, the offset of the distance to its record, counted from behind that.
-pub(crate) fn emit(code: &mut Vec<u8>, operands: &[Operand], routine: u32) -> Vec<u32> {
+/// Appends to `code` what takes down those of `operands` that are not constants, with [`ROUTINE`] at offset `routine` of it. The stack pointer is
+/// `pushed` bytes lower than in the program. The answer: for each, the offset of the distance to its record, counted from behind that.
+pub(crate) fn emit(
+    code: &mut Vec<u8>,
+    operands: &[Operand],
+    routine: u32,
+    pushed: i32,
+) -> Vec<u32> {
     let mut fields = Vec::new();
     let is_read = |operand: &&Operand| !matches!(operand.source, Source::Constant(_));
     for operand in operands.iter().filter(is_read) {
         code.extend(if fields.is_empty() { SAVE } else { AGAIN });
-        load(code, operand);
+        load(code, operand, MOVED + pushed);
         code.extend([0x48, 0x8d, 0x0d]); // lea rcx, [rip+record]
         fields.push(code.len() as u32);
         code.extend([0; 4]);
@@ -327,14 +371,20 @@ pub(crate) fn emit(code: &mut Vec<u8>, operands: &[Operand], routine: u32) -> Ve
     fields
 }
 
-/// The value into `rax`, without what its width leaves out.
-fn load(code: &mut Vec<u8>, operand: &Operand) {
+/// The value into `rax`, without what its width leaves out. The stack pointer has gone down by `moved`.
+fn load(code: &mut Vec<u8>, operand: &Operand, moved: i32) {
     let width = operand.form.width;
+    let true_offset = |register: u8, offset: i32| match register {
+        RSP => offset.wrapping_add(moved),
+        _ => offset,
+    };
     let (register, offset) = match operand.source {
         Source::Constant(_) => return,
         Source::SecondByte(number) => return code.extend([0x0f, 0xb6, 0xc0 | number & 7]), // movzx eax, r8
-        Source::Register(RSP, offset) => (RSP, offset.wrapping_add(MOVED)),
-        Source::Register(register, offset) => (register, offset),
+        Source::Memory(base, offset) => {
+            return load_memory(code, base, true_offset(base, offset), width);
+        }
+        Source::Register(register, offset) => (register, true_offset(register, offset)),
     };
     let extended = register >> 3;
     code.extend([0x48 | extended, 0x8b, 0xc0 | register & 7]); // mov rax, register
@@ -348,6 +398,22 @@ fn load(code: &mut Vec<u8>, operand: &Operand) {
         4 => code.extend([0x89, 0xc0]),       // mov eax, eax
         _ => {}
     }
+}
+
+/// What lies at `[base + offset]` into `rax`, with zeros above it.
+fn load_memory(code: &mut Vec<u8>, base: u8, offset: i32, width: u8) {
+    let rex = 0x40 | base >> 3 | if width == 8 { 8 } else { 0 };
+    code.push(rex);
+    match width {
+        1 => code.extend([0x0f, 0xb6]), // movzx eax, byte
+        2 => code.extend([0x0f, 0xb7]), // movzx eax, word
+        _ => code.push(0x8b),
+    }
+    code.push(0x80 | base & 7);
+    if base & 7 == RSP {
+        code.push(0x24); // no index
+    }
+    code.extend(offset.to_le_bytes());
 }
 
 #[cfg(test)]

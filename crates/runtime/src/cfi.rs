@@ -1,7 +1,7 @@
 //! *How does the walk leave the frame of this return address?*
 //!
 //! A small evaluator of call frame information (DWARF 5, §6.4; LSB Core, "Exception Frames"): it finds the
-//! entry of a return address through `.eh_frame_hdr` and executes the instructions up to the
+//! entry of a return address through a sorted table ([`crate::unwind_table`]) and executes the instructions up to the
 //! call, keeping just two things: the rule for the canonical frame address and where `rbp` was saved. Everything
 //! else (expressions, other registers) makes the frame a leaf. Evaluated once per node of the origin tree.
 
@@ -124,15 +124,10 @@ struct Row {
 pub(crate) fn rule(module: &Module, return_address: u64) -> Option<Rule> {
     // The call may be the last instruction of its function, or of a range with rules of its own.
     let pc = return_address.checked_sub(1)?;
-    let (table_start, table_end) = module.unwind_table()?;
-    let entry = find_entry(
-        Cursor {
-            at: table_start,
-            end: table_end,
-        },
-        module,
-        pc,
-    )?;
+    let entry = module.unwind_table()?.find(pc)?;
+    if !module.holds(entry) {
+        return None;
+    }
     let mut fde = Cursor {
         at: entry,
         end: module.end,
@@ -181,37 +176,57 @@ pub(crate) fn rule(module: &Module, return_address: u64) -> Option<Rule> {
     Some(Rule::new(row.cfa_register == RBP, offset, saved_rbp))
 }
 
-/// Binary search in `.eh_frame_hdr`: the address of the FDE.
-fn find_entry(mut header: Cursor, module: &Module, pc: u64) -> Option<u64> {
-    let data = header.at;
+/// Where the rows of the `.eh_frame_hdr` `[start, end)` begin, and how many there are; `None` if they are of another form than linkers
+/// write.
+pub(crate) fn rows_of_header(start: u64, end: u64) -> Option<(u64, u64)> {
+    let mut header = Cursor { at: start, end };
     let [version, frame_encoding, count_encoding, table_encoding] = header.take()?;
     const SDATA4_DATAREL: u8 = 0x3b;
     if version != 1 || table_encoding != SDATA4_DATAREL {
         return None;
     }
-    header.pointer(frame_encoding, data)?;
-    let count = header.pointer(count_encoding, data)?;
-    let rows = header.at;
-    let row = |at: u64| -> Option<(u64, u64)> {
-        let mut cursor = Cursor {
-            at: rows.checked_add(at.checked_mul(8)?)?,
-            end: header.end,
+    header.pointer(frame_encoding, start)?;
+    let count = header.pointer(count_encoding, start)?;
+    Some((header.at, count))
+}
+
+/// Calls `each` with the first address of code and the address of the rules (FDE) of every entry of the `.eh_frame` `[start, end)` of
+/// `module`.
+pub(crate) fn each_entry(module: &Module, start: u64, end: u64, mut each: impl FnMut(u64, u64)) {
+    let mut at = Cursor { at: start, end };
+    while at.at < end {
+        let entry = at.at;
+        // Zero ends what one linked file brought.
+        let Some(len) = at.u32().filter(|len| *len != u32::MAX) else {
+            return;
         };
-        let start = data.wrapping_add(i64::from(cursor.u32()? as i32) as u64);
-        let fde = data.wrapping_add(i64::from(cursor.u32()? as i32) as u64);
-        Some((start, fde))
-    };
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if row(middle)?.0 <= pc {
-            low = middle + 1
-        } else {
-            high = middle
+        let next = at.at + u64::from(len);
+        let mut code = || {
+            let here = at.at;
+            let distance = u64::from(at.u32()?);
+            if distance == 0 {
+                return None;
+            }
+            let cie = here.checked_sub(distance)?;
+            let common = common(
+                Cursor {
+                    at: cie,
+                    end: module.end,
+                },
+                module,
+            )?;
+            at.pointer(common.pointer_encoding, 0)
+        };
+        if len != 0
+            && let Some(code) = code()
+        {
+            each(code, entry);
         }
+        if next > end {
+            return;
+        }
+        at.at = next;
     }
-    let fde = row(low.checked_sub(1)?)?.1;
-    (module.start..module.end).contains(&fde).then_some(fde)
 }
 
 fn common(mut cie: Cursor, module: &Module) -> Option<Common> {

@@ -2,7 +2,7 @@
 //!
 //! The environment given to `execve`, `fexecve`, `execveat` or their system calls by way of `syscall` gets the two variables of [`pointee_index::handoff`] again, in
 //! arrays on the stack: after `vfork` this is the parent's memory, and nothing may be left behind in
-//! it. A program that would see them, or not run as it does without us, gets its environment as it is: static ones, other C
+//! it ([`crate::spare_stack`] has room where the program's stack may not). A program that would see them, or not run as it does without us, gets its environment as it is: static ones, other C
 //! libraries, sanitized ones, set-user-id ones.
 
 #![allow(unsafe_code)] // Reads the arguments of execve.
@@ -10,7 +10,7 @@
 use crate::environment::PathBuffer;
 use crate::hooks::is_filtered;
 use crate::region::{generation, is_disabled, region};
-use crate::sys;
+use crate::{spare_stack, sys, threads};
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
@@ -115,6 +115,31 @@ pub(crate) unsafe fn exec(
     if is_disabled() || is_filtered() {
         return original(environment);
     }
+    let exec = |has_room: bool| {
+        if has_room {
+            // SAFETY: as promised.
+            unsafe { noted(program, environment, original) }
+        } else {
+            // The next program stays unseen.
+            original(environment)
+        }
+    };
+    if threads::is_static() {
+        spare_stack::run(exec)
+    } else {
+        exec(true)
+    }
+}
+
+/// Calls `original` with the environment to use, while it is noted that the process goes on as another program.
+///
+/// # Safety
+/// As for [`exec`].
+unsafe fn noted(
+    program: Named,
+    environment: usize,
+    original: impl FnOnce(usize) -> usize,
+) -> usize {
     let header = region().header();
     let own = sys::getpid() as u32 == header.pid.load(Relaxed);
     let before = header.exit.load(Relaxed);

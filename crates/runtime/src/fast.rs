@@ -29,7 +29,7 @@ use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::counters::{Counts, Thread};
-use pointee_index::layout::{CHUNK_SHIFT, FIRST_LEVEL, LARGE, TABLE_WORDS};
+use pointee_index::layout::{CHUNK_SHIFT, DIRECTORY, FIRST_LEVEL, LARGE, TABLE_WORDS};
 use pointee_index::origins::{FRAME_MAX, HASH, Node, PARENT_SHIFT, Rule};
 use pointee_index::table::EVEN;
 use pointee_index::words::{
@@ -39,17 +39,20 @@ use pointee_index::words::{
 
 /// What the hooks need of the region.
 #[repr(C)]
-struct Places {
+pub(crate) struct Places {
     /// The directory of tables.
     directory: AtomicU64,
+    /// The same of blocks that were cut out of others.
+    pub(crate) nested: AtomicU64,
     /// The first level of the origins' hash.
-    origins: AtomicU64,
+    pub(crate) origins: AtomicU64,
     /// Cuts an origin to those there is room for.
-    origin_mask: AtomicU64,
+    pub(crate) origin_mask: AtomicU64,
 }
 
-static PLACES: Places = Places {
+pub(crate) static PLACES: Places = Places {
     directory: AtomicU64::new(0),
+    nested: AtomicU64::new(0),
     origins: AtomicU64::new(0),
     origin_mask: AtomicU64::new(0),
 };
@@ -60,6 +63,9 @@ pub(crate) fn set_up(region: &Region) {
     PLACES
         .directory
         .store(base + region.layout.directory, Relaxed);
+    PLACES
+        .nested
+        .store(base + region.layout.directory + DIRECTORY * 8, Relaxed);
     PLACES
         .origins
         .store(base + region.layout.origins[0], Relaxed);
@@ -472,10 +478,10 @@ pub(crate) unsafe extern "C" fn free() {
 }
 
 /// A granule's word has four bytes.
-const WORD_SHIFT: u32 = GRANULE_SHIFT - 2;
-const WORD_MASK: u64 = (TABLE_WORDS - 1) << 2;
+pub(crate) const WORD_SHIFT: u32 = GRANULE_SHIFT - 2;
+pub(crate) const WORD_MASK: u64 = (TABLE_WORDS - 1) << 2;
 
-static HASH_FACTOR: u64 = HASH;
+pub(crate) static HASH_FACTOR: u64 = HASH;
 
 /// The rest of an allocation after which something is due in the counters.
 unsafe extern "C" fn reach(block: usize, state: &State) -> usize {

@@ -13,15 +13,18 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; reads what an original stored.
 
 mod call;
+mod carved;
 mod mapped;
 mod planted;
 mod pooled;
 mod processes;
+mod system_calls;
 
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
 use crate::{fast, mismatch, peak, pools, process, threads};
 use call::{Call, Hook, hooks};
+pub(crate) use carved::carve;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;
@@ -32,7 +35,8 @@ use pointee_index::table::Recorded;
 use pointee_model::entries::{Declared, Role};
 pub(crate) use processes::is_filtered;
 use processes::{
-    exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, prctl_stub, syscall_stub,
+    dlsym_stub, exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, on_signal_stack,
+    prctl_stub, syscall_stub,
 };
 
 /// The way from a relay to a hook in Rust: the record says to which.
@@ -67,11 +71,14 @@ fn hook(says: Declared) -> Hook {
         Role::Exec | Role::ExecFd => on_exec,
         Role::Exit => on_exit,
         Role::Brk => on_brk,
+        Role::SigAltStack => on_signal_stack,
         Role::PoolAlloc => pooled::allocating(says),
         Role::PoolRealloc => pooled::on_pool_realloc,
         Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
         Role::LinkMap
         | Role::Other
+        | Role::SystemCall
+        | Role::Dlsym
         | Role::Prctl
         | Role::Syscall
         | Role::ExecAt
@@ -93,6 +100,8 @@ pub(crate) fn destination(role: Role) -> u64 {
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
         Role::ExecAt => exec_stub,
+        Role::Dlsym => dlsym_stub,
+        Role::SystemCall => system_calls::stub(),
         Role::Mmap | Role::Munmap | Role::Mprotect | Role::Mremap | Role::Shmat => {
             mapped::mapping_stub
         }

@@ -2,7 +2,8 @@
 //!
 //! By name: in the dynamic symbols, through the hash table the object carries; else in the symbol table of its
 //! file; else in its metadata image, if the session has given one. A name that is only in the symbol table (a private copy of an allocator) counts when the object has both the
-//! allocating and the freeing name of one family: a lone private `free` is somebody's list code.
+//! allocating and the freeing name of one family: a lone private `free` is somebody's list code. In a statically linked program
+//! the name that allocates is enough, if all of the program means the same by it.
 //!
 //! `operator new` and `delete` are hooked only in objects that have a malloc of their own: elsewhere they call
 //! malloc, which is hooked, and the walk goes through them.
@@ -10,8 +11,8 @@
 #![allow(unsafe_code)] // Reads symbol tables of loaded objects and of their files.
 
 use crate::declared;
+use crate::elf_file::ElfFile;
 use crate::modules::{self, Module};
-use crate::sys::{self, map};
 use core::ffi::CStr;
 use pointee_model::entries::{Declared, FAMILIES, FAMILY, Named, OPERATORS, PROCESS, Role};
 
@@ -35,7 +36,7 @@ impl Function {
 }
 
 /// Address and length of each name of a family; address 0 where it is not there.
-type Places = [(u64, u64); FAMILY];
+type Places = [(u64, u64)];
 
 /// The first name allocates, the second frees: without both it is no allocator.
 fn is_allocator(places: &Places) -> bool {
@@ -49,26 +50,34 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     let mut file = None;
     let mut has_malloc = false;
     for family in &FAMILIES {
-        let mut places = Places::default();
+        let mut places = [(0, 0); FAMILY];
         if exported(family[0].0).is_some() {
             for (place, (name, _)) in places.iter_mut().zip(family) {
                 *place = exported(name).unwrap_or_default();
             }
         }
-        if !is_allocator(&places)
-            && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
-        {
-            table.find_all(module, family, &mut places);
+        let mut is_there = is_allocator(&places);
+        if !is_there && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module)) {
+            if module.is_static {
+                // What the program does not call was not linked into it.
+                table.find_all(module, family, &mut places, false);
+                is_there = places[0].0 != 0;
+            }
+            if !is_there {
+                table.find_all(module, family, &mut places, true);
+                is_there = is_allocator(&places);
+            }
         }
-        if !is_allocator(&places) {
+        if !is_there {
             // The image's maker has read what is not in the file: debug files, compressed symbols.
             module.each_entry(|name, address, len, _| {
                 if let Some(at) = family.iter().position(|(known, _)| *known == name) {
                     places[at] = (address, len);
                 }
             });
+            is_there = is_allocator(&places);
         }
-        if !is_allocator(&places) {
+        if !is_there {
             continue;
         }
         has_malloc = true;
@@ -107,13 +116,19 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     if has_malloc {
         operators(module, |function| found(*function));
     }
-    let is_libc = exported("__libc_start_main").is_some();
-    let has_inner_fork = exported("_Fork").is_some();
-    let process = PROCESS
-        .iter()
-        .filter(|(name, _)| is_libc && (*name != "fork" || !has_inner_fork));
-    for (name, role) in process {
-        if let Some((address, len)) = exported(name) {
+    let mut process = [(0, 0); PROCESS.len()];
+    if exported("__libc_start_main").is_some() {
+        for (place, (name, _)) in process.iter_mut().zip(&PROCESS) {
+            *place = exported(name).unwrap_or_default();
+        }
+    } else if module.is_static
+        && let Some(table) = file.get_or_insert_with(|| FileSymbols::of(module))
+    {
+        table.find_all(module, &PROCESS, &mut process, false);
+    }
+    let has_inner_fork = PROCESS[0].0 == "_Fork" && process[0].0 != 0;
+    for ((name, role), (address, len)) in PROCESS.iter().zip(process) {
+        if address != 0 && (*name != "fork" || !has_inner_fork) {
             found(Function {
                 name,
                 role: *role,
@@ -125,13 +140,20 @@ pub(crate) fn functions(module: &Module, mut found: impl FnMut(Function)) {
     }
 }
 
-/// Calls `found` for each of C++'s operators that `module` exports.
+/// Calls `found` for each of C++'s operators that `module` exports, or has for all of a statically linked program.
 pub(crate) fn operators(module: &Module, mut found: impl FnMut(&Function)) {
-    let Some(symbols) = Symbols::of(module) else {
-        return;
-    };
-    for (name, role) in &OPERATORS {
-        if let Some((address, len)) = symbols.find(name) {
+    let mut places = [(0, 0); OPERATORS.len()];
+    if module.is_static {
+        if let Some(table) = FileSymbols::of(module) {
+            table.find_all(module, &OPERATORS, &mut places, false);
+        }
+    } else if let Some(symbols) = Symbols::of(module) {
+        for (place, (name, _)) in places.iter_mut().zip(&OPERATORS) {
+            *place = symbols.find(name).unwrap_or_default();
+        }
+    }
+    for ((name, role), (address, len)) in OPERATORS.iter().zip(places) {
+        if address != 0 {
             found(&Function {
                 name,
                 role: *role,
@@ -162,8 +184,11 @@ pub(crate) fn exported(module: &Module, name: &str) -> Option<(u64, u64)> {
     Symbols::of(module)?.find(name)
 }
 
-/// Address of the variable `name`, if `module` exports it.
+/// Address of the variable `name`, if `module` exports it, or has it for all of a statically linked program.
 pub(crate) fn variable(module: &Module, name: &str) -> Option<u64> {
+    if module.is_static {
+        return FileSymbols::of(module)?.variable(module, name);
+    }
     let (address, _) = Symbols::of(module)?.find_kind(name, STT_OBJECT)?;
     Some(address)
 }
@@ -211,6 +236,12 @@ impl Symbol {
 
     fn is_defined(&self) -> bool {
         self.section != 0 && self.value != 0
+    }
+
+    /// Seen by no other file of those that were linked.
+    fn is_local(&self) -> bool {
+        const STB_LOCAL: u8 = 0;
+        self.info >> 4 == STB_LOCAL
     }
 
     fn is_function(&self) -> bool {
@@ -396,89 +427,32 @@ unsafe fn is_string(at: *const u8, name: &str) -> bool {
     name.bytes().chain([0]).enumerate().all(same)
 }
 
-/// The symbol table of an object's file, mapped while it is searched.
+/// The symbol table of an object's file.
 struct FileSymbols {
-    file: &'static [u8],
     symbols: &'static [Symbol],
     strings: &'static [u8],
-}
-
-impl Drop for FileSymbols {
-    fn drop(&mut self) {
-        // SAFETY: our mapping; nothing of it is kept.
-        unsafe { sys::munmap(self.file.as_ptr().cast_mut(), self.file.len()) };
-    }
+    /// Both lie in it.
+    _file: ElfFile,
 }
 
 impl FileSymbols {
     fn of(module: &Module) -> Option<Self> {
-        if module.path.is_empty() {
-            return None;
-        }
-        let path = if module.is_executable {
-            c"/proc/self/exe"
-        } else {
-            module.path.as_c_str()
-        };
-        let fd = usize::try_from(sys::open(path, false)).ok()?;
-        let len = sys::file_len(fd);
-        let at = if len < 64 {
-            core::ptr::null_mut()
-        } else {
-            sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
-        };
-        sys::close(fd);
-        if at.is_null() {
-            return None;
-        }
-        // SAFETY: mapped for `len` bytes.
-        let file = unsafe { core::slice::from_raw_parts(at.cast_const(), len) };
-        let mut found = Self {
-            file,
-            symbols: &[],
-            strings: &[],
-        };
-        found.read_tables();
-        (!found.symbols.is_empty()).then_some(found)
-    }
-
-    /// Finds the symbol table and its strings; leaves both empty if the headers make no sense.
-    fn read_tables(&mut self) -> Option<()> {
         const SHT_SYMTAB: u32 = 2;
-        let file = self.file;
-        let u64_at = |at: u64| {
-            let at = usize::try_from(at).ok()?;
-            Some(u64::from_le_bytes(
-                file.get(at..at.checked_add(8)?)?.try_into().ok()?,
-            ))
-        };
-        let u32_at = |at: u64| {
-            let at = usize::try_from(at).ok()?;
-            Some(u32::from_le_bytes(
-                file.get(at..at.checked_add(4)?)?.try_into().ok()?,
-            ))
-        };
-        let headers = u64_at(40)?;
-        let count = u64::from(u32_at(60)? & 0xffff);
-        let header = |at: u64| headers.checked_add(at.checked_mul(64)?);
-        let bytes = |section: u64| {
-            let start = usize::try_from(u64_at(section.checked_add(24)?)?).ok()?;
-            let len = usize::try_from(u64_at(section.checked_add(32)?)?).ok()?;
-            file.get(start..start.checked_add(len)?)
-        };
-        let section = (0..count)
-            .filter_map(header)
-            .find(|section| u32_at(section.wrapping_add(4)) == Some(SHT_SYMTAB))?;
-        let strings = bytes(header(u64::from(u32_at(section.checked_add(40)?)?))?)?;
-        let symbols = bytes(section)?;
+        let file = ElfFile::of(module)?;
+        let section = file.section_of_type(SHT_SYMTAB)?;
+        let symbols = file.contents(section)?;
+        let strings = file.contents(file.linked(section)?)?;
         if symbols.as_ptr().align_offset(align_of::<Symbol>()) != 0 {
             return None;
         }
         let count = symbols.len() / size_of::<Symbol>();
         // SAFETY: in bounds, aligned, and any bytes make a symbol.
-        self.symbols = unsafe { core::slice::from_raw_parts(symbols.as_ptr().cast(), count) };
-        self.strings = strings;
-        Some(())
+        let symbols = unsafe { core::slice::from_raw_parts(symbols.as_ptr().cast(), count) };
+        Some(Self {
+            symbols,
+            strings,
+            _file: file,
+        })
     }
 
     /// Calls `each` with the name, up to the end of the table, and address and length of every function.
@@ -493,20 +467,45 @@ impl FileSymbols {
         }
     }
 
-    /// Address and length of each of `names` that is defined.
-    fn find_all(&self, module: &Module, names: &[Named], places: &mut Places) {
+    /// Address of the variable that all of the program means by `name`.
+    fn variable(&self, module: &Module, name: &str) -> Option<u64> {
+        let is_it = |symbol: &&Symbol| {
+            let text = self.strings.get(symbol.name as usize..);
+            symbol.is_defined()
+                && symbol.kind() == STT_OBJECT
+                && !symbol.is_local()
+                && text.is_some_and(|text| is_name(text, name))
+        };
+        let symbol = self.symbols.iter().find(is_it)?;
+        let address = symbol.value.wrapping_add(module.bias);
+        module.holds(address).then_some(address)
+    }
+
+    /// Address and length of each of `names` that is defined. What is private to one of the files that were linked counts only if it may,
+    /// and if nothing else has the name.
+    fn find_all(
+        &self,
+        module: &Module,
+        names: &[Named],
+        places: &mut Places,
+        may_be_private: bool,
+    ) {
         for symbol in self.symbols.iter().filter(|symbol| symbol.is_function()) {
             let Some(text) = self.strings.get(symbol.name as usize..) else {
                 continue;
             };
-            let is =
-                |name: &str| text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0);
-            if let Some(at) = names.iter().position(|(name, _)| is(name)) {
+            if let Some(at) = names.iter().position(|(name, _)| is_name(text, name)) {
                 let address = symbol.value.wrapping_add(module.bias);
-                if (module.text.0..module.text.1).contains(&address) {
+                let counts = !symbol.is_local() || (may_be_private && places[at].0 == 0);
+                if counts && (module.text.0..module.text.1).contains(&address) {
                     places[at] = (address, symbol.len);
                 }
             }
         }
     }
+}
+
+/// Whether the string at the start of `text` is `name`.
+fn is_name(text: &[u8], name: &str) -> bool {
+    text.starts_with(name.as_bytes()) && text.get(name.len()) == Some(&0)
 }

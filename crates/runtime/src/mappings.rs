@@ -1,8 +1,10 @@
 //! *What is mapped where, and who mapped it?* — the first by `/proc/self/maps`, read anew for each question; the second noted as it happens.
 //!
 //! The kernel alone knows what is mapped: stacks grow, other calls than those that are hooked map and unmap. So nothing here answers
-//! in its place; what calls were seen to do is kept beside it, page by page ([`pointee_index::pages`]), and where both say different things, something
-//! was not seen.
+//! in its place, but that its list is remembered as long as no call can have changed it ([`list`]). What calls were seen to do is kept beside it,
+//! page by page ([`pointee_index::pages`]), and where both say different things, something was not seen.
+
+pub(crate) mod list;
 
 use crate::hooks::is_filtered;
 use crate::pools;
@@ -14,7 +16,7 @@ use pointee_index::counters::Thread;
 use pointee_index::layout::PAGE;
 use pointee_index::pages::PageWord;
 
-/// A call that changes what is mapped.
+/// A call that changes what is mapped, or what it is used for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Call {
     Map,
@@ -22,14 +24,17 @@ pub(crate) enum Call {
     Protect,
     Remap,
     Attach,
+    /// `brk`.
+    Break,
+    /// `sigaltstack`.
+    SignalStack,
 }
 
+const EXECUTABLE: usize = 4;
 const SHARED: usize = 1;
 const ANONYMOUS: usize = 0x20;
 /// Of `mremap`: the old pages stay mapped.
 const DONT_UNMAP: usize = 4;
-/// Unmapped memory beyond this many bytes is not searched for blocks of pools: they stay until their bytes are handed out again.
-const SEARCHED: u64 = 64 << 20;
 
 /// Whole pages: the address, and the end of `len` bytes from there on.
 fn pages(start: usize, len: usize) -> (u64, u64) {
@@ -56,7 +61,12 @@ pub(crate) fn before(call: Call, arguments: &[usize; 6], thread: &Thread) -> Pag
             let (start, end) = pages(at, len);
             region.pages.set(start, end, PageWord::NONE);
         }
-        Call::Remap | Call::Map | Call::Protect | Call::Attach => {}
+        Call::Remap
+        | Call::Map
+        | Call::Protect
+        | Call::Attach
+        | Call::Break
+        | Call::SignalStack => {}
     }
     word
 }
@@ -64,7 +74,8 @@ pub(crate) fn before(call: Call, arguments: &[usize; 6], thread: &Thread) -> Pag
 fn give_back(region: &Region, thread: &Thread, at: usize, len: usize) {
     let (start, end) = pages(at, len);
     region.pages.set(start, end, PageWord::NONE);
-    if region.nested.any() && end - start <= SEARCHED {
+    // Of reserved room without end only the chunks are looked at that have tables.
+    if region.nested.any() {
         pools::empty(region, thread, start, end - start);
     }
 }
@@ -89,8 +100,14 @@ pub(crate) fn after(
             let word = PageWord::mapped(third as u32, is_shared, is_file || is_shared, origin);
             let (start, end) = pages(result, len);
             written.set(start, end, word);
+            if third & EXECUTABLE != 0 && !is_file {
+                list::is_incomplete();
+            }
         }
         Call::Protect if result as i32 == 0 => {
+            if third & EXECUTABLE != 0 && !before.is_file() {
+                list::is_incomplete();
+            }
             let (start, end) = pages(at, len);
             written.protect(start, end, third as u32);
         }
@@ -110,7 +127,7 @@ pub(crate) fn after(
         }
         // How much that is, the kernel knows.
         Call::Attach if is_made => {
-            if let Some(mapping) = self::at(result as u64) {
+            if let Some(mapping) = read_at(result as u64) {
                 let word = PageWord::mapped(mapping.protection, true, true, origin);
                 written.set(mapping.start, mapping.end, word);
             }
@@ -182,8 +199,12 @@ impl Mapping {
     }
 }
 
-/// The mapping that holds `address`. No system call is made once the process has put itself under a filter of them.
+/// The mapping that holds `address`: from the list as it was read last, if that is current. No system call is made once the process has put itself under a filter of them.
 pub(crate) fn at(address: u64) -> Option<Mapping> {
+    list::at(address).or_else(|| read_at(address))
+}
+
+fn read_at(address: u64) -> Option<Mapping> {
     let mut found = None;
     each(|mapping| {
         if (mapping.start..mapping.end).contains(&address) {

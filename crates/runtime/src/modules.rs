@@ -1,6 +1,6 @@
 //! *Which objects are loaded?*
 //!
-//! Read from the dynamic linker's own list (`r_debug`, `link_map`: System V gABI and `<link.h>`), at
+//! In a statically linked program: itself, and this library, for ever. Else read from the dynamic linker's own list (`r_debug`, `link_map`: System V gABI and `<link.h>`), at
 //! start and each time the linker calls the empty function it keeps for debuggers (`r_brk`), which is hooked.
 //! A module that goes keeps its record; its nodes in the origin tree are retired, so that
 //! whatever is loaded at its addresses next is told apart.
@@ -10,10 +10,11 @@
 use crate::environment::PathBuffer;
 use crate::region::{add_string, region};
 use crate::sys::{self, map};
+use crate::unwind_table::UnwindTable;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use pointee_index::handoff::key;
 use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
@@ -60,13 +61,13 @@ unsafe fn namespaces(debug: *const Debug) -> impl Iterator<Item = *const Debug> 
     })
 }
 
-/// Calls `each` with bias, name and dynamic section of every object in the lists, and whether it is in the first.
+/// Calls `each` with bias, name, dynamic section and record of every object in the lists, and whether it is in the first.
 ///
 /// # Safety
 /// As for [`namespaces`], and the lists are consistent.
 unsafe fn each_loaded(
     debug: *const Debug,
-    mut each: impl FnMut(u64, &[u8], *const [u64; 2], bool),
+    mut each: impl FnMut(u64, &[u8], *const [u64; 2], *const LinkMap, bool),
 ) {
     // SAFETY: the caller's promise.
     for (at, debug) in unsafe { namespaces(debug) }.enumerate() {
@@ -79,6 +80,7 @@ unsafe fn each_loaded(
                     (*map).bias,
                     CStr::from_ptr((*map).name).to_bytes(),
                     (*map).dynamic,
+                    map,
                     at == 0,
                 );
                 map = (*map).next;
@@ -116,15 +118,19 @@ pub(crate) struct Module {
     pub(crate) dynamic: *const [u64; 2],
     /// First and one past the last byte of its executable segment.
     pub(crate) text: (u64, u64),
-    unwind: (u64, u64),
+    unwind: Option<UnwindTable>,
     /// Address and number of its program headers.
     headers: (u64, u64),
     /// Its metadata image, if the session has given one: up to date, so that walks may stop by it.
     pub(crate) image: Option<Image<'static>>,
     build_id: BuildId,
     loaded: AtomicBool,
+    /// The dynamic linker's record; stale once it is unloaded.
+    link_map: AtomicU64,
     pub(crate) path: PathBuffer,
     pub(crate) is_executable: bool,
+    /// A program with its libc inside, and no dynamic linker.
+    pub(crate) is_static: bool,
     /// Not in one that `dlmopen` made.
     pub(crate) is_in_base_namespace: bool,
 }
@@ -194,14 +200,14 @@ impl Module {
         }
     }
 
-    /// Bytes of its thread-local block; 0 if it has none.
-    pub(crate) fn thread_local_len(&self) -> u64 {
+    /// Bytes of its thread-local block, and what that is aligned to; `None` if it has none.
+    pub(crate) fn thread_local_block(&self) -> Option<(u64, u64)> {
         const PT_TLS: u32 = 7;
         // SAFETY: within the program header table of a loaded object.
         let segment = |at: u64| unsafe { *(self.headers.0 as *const Segment).add(at as usize) };
         let mut segments = (0..self.headers.1).map(segment);
-        let found = segments.find(|segment| segment.kind == PT_TLS);
-        found.map_or(0, |segment| segment.len)
+        let found = segments.find(|segment| segment.kind == PT_TLS)?;
+        Some((found.len, found.align.max(1)))
     }
 
     /// The image that was made last, from the user's cache: not known to be up to date.
@@ -221,14 +227,24 @@ impl Module {
         ])
     }
 
+    /// The dynamic linker's record of it.
+    pub(crate) fn link_map(&self) -> u64 {
+        self.link_map.load(Relaxed)
+    }
+
+    /// Its build ID in hexadecimal digits.
+    pub(crate) fn build_id_hex(&self) -> PathBuffer {
+        self.build_id.hex()
+    }
+
     /// Whether it is loaded now.
     pub(crate) fn is_loaded(&self) -> bool {
         self.loaded.load(Relaxed)
     }
 
-    /// `.eh_frame_hdr` in memory.
-    pub(crate) fn unwind_table(&self) -> Option<(u64, u64)> {
-        (self.unwind.0 != 0).then_some(self.unwind)
+    /// Where its unwind rules are.
+    pub(crate) fn unwind_table(&self) -> Option<&UnwindTable> {
+        self.unwind.as_ref()
     }
 
     /// Calls `each` with name, address, length and declared role (0: none) of every allocation function that the image knows.
@@ -271,6 +287,8 @@ pub(crate) struct Program {
     pub(crate) headers: u64,
     pub(crate) headers_len: u64,
     pub(crate) linker: u64,
+    /// Where on its first stack that was said.
+    pub(crate) vector: u64,
 }
 
 /// Calls `each` for every loaded module.
@@ -332,7 +350,7 @@ pub(crate) unsafe fn refresh(
     let known = MODULES.used.load(Acquire);
     let mut seen = [0u64; ROOM / 64];
     let mut count = 0u32;
-    let each = |bias, name: &[u8], dynamic, is_in_base_namespace| {
+    let each = |bias, name: &[u8], dynamic, link_map: *const LinkMap, is_in_base_namespace| {
         let same = |module: &Module| {
             module.dynamic == dynamic && module.bias == bias && module.loaded.load(Relaxed)
         };
@@ -342,6 +360,7 @@ pub(crate) unsafe fn refresh(
         }
         if let Some(at) = revived(bias, name, dynamic) {
             seen[at as usize / 64] |= 1 << (at % 64);
+            module(at).link_map.store(link_map as u64, Relaxed);
             arrived(module(at));
             return;
         }
@@ -353,6 +372,7 @@ pub(crate) unsafe fn refresh(
         if let Some(mut new) = unsafe { describe(bias, name, dynamic, main, linker) }
             && let Some(new) = {
                 new.is_in_base_namespace = is_in_base_namespace;
+                new.link_map = (link_map as u64).into();
                 add(new)
             }
         {
@@ -369,6 +389,45 @@ pub(crate) unsafe fn refresh(
             set_unloaded(module.number, sys::now());
         }
     }
+}
+
+/// Notes the two objects of a statically linked program, whose `program.linker` is 0: itself, and this library, whose file
+/// `own_path` is mapped at `own`. `false` if the program's headers are not where the kernel says.
+///
+/// # Safety
+/// No other thread runs; both are mapped.
+pub(crate) unsafe fn take_static(program: Program, own: u64, own_path: &[u8]) -> bool {
+    // Neither has symbols that a linker would bind.
+    let none = core::ptr::null();
+    // SAFETY: the caller's promise. The program is the first, as in the linker's list.
+    unsafe {
+        let module = bias_of(&program).and_then(|bias| describe(bias, b"", none, Some(program), 0));
+        let Some(mut module) = module else {
+            return false;
+        };
+        module.is_static = true;
+        module.unwind = module.unwind.or_else(|| UnwindTable::made_for(&module));
+        add(module);
+        describe(own, own_path, none, None, 0).and_then(add);
+    }
+    true
+}
+
+/// How far a program without a dynamic linker lies from where it was linked to: its header lies at the start of its file, and so in the
+/// segment that begins there, and its program headers lie right behind (System V gABI; all linkers in use).
+///
+/// # Safety
+/// The program's headers are mapped.
+unsafe fn bias_of(program: &Program) -> Option<u64> {
+    let header = program.headers.checked_sub(64)?;
+    // SAFETY: in front of the program headers, in the same segment, if the file is as any linker writes it.
+    let is_there = header & (PAGE - 1) == 0 && unsafe { headers_at(header) }?.0 == program.headers;
+    // SAFETY: within the program header table.
+    let segment = |at: u64| unsafe { *(program.headers as *const Segment).add(at as usize) };
+    (0..program.headers_len)
+        .map(segment)
+        .find(|segment| segment.kind == PT_LOAD && segment.offset == 0 && is_there)
+        .map(|segment| header.wrapping_sub(segment.address))
 }
 
 /// The number of the module that was unloaded and is now loaded again: same file, same place. Its record, its nodes and its
@@ -465,7 +524,7 @@ unsafe fn describe(
     };
     let (mut start, mut end) = (u64::MAX, 0);
     let mut text = (0, 0);
-    let mut unwind = (0, 0);
+    let mut unwind = None;
     let mut note = (0, 0);
     for at in 0..count {
         // SAFETY: within the program header table.
@@ -480,7 +539,7 @@ unsafe fn describe(
                     text = (from, to);
                 }
             }
-            PT_GNU_EH_FRAME => unwind = (from, to),
+            PT_GNU_EH_FRAME => unwind = UnwindTable::of_header(from, to),
             PT_NOTE => {
                 // SAFETY: notes are in a loaded segment.
                 if let Some(found) = unsafe { build_id_note(from, to) } {
@@ -528,8 +587,10 @@ unsafe fn describe(
         image,
         build_id: id,
         loaded: AtomicBool::new(true),
+        link_map: AtomicU64::new(0),
         path,
         is_executable,
+        is_static: false,
         is_in_base_namespace: true,
     })
 }

@@ -46,6 +46,7 @@ pub(crate) fn set_up(region: &Region) -> Option<usize> {
         sys::close(fd as usize);
         return None;
     }
+    sys::leave_out_of_cores(at, len as usize);
     COPIES_AT.store(at, Relaxed);
     Some(fd as usize)
 }

@@ -9,6 +9,9 @@
 
 #![allow(unsafe_code)] // Writes code.
 
+mod system_calls;
+
+use crate::announce::{ISLANDS, announce};
 use crate::hooks::{self, Pad, Planted};
 use crate::locate::Function;
 use crate::modules::Module;
@@ -21,6 +24,7 @@ use pointee_index::layout::unseen;
 use pointee_index::origins::ROOTS;
 use pointee_index::records::{Hook, Placement, Role};
 use pointee_model::addr::RunAddr;
+use pointee_model::entries::Declared;
 use pointee_patch::arch::x86_64::emit::{RELAY_MAX, relay};
 use pointee_patch::{Entry, Refusal, TRAMPOLINE_MAX, plan_entry};
 
@@ -33,13 +37,14 @@ const RELAY: usize = 32;
 const _: () = assert!(RELAY >= RELAY_MAX);
 /// Reach of a `jmp rel32`, with room to spare for operands of displaced instructions.
 const REACH: u64 = 1 << 30;
-const ISLANDS: usize = 32;
 
 /// Executable memory near some code. Never given back: threads may be in it.
 #[derive(Clone, Copy)]
 struct Island {
     at: u64,
     used: usize,
+    /// Bytes of it that debuggers know of.
+    told: usize,
 }
 
 /// A writer of code: the process's memory as a file.
@@ -50,6 +55,8 @@ pub(crate) struct Planter {
 impl Drop for Planter {
     fn drop(&mut self) {
         sys::close(self.memory);
+        // SAFETY: one thread at a time, see `Ledger`.
+        unsafe { (*LEDGER.0.get()).announce() };
     }
 }
 
@@ -68,7 +75,11 @@ struct LedgerCell(core::cell::UnsafeCell<Ledger>);
 unsafe impl Sync for LedgerCell {}
 
 static LEDGER: LedgerCell = LedgerCell(core::cell::UnsafeCell::new(Ledger {
-    islands: [Island { at: 0, used: 0 }; ISLANDS],
+    islands: [Island {
+        at: 0,
+        used: 0,
+        told: 0,
+    }; ISLANDS],
     next_root: 1,
     allocators: [(0, false); Class::ALLOCATORS as usize],
     allocators_len: 0,
@@ -235,6 +246,55 @@ impl Planter {
     }
 }
 
+/// A root for the blocks that inlined code of `module` cuts out by moving the cursor `name`, first at `address`.
+pub(crate) fn root_of_cursor(module: &Module, name: &'static str, address: u64) -> u32 {
+    // SAFETY: one thread at a time, see `Ledger`.
+    let ledger = unsafe { &mut *LEDGER.0.get() };
+    let function = Function {
+        name,
+        role: Role::PoolAlloc,
+        address,
+        len: 0,
+        declared: Some(Declared::of(Role::PoolAlloc)),
+    };
+    let class = ledger.class_of(module, &function);
+    let root = ledger.new_root();
+    append(Hook {
+        address,
+        trampoline: 0,
+        name: add_string(name.as_bytes()),
+        module: module.number,
+        before: [0; 16],
+        after: [0; 16],
+        len: 0,
+        role: Role::PoolAlloc as u8,
+        placement: Placement::Jump as u8,
+        reason: 0,
+        root,
+    });
+    root | class.bits()
+}
+
+/// Records bytes of `module` that tell of a cursor, unless functions that are hooked need the room.
+pub(crate) fn note_pad(module: &Module, at: u64, len: u8, before: [u8; 16], after: [u8; 16]) {
+    if region().header().hooks.load(Relaxed) >= region().geometry.hooks / 2 {
+        return;
+    }
+    append(Hook {
+        address: at,
+        trampoline: 0,
+        name: add_string(b"cursor"),
+        module: module.number,
+        before,
+        after,
+        len,
+        role: Role::PoolAlloc as u8,
+        placement: Placement::Jump as u8,
+        reason: 0,
+        root: 0,
+    });
+}
+
 /// Whether a function of this role hands out blocks or takes them back.
 const fn is_of_allocator(role: Role) -> bool {
     !matches!(
@@ -249,6 +309,8 @@ const fn is_of_allocator(role: Role) -> bool {
             | Role::Brk
             | Role::Munmap
             | Role::Mprotect
+            | Role::SigAltStack
+            | Role::Dlsym
             | Role::Other
     )
 }
@@ -292,6 +354,17 @@ impl Ledger {
             _ => Kind::C,
         };
         Class::new(number as u32, kind)
+    }
+
+    /// Tells debuggers of what was planted since it was done last.
+    fn announce(&mut self) {
+        for (number, island) in self.islands.iter_mut().enumerate() {
+            if island.told != island.used {
+                island.told = island.used;
+                // SAFETY: one thread at a time, see `Ledger`.
+                unsafe { announce(number, island.at, island.used, SLOT) };
+            }
+        }
     }
 
     /// A root for one more entry; the last is shared when they run out.

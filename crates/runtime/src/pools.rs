@@ -23,10 +23,11 @@ use pointee_index::table::Recorded;
 /// ```text
 ///   page number << 18 | first granule << 9 | one past the last
 /// ```
-static KNOWN: [AtomicU64; PAGES as usize] = [const { AtomicU64::new(0) }; PAGES as usize];
-const PAGES: u64 = 4096;
-const PAGE_SHIFT: u32 = 12;
-const GRANULES: u64 = 256;
+pub(crate) static KNOWN: [AtomicU64; PAGES as usize] =
+    [const { AtomicU64::new(0) }; PAGES as usize];
+pub(crate) const PAGES: u64 = 4096;
+pub(crate) const PAGE_SHIFT: u32 = 12;
+pub(crate) const GRANULES: u64 = 256;
 
 fn known(page: u64) -> &'static AtomicU64 {
     &KNOWN[(page % PAGES) as usize]
@@ -40,7 +41,8 @@ fn is_known(block: u64) -> bool {
     known >> 18 == page && (known >> 9 & 0x1ff) <= granule && granule < known & 0x1ff
 }
 
-/// Records what a pool's function returned, from the pool `handle` (0: not known). To be called while the thread writes the index.
+/// Records what a pool's function returned, from the pool `handle` (0: not known); of one that analysis found, if it is part of a recorded block. To be
+/// called while the thread writes the index.
 pub(crate) fn record(
     region: &Region,
     thread: &Thread,
@@ -48,7 +50,11 @@ pub(crate) fn record(
     block: u64,
     size: u64,
     handle: u64,
+    is_found: bool,
 ) {
+    if is_found && !is_part(region, block, size) {
+        return;
+    }
     let holds = |at: u64| region.reader.block_at(at).is_some();
     if size == 0 && !holds(block) && holds(block.wrapping_sub(1)) {
         // A header and nothing behind it: it lies in no container, and would outlive its own.
@@ -80,6 +86,52 @@ pub(crate) fn record_new(
         region.counters.cut_out(thread, origin, size);
     }
     is_recorded
+}
+
+/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container.
+#[inline]
+pub(crate) fn carved(
+    region: &Region,
+    thread: &Thread,
+    start: u64,
+    end: u64,
+    origin: impl FnOnce() -> u32,
+) {
+    let size = end - start;
+    let is_in_one =
+        is_known(start) && start >> PAGE_SHIFT == (end - 1) >> PAGE_SHIFT && is_known(end - 1);
+    if is_in_one {
+        let origin = origin();
+        if !record_new(region, thread, origin, start, size) {
+            record(region, thread, origin, start, size, 0, false);
+        }
+    } else if lies_in_one(region, start, end) {
+        record(region, thread, origin(), start, size, 0, false);
+    }
+}
+
+/// Takes out what was carved out from `start` to `end`.
+#[inline]
+pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64) {
+    if region.nested.any() && lies_in_one(region, start, end) {
+        erase_in(region, thread, start, end - start);
+    }
+}
+
+/// Whether all from `start` to `end` lies in one recorded block.
+fn lies_in_one(region: &Region, start: u64, end: u64) -> bool {
+    let around = region.reader.block_at(start);
+    around.is_some_and(|around| end - around.base <= around.size)
+}
+
+/// Whether `size` bytes at `block` lie in a recorded block and are not all of it, rounded up, as is what a function passed on.
+fn is_part(region: &Region, block: u64, size: u64) -> bool {
+    let around = region.reader.block_at(block);
+    around.is_some_and(|around| {
+        let from = block - around.base;
+        let room = around.size.checked_sub(from.saturating_add(size));
+        room.is_some_and(|room| from != 0 || room >= 16)
+    })
 }
 
 /// Finds the container of a block, marks and notes it.
@@ -120,18 +172,24 @@ pub(crate) fn enter_first(state: &State, slot: *const u64) -> bool {
     is_first
 }
 
-/// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another. One that was left by a `longjmp` lies no
-/// further out on the stack.
+/// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another.
 #[inline(always)]
 pub(crate) fn enter(state: &State, slot: *const u64) -> bool {
+    let is_inside = is_inside(state, slot);
+    if !is_inside {
+        state.pool.store((slot as u64 >> 3) as u32, Relaxed);
+    }
+    !is_inside
+}
+
+/// Whether a call whose return address lies at `slot` is made inside a pool's function. One that was left by a `longjmp` lies no
+/// further out on the stack.
+#[inline(always)]
+pub(crate) fn is_inside(state: &State, slot: *const u64) -> bool {
     // Stacks are far shorter than the 16 GiB that can be told so.
     let place = (slot as u64 >> 3) as u32;
     let outer = state.pool.load(Relaxed);
-    let is_inside = outer != 0 && (place.wrapping_sub(outer) as i32) < 0;
-    if !is_inside {
-        state.pool.store(place, Relaxed);
-    }
-    !is_inside
+    outer != 0 && (place.wrapping_sub(outer) as i32) < 0
 }
 
 /// Closes it.
@@ -150,9 +208,7 @@ pub(crate) fn container_freed(region: &Region, thread: &Thread, base: u64, block
 /// Takes out what was cut out of some bytes.
 #[cold]
 pub(crate) fn empty(region: &Region, thread: &Thread, base: u64, len: u64) {
-    region
-        .nested
-        .erase_in(base, len, |nested| forget(region, thread, nested));
+    erase_in(region, thread, base, len);
     let last = base.saturating_add(len) >> PAGE_SHIFT;
     for page in (base >> PAGE_SHIFT..=last).take(PAGES as usize) {
         known(page).store(0, Relaxed);
@@ -175,18 +231,34 @@ pub(crate) fn take_back_all(region: &Region, thread: &Thread, handle: u64) {
 pub(crate) fn take_back_from(region: &Region, thread: &Thread, mark: u64) {
     if let Some(container) = region.reader.block_at(mark) {
         let end = container.base.saturating_add(container.size);
-        region
-            .nested
-            .erase_in(mark, end.saturating_sub(mark), |nested| {
-                forget(region, thread, nested);
-            });
+        erase_in(region, thread, mark, end.saturating_sub(mark));
+    }
+}
+
+/// Takes out the blocks of some bytes. Those of one origin that lie side by side, as they often do, are counted at once.
+fn erase_in(region: &Region, thread: &Thread, base: u64, len: u64) {
+    let (mut origin, mut blocks, mut bytes) = (0, 0, 0);
+    region.nested.erase_in(base, len, |nested| {
+        if nested.origin != origin {
+            if blocks != 0 {
+                region.counters.put_back(thread, origin, blocks, bytes);
+            }
+            (origin, blocks, bytes) = (nested.origin, 0, 0);
+        }
+        blocks += 1;
+        bytes += nested.size;
+    });
+    if blocks != 0 {
+        region.counters.put_back(thread, origin, blocks, bytes);
     }
 }
 
 /// Counts a nested block as given back.
 #[inline(always)]
 pub(crate) fn forget(region: &Region, thread: &Thread, block: Recorded) {
-    region.counters.put_back(thread, block.origin, block.size);
+    region
+        .counters
+        .put_back(thread, block.origin, 1, block.size);
 }
 
 /// The block of a pool at `address`, if that is what is being freed by a function of another class.

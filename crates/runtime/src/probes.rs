@@ -12,6 +12,8 @@
 //!     pads compared with what is in memory, all of them, then written
 //! ```
 //!
+//! Placements that count nothing and tell the hooks of pools that were inlined come the same way from another place ([`crate::carvings`]).
+//!
 //! Nothing is written where one byte differs from the file. Nothing here runs again until an object
 //! is loaded, or the process is about to become two: then every counter gets its `lock`.
 
@@ -20,7 +22,7 @@
 use crate::modules::{self, Module};
 use crate::region::region;
 use crate::sys::{self, map};
-use crate::{signal_calls, traps};
+use crate::{carvings, signal_calls, traps};
 use core::arch::naked_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -97,9 +99,13 @@ pub(crate) fn start() {
 
 /// Puts probes into an object that nobody runs in yet (or, at start, this thread alone).
 pub(crate) fn add(module: &Module) {
-    if module.holds(add as fn(&Module) as usize as u64) {
-        return;
+    if !module.holds(add as fn(&Module) as usize as u64) {
+        put(module, request);
     }
+}
+
+/// Puts a placement into an object that nobody runs in yet, the one that `files` gives for it if it has none from before.
+pub(crate) fn put(module: &Module, files: impl FnOnce(&Module) -> Option<Files>) {
     // SAFETY: see `Cell`.
     let ledger = unsafe { &*LEDGER.0.get() };
     let same = |applied: &Applied| applied.bias == module.bias && applied.start == module.start;
@@ -111,7 +117,9 @@ pub(crate) fn add(module: &Module) {
     if count == ROOM {
         return;
     }
-    let Some(applied) = apply(module) else { return };
+    let Some(applied) = files(module).and_then(|files| apply(module, &files)) else {
+        return;
+    };
     // SAFETY: see `Cell`; nobody reads it before it is counted.
     unsafe { (&raw mut (*LEDGER.0.get()).applied[count]).write(Some(applied)) };
     // A trap may be met as soon as it is written.
@@ -121,14 +129,17 @@ pub(crate) fn add(module: &Module) {
         let (island, len) = (applied.island as *mut u8, applied.len());
         // SAFETY: mapped by `map_near`, and nothing leads there.
         unsafe { sys::munmap(island, len) };
-    } else {
-        let header = &applied.placement.header;
-        let tally = applied.island + header.island_len + header.tally() as u64;
-        // SAFETY: in the mapping of the counters, which other processes only ever add to as well.
-        unsafe { &*(tally as *const AtomicU64) }.fetch_add(1, Relaxed);
-        if header.unwatched > 0 {
-            lock_all();
-        }
+        return;
+    }
+    let header = &applied.placement.header;
+    let tally = applied.island + header.island_len + header.tally() as u64;
+    // SAFETY: behind the counters, which other processes only ever add to as well.
+    unsafe { &*(tally as *const AtomicU64) }.fetch_add(1, Relaxed);
+    if header.unwatched > 0 {
+        lock_all();
+    }
+    if applied.placement.header.carvings > 0 {
+        carvings::note(module, &applied.placement, delta(&applied));
     }
 }
 
@@ -152,8 +163,7 @@ pub(crate) fn copy_of_trap(at: u64) -> Option<u64> {
         })
 }
 
-fn apply(module: &Module) -> Option<Applied> {
-    let files = request(module)?;
+fn apply(module: &Module, files: &Files) -> Option<Applied> {
     let placement = map_placement(files.placement);
     let applied = placement.and_then(|placement| {
         let header = placement.header;
@@ -169,7 +179,7 @@ fn apply(module: &Module) -> Option<Applied> {
             placement,
             island: island as u64,
         };
-        if write_island(&applied, island, island_len, files.counters) {
+        if write_island(module, &applied, island, island_len, files.counters) {
             Some(applied)
         } else {
             // SAFETY: mapped by `map_near`, and nothing leads there.
@@ -178,14 +188,14 @@ fn apply(module: &Module) -> Option<Applied> {
         }
     });
     sys::close(files.placement);
-    sys::close(files.counters);
+    files.counters.map(sys::close);
     applied
 }
 
-/// What the command sends.
-struct Files {
-    placement: usize,
-    counters: usize,
+/// What the command gives for an object, as descriptors.
+pub(crate) struct Files {
+    pub(crate) placement: usize,
+    pub(crate) counters: Option<usize>,
 }
 
 /// Asks the command for the placement of `module`.
@@ -213,7 +223,7 @@ fn request(module: &Module) -> Option<Files> {
         let [placement, counters] = files?;
         let files = Files {
             placement,
-            counters,
+            counters: Some(counters),
         };
         if u64::from_le_bytes(bytes) == ANSWER_MAGIC {
             Some(files)
@@ -279,7 +289,13 @@ fn map_near(module: &Module, len: usize) -> Option<*mut u8> {
     None
 }
 
-fn write_island(applied: &Applied, at: *mut u8, len: usize, counters: usize) -> bool {
+fn write_island(
+    module: &Module,
+    applied: &Applied,
+    at: *mut u8,
+    len: usize,
+    counters: Option<usize>,
+) -> bool {
     let placement = &applied.placement;
     // SAFETY: mapped writable, `len` bytes, and ours alone.
     let island = unsafe { core::slice::from_raw_parts_mut(at, len) };
@@ -304,22 +320,28 @@ fn write_island(applied: &Applied, at: *mut u8, len: usize, counters: usize) -> 
         let address = (stub as usize as u64).to_le_bytes();
         island[event.slot()..event.slot() + 8].copy_from_slice(&address);
     }
+    if placement.header.carvings != 0 && !carvings::fill_in(module, &placement.header, island) {
+        return false;
+    }
     let slot = Event::SignalCall.slot();
     island[slot..slot + 8].copy_from_slice(&signal_calls::stub().to_le_bytes());
     if CONCURRENT.load(Relaxed) {
         placement.lock(island);
     }
-    let counters_len = placement.header.counters_len();
     // SAFETY: both ranges were mapped by `map_near` for this; nobody runs in the first yet.
     unsafe {
         sys::mprotect(at, len, map::READ | map::EXEC)
-            && sys::mmap_over(
-                at.add(len),
-                counters_len,
-                map::READ | map::WRITE,
-                map::SHARED,
-                counters as isize,
-            )
+            && counters.is_none_or(|counters| {
+                let len_behind = placement.header.counters_len();
+                let protection = map::READ | map::WRITE;
+                sys::mmap_over(
+                    at.add(len),
+                    len_behind,
+                    protection,
+                    map::SHARED,
+                    counters as isize,
+                )
+            })
     }
 }
 

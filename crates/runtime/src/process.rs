@@ -31,6 +31,7 @@ use pointee_index::layout::{CHUNKS, LEVELS, PAGE, TABLE_BYTES, exit_kind, unseen
 use pointee_index::origins::Node;
 use pointee_index::pages::PAGE_TABLE_BYTES;
 use pointee_index::records::{Hook, Module};
+use pointee_index::signal_stacks::SignalStack;
 
 /// Lets threads be made to notice a closed gate.
 pub(crate) fn set_up() {
@@ -147,6 +148,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
             disable();
             return;
         }
+        sys::leave_out_of_cores(region.base, region.shared_len as usize);
     }
     if !follows {
         disable();
@@ -161,6 +163,7 @@ fn become_child(region: &Region, copy: isize, follows: bool) {
     header.started.store(sys::now(), Relaxed);
     region.counters.fold_into_inherited();
     region.mismatches.clear();
+    region.signal_stacks.clear();
     crate::region::set_generation(0);
     if region.shared {
         announce([usize::try_from(copy).ok(), peak::become_child(region), None]);
@@ -208,6 +211,10 @@ fn each_used(region: &Region, mut each: impl FnMut(u64, u64)) {
     part(
         layout.page_tables,
         u64::from(header.page_tables.load(Relaxed)) * PAGE_TABLE_BYTES,
+    );
+    part(
+        layout.signal_stacks,
+        u64::from(header.signal_stacks.load(Relaxed)) * size_of::<SignalStack>() as u64,
     );
     if header.mismatches.load(Relaxed) != 0 {
         part(layout.mismatches, layout.table_owners - layout.mismatches);

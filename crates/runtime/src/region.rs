@@ -22,6 +22,7 @@ use pointee_index::mismatches::Mismatches;
 use pointee_index::nested::Nested;
 use pointee_index::origins::{Origins, ROOTS};
 use pointee_index::pages::Pages;
+use pointee_index::signal_stacks::SignalStacks;
 use pointee_index::{Geometry, Header, Writer};
 
 /// The writers of this process's region and what belongs to it.
@@ -35,6 +36,7 @@ pub(crate) struct Region {
     pub(crate) origins: Origins,
     pub(crate) counters: Counters,
     pub(crate) mismatches: Mismatches,
+    pub(crate) signal_stacks: SignalStacks,
     pub(crate) reader: Reader,
     /// Whether others hold the region too; else it is private memory.
     pub(crate) shared: bool,
@@ -189,6 +191,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
     GENERATION.store(handoff.number(key::GENERATION).unwrap_or(0), Relaxed);
     let are_private =
         shared && handoff.field(key::BLOCKS) == Some(b"live") && make_private(base, &layout);
+    sys::leave_out_of_cores(base, len);
     // SAFETY: a fresh mapping of the layout's length, zero throughout, which stays.
     unsafe {
         let header = base.cast::<Header>();
@@ -203,6 +206,7 @@ pub(crate) fn set_up(handoff: HandOff) -> bool {
             origins: Origins::new(base, &layout),
             counters: Counters::new(base, layout),
             mismatches: Mismatches::new(base, &layout),
+            signal_stacks: SignalStacks::new(base, &layout),
             reader: Reader::new(base, &layout),
             shared,
             shared_len: if are_private {

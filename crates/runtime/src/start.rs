@@ -2,6 +2,9 @@
 //!
 //! As a preloaded library linked `-z initfirst`, the constructor runs before every other one, and so before the
 //! program's first allocation. It is given `argc, argv, envp` by glibc and musl alike.
+//!
+//! Into a statically linked program the command maps this library, before the program's first instruction, and calls
+//! [`pointee_start`]: there is no libc yet, and no thread pointer ([`threads::before_libc`]).
 
 #![allow(unsafe_code)] // Reads the initial stack and the program headers.
 
@@ -9,9 +12,12 @@ use crate::environment::{self, HandOff};
 use crate::modules::{self, Debug, Program};
 use crate::plant::Planter;
 use crate::region::{self, region};
-use crate::{api, declared, hooks, locate, mappings, operators, probes, process, threads};
-use core::sync::atomic::AtomicPtr;
+use crate::{
+    api, carvings, declared, hooks, locate, mappings, operators, probes, process, threads,
+};
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, AtomicPtr};
+use pointee_index::handoff::key;
 use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::Role;
 
@@ -19,6 +25,7 @@ use pointee_index::records::Role;
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: unsafe extern "C" fn(usize, *const *const u8, *mut *mut u8) = construct;
 
+static IS_OVER: AtomicBool = AtomicBool::new(false);
 static DEBUG: AtomicPtr<Debug> = AtomicPtr::new(core::ptr::null_mut());
 
 unsafe extern "C" fn construct(_: usize, _: *const *const u8, envp: *mut *mut u8) {
@@ -29,27 +36,32 @@ unsafe extern "C" fn construct(_: usize, _: *const *const u8, envp: *mut *mut u8
     unsafe {
         let vector = auxiliary_vector(envp);
         let handoff = environment::take(envp);
-        start(handoff, vector);
+        start_linked(handoff, program(vector));
     }
 }
 
-/// Begins recording in a process whose memory this library was mapped into by other means.
+/// Begins recording in a statically linked program that this library was mapped into at `own`, and that stands before its first
+/// instruction with its stack pointer at `stack`. `text` is a hand-off as in the environment variable, `len` bytes.
 ///
-/// `text` is a hand-off as in the environment variable, `len` bytes; `vector` the process's auxiliary vector.
+/// What it returns is the number of no system call: the command lets it return to a `syscall` instruction, where it waits for that.
 ///
 /// # Safety
-/// `text` and `vector` are readable; relocations of this library have been applied; no other thread is running.
+/// `text` and the initial stack are readable; relocations of this library have been applied; there is no other thread.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn pointee_start(
     text: *const u8,
     len: usize,
-    vector: *const [u64; 2],
-) {
-    // SAFETY: the caller's promise.
+    stack: *mut *mut u8,
+    own: u64,
+) -> usize {
+    // SAFETY: the caller's promise. The stack begins with the number of arguments, the arguments, and a null.
     unsafe {
         let handoff = HandOff::from_bytes(core::slice::from_raw_parts(text, len));
-        start(handoff, vector);
+        let arguments = *stack as usize;
+        let vector = auxiliary_vector(stack.add(arguments + 2));
+        start_static(handoff, program(vector), own);
     }
+    usize::MAX
 }
 
 /// # Safety
@@ -75,6 +87,7 @@ unsafe fn program(mut vector: *const [u64; 2]) -> Program {
         headers: 0,
         headers_len: 0,
         linker: 0,
+        vector: vector as u64,
     };
     loop {
         // SAFETY: the vector ends with an AT_NULL entry.
@@ -90,23 +103,44 @@ unsafe fn program(mut vector: *const [u64; 2]) -> Program {
     }
 }
 
+/// Sets up what hooks write to. `false` if there is no room for it.
+fn set_up(handoff: HandOff, program: &Program) -> bool {
+    if !region::set_up(handoff) {
+        return false;
+    }
+    threads::set_up();
+    threads::starts_on(program.vector);
+    process::set_up();
+    true
+}
+
 /// # Safety
 /// As for [`pointee_start`].
-unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
+unsafe fn start_static(handoff: HandOff, program: Program, own: u64) {
+    let own_path = handoff.path(key::RUNTIME);
+    if !set_up(handoff, &program) {
+        return;
+    }
     // SAFETY: the caller's promise.
-    let program = unsafe { program(vector) };
-    // SAFETY: the main program's headers are mapped.
+    if unsafe { modules::take_static(program, own, own_path.as_bytes()) } {
+        threads::before_libc();
+        plant_all(program);
+    } else {
+        region().header().unseen.fetch_or(unseen::NO_LIBC, Relaxed);
+    }
+}
+
+/// # Safety
+/// The main program's headers are mapped, the dynamic linker has finished loading, and there is no other thread.
+unsafe fn start_linked(handoff: HandOff, program: Program) {
+    // SAFETY: the caller's promise.
     let Some(debug) = (unsafe { modules::debug_of(&program) }) else {
         return;
     };
-    if !region::set_up(handoff) {
+    if !set_up(handoff, &program) {
         return;
     }
-    threads::set_up();
-    process::set_up();
     DEBUG.store(debug.cast_mut(), Relaxed);
-    let header = region().header();
-    let mut allocators = 0;
     let mut sanitized = false;
     // SAFETY: the linker has finished loading, and no other thread runs.
     unsafe {
@@ -119,24 +153,46 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
         });
     }
     if sanitized {
-        header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
+        region().header().unseen.fetch_or(unseen::NO_LIBC, Relaxed);
         return;
     }
     if probes::are_wanted() {
         probes::start();
         return;
     }
+    let Some(planter) = plant_all(program) else {
+        return;
+    };
+    // SAFETY: `r_debug` stays where it is.
+    let notify = unsafe { (*debug).notify };
+    if let Some(linker) = modules::find(notify) {
+        let function = locate::Function {
+            name: "r_brk",
+            role: Role::LinkMap,
+            address: notify,
+            len: 1,
+            declared: None,
+        };
+        planter.plant(linker, &function);
+    }
+}
+
+/// Plants all hooks in what is loaded; the planter, if that can be done.
+fn plant_all(program: Program) -> Option<Planter> {
+    let header = region().header();
+    let mut allocators = 0;
     declared::set_up();
     modules::each(api::arrived);
     threads::find_single();
     let Some(planter) = Planter::new() else {
         header.unseen.fetch_or(unseen::HOOK_REFUSED, Relaxed);
-        return;
+        return None;
     };
     modules::each(|module| {
         if module.holds(program.linker) {
             return;
         }
+        carvings::arrived(module);
         locate::functions(module, |function| {
             allocators += u32::from(function.role == Role::Malloc);
             planter.plant(module, &function);
@@ -150,19 +206,15 @@ unsafe fn start(handoff: HandOff, vector: *const [u64; 2]) {
     if allocators == 0 {
         header.unseen.fetch_or(unseen::NO_LIBC, Relaxed);
     }
+    modules::each(|module| planter.plant_system_calls(module));
     mappings::take_over();
-    // SAFETY: `r_debug` stays where it is.
-    let notify = unsafe { (*debug).notify };
-    if let Some(linker) = modules::find(notify) {
-        let function = locate::Function {
-            name: "r_brk",
-            role: Role::LinkMap,
-            address: notify,
-            len: 1,
-            declared: None,
-        };
-        planter.plant(linker, &function);
-    }
+    IS_OVER.store(true, Relaxed);
+    Some(planter)
+}
+
+/// Whether what is loaded from now on was not loaded with the program.
+pub(crate) fn is_over() -> bool {
+    IS_OVER.load(Relaxed)
 }
 
 /// The linker says that its list changed, or is about to.
@@ -188,6 +240,7 @@ pub(crate) fn link_map_changed() {
         let mut count = 0;
         modules::refresh(debug, None, |module| {
             api::arrived(module);
+            carvings::arrived(module);
             locate::functions(module, |function| {
                 if let Some(planter) = planter.get_or_insert_with(Planter::new) {
                     planter.plant(module, &function);
@@ -199,10 +252,13 @@ pub(crate) fn link_map_changed() {
             }
         });
         for module in newcomers.into_iter().flatten() {
-            // The dynamic linker's own calls are not seen.
+            let planter = planter.get_or_insert_with(Planter::new);
+            if let Some(planter) = planter {
+                planter.plant_system_calls(module);
+            }
+            // Where the dynamic linker's own calls are not seen.
             mappings::restate(module.start, module.end.next_multiple_of(PAGE));
             operators::arrived(module, |function, end| {
-                let planter = planter.get_or_insert_with(Planter::new);
                 planter
                     .as_ref()
                     .is_some_and(|planter| planter.plant_shortcut(module, function, end))

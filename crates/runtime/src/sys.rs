@@ -18,7 +18,7 @@ numbers! {
     CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
     MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, SETSOCKOPT = 54, FTRUNCATE = 77, READLINK = 89,
     GETPPID = 110, PRCTL = 157, GETTID = 186, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
-    TGKILL = 234, OPENAT = 257,
+    ARCH_PRCTL = 158, TGKILL = 234, OPENAT = 257,
     FACCESSAT = 269, RT_TGSIGQUEUEINFO = 297, PRLIMIT64 = 302, PROCESS_VM_READV = 310, KCMP = 312, MEMFD_CREATE = 319, MEMBARRIER = 324,
 }
 
@@ -96,6 +96,13 @@ pub(crate) fn heap_end() -> u64 {
     unsafe { call(BRK, [0; 6]) as u64 }
 }
 
+/// Makes `at` the thread pointer. For a thread that has none.
+pub(crate) fn set_thread_pointer(at: usize) {
+    const ARCH_SET_FS: usize = 0x1002;
+    // SAFETY: nothing is read by way of a thread pointer that was not set.
+    unsafe { call(ARCH_PRCTL, [ARCH_SET_FS, at, 0, 0, 0, 0]) };
+}
+
 /// New pages where the kernel likes, or at `hint`. Null on failure.
 pub(crate) fn mmap(hint: usize, len: usize, protection: usize, flags: usize, fd: isize) -> *mut u8 {
     debug_assert!(flags & map::FIXED == 0);
@@ -160,6 +167,13 @@ pub(crate) unsafe fn madvise(at: *mut u8, len: usize, advice: usize) -> bool {
     unsafe { call(MADVISE, [at as usize, len, advice, 0, 0, 0]) == 0 }
 }
 
+/// Leaves pages out of core files: untouched ones of shared memory would be made for them, and those that are piped to a handler would have all.
+pub(crate) fn leave_out_of_cores(at: *mut u8, len: usize) {
+    const MADV_DONTDUMP: usize = 16;
+    // SAFETY: changes neither contents nor protection.
+    unsafe { madvise(at, len, MADV_DONTDUMP) };
+}
+
 /// Sets the thread's mask of blocked signals; gives back what it was.
 pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     const SIG_SETMASK: usize = 2;
@@ -186,6 +200,15 @@ pub(crate) fn shares_memory_with(other: u32) -> bool {
     const KCMP_VM: usize = 1;
     // SAFETY: touches no memory.
     unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) == 0 }
+}
+
+/// Whether the task `other` is no more, or has other memory than this process; `false` where the kernel does not tell.
+pub(crate) fn has_other_memory(other: u32) -> bool {
+    const KCMP_VM: usize = 1;
+    const ESRCH: isize = 3;
+    // SAFETY: touches no memory.
+    let order = unsafe { call(KCMP, [getpid() as usize, other as usize, KCMP_VM, 0, 0, 0]) };
+    order > 0 || order == -ESRCH
 }
 
 /// Whether a debugger has this process.
@@ -598,6 +621,26 @@ pub(crate) fn file_len(fd: usize) -> usize {
     // SAFETY: a struct stat is 144 bytes.
     let result = unsafe { call(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     if result == 0 { stat[6] as usize } else { 0 }
+}
+
+/// Whether the kernel returned an error number.
+pub(crate) fn is_error(result: isize) -> bool {
+    (-4095..0).contains(&result)
+}
+
+/// The calling thread's alternate signal stack: first byte and bytes; `None` if it has none.
+pub(crate) fn signal_stack() -> Option<(u64, u64)> {
+    const SIGALTSTACK: usize = 131;
+    let mut stack = [0u64; 3];
+    // SAFETY: a stack_t is 24 bytes.
+    let result = unsafe { call(SIGALTSTACK, [0, stack.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    (result == 0).then(|| enabled(stack)).flatten()
+}
+
+/// What a `stack_t` sets: first byte, bytes.
+pub(crate) fn enabled([start, flags, len]: [u64; 3]) -> Option<(u64, u64)> {
+    const SS_DISABLE: u64 = 2;
+    (flags & SS_DISABLE == 0 && len != 0).then_some((start, len))
 }
 
 /// Whether this process has a thread `tid`.

@@ -1,10 +1,14 @@
 //! *Which counters are this thread's, and where is it?*
 //!
 //! The runtime has no thread-local storage: nobody would allot it to a library mapped without a dynamic
-//! linker. A thread's [`State`] hangs off its control block instead, in eight bytes that
-//! glibc keeps free: `__glibc_unused2` of `tcbhead_t` has been there for compatibility, unused, since glibc 2.23
-//! (sysdeps/x86_64/nptl/tls.h). A new thread finds zero there, or, in a stack that glibc took from its cache,
-//! what the thread before it left: a state whose owner is gone, with another gate.
+//! linker. A thread's [`State`] hangs off its control block instead, in eight bytes that glibc and musl both
+//! keep free: `sysinfo`, which only 32-bit x86 has a use for (glibc, sysdeps/x86_64/nptl/tls.h; musl,
+//! src/internal/pthread_impl.h). A new thread finds zero there, or, in a stack that glibc took from its cache,
+//! what the thread before it left, or, with musl, what its maker has there: a state of another owner, with another gate.
+//!
+//! A statically linked program begins without a thread pointer, and its libc makes the first control block when it has
+//! begun. Until then the thread pointer leads to a block of ours, of zeros ([`before_libc`]): a thread without a state
+//! whose first word, which is the thread pointer everywhere else, is zero. It is not recorded.
 //!
 //! ```text
 //!   gate   the thread pointer   outside
@@ -23,17 +27,17 @@
 
 use crate::hooks::is_filtered;
 use crate::region::{Region, disable, is_disabled, region};
-use crate::{locate, modules, sys};
+use crate::{locate, modules, signal_stacks, sys};
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use pointee_index::counters::{FIRST_OWN, SHARED, Thread};
 use pointee_index::layout::unseen;
 
 /// Where in the control block the state's address is kept.
-pub(crate) const PLACE: usize = 0x270;
+pub(crate) const PLACE: usize = 0x20;
 /// Where glibc keeps the kernel's thread id (`struct pthread`, field `tid`).
 const TID: usize = 0x2d0;
 
@@ -65,7 +69,7 @@ pub(crate) struct State {
 }
 
 /// Live threads that are told from each other. Those beyond the region's slots share one there.
-const STATES: u32 = 1 << 14;
+const STATES: u32 = pointee_index::signal_stacks::ROOM;
 
 #[repr(C, align(4096))]
 struct States {
@@ -105,6 +109,62 @@ pub(crate) fn set_up() {
     ALL.used.store(FIRST_OWN, Relaxed);
 }
 
+/// Somewhere on the first thread's stack, which was there before the thread.
+static FIRST_STACK: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that the first thread's stack holds `address`.
+pub(crate) fn starts_on(address: u64) {
+    FIRST_STACK.store(address, Relaxed);
+}
+
+/// Whether the first thread's stack lies in these pages.
+pub(crate) fn is_first_stack(pages: &Range<u64>) -> bool {
+    pages.contains(&FIRST_STACK.load(Relaxed))
+}
+
+/// The thread whose stack lies in these pages, which one call mapped, and its thread pointer: glibc keeps the control block at
+/// the stack's end. Of the first thread the latter is 0.
+pub(crate) fn whose_stack(pages: &Range<u64>) -> Option<(u32, u64)> {
+    if is_first_stack(pages) {
+        return Some((sys::getpid() as u32, 0));
+    }
+    let owner = states().map(State::owner);
+    let mut here = owner.filter(|(_, pointer)| pages.contains(pointer));
+    here.find(|(thread, _)| *thread != sys::getpid() as u32 && sys::is_thread(*thread))
+}
+
+/// What the thread pointer leads to until libc has made a control block, as far as hooks look.
+#[repr(C, align(64))]
+struct ControlBlock([AtomicU64; 8]);
+const _: () = assert!(PLACE < size_of::<ControlBlock>());
+
+static BEFORE_LIBC: ControlBlock = ControlBlock([const { AtomicU64::new(0) }; 8]);
+
+/// Set in a statically linked program, whose libc may be any.
+static IS_STATIC: AtomicBool = AtomicBool::new(false);
+
+/// In a statically linked program that has not begun: gives it a thread pointer that hooks can read by.
+pub(crate) fn before_libc() {
+    IS_STATIC.store(true, Relaxed);
+    sys::set_thread_pointer((&raw const BEFORE_LIBC) as usize);
+}
+
+/// Whether the program is linked statically.
+pub(crate) fn is_static() -> bool {
+    IS_STATIC.load(Relaxed)
+}
+
+/// The kernel's id of this thread; 0 if it cannot be had.
+fn tid() -> u32 {
+    if !is_static() {
+        control_block::<TID>() as u32
+    } else if is_filtered() {
+        0
+    } else {
+        sys::gettid() as u32
+    }
+}
+
 /// All states that threads have or had.
 pub(crate) fn states() -> impl Iterator<Item = &'static State> {
     let used = ALL.used.load(Acquire).min(STATES);
@@ -142,6 +202,17 @@ impl State {
         unsafe { &*self.thread.load(Relaxed) }
     }
 
+    /// The number under which the process knows the thread.
+    pub(crate) fn number(&self) -> u32 {
+        let offset = ptr::from_ref(self) as usize - ALL.all.as_ptr() as usize;
+        (offset / size_of::<Self>()) as u32
+    }
+
+    /// The thread's number in its own namespace, and its thread pointer.
+    pub(crate) fn owner(&self) -> (u32, u64) {
+        (self.tid.load(Relaxed), self.key.load(Relaxed))
+    }
+
     /// Says that the thread is outside.
     #[inline(always)]
     pub(crate) fn leave(&self) {
@@ -159,7 +230,7 @@ impl State {
 #[inline(always)]
 fn control_block<const OFFSET: usize>() -> u64 {
     let word: u64;
-    // SAFETY: inside the thread control block, at least 704 bytes long.
+    // SAFETY: inside the thread control block: at least 704 bytes long with glibc, all that is read elsewhere with others.
     unsafe {
         asm!("mov {}, fs:[{}]", out(reg) word, const OFFSET, options(nostack, readonly, preserves_flags));
     }
@@ -167,7 +238,7 @@ fn control_block<const OFFSET: usize>() -> u64 {
 }
 
 fn remember(state: &State) {
-    // SAFETY: the place is unused by glibc.
+    // SAFETY: the place is unused by libc.
     unsafe {
         asm!("mov fs:[{}], {}", const PLACE, in(reg) ptr::from_ref(state), options(nostack, preserves_flags));
     }
@@ -175,7 +246,7 @@ fn remember(state: &State) {
 
 /// Makes this thread, the only one of a forked child, look for a slot anew.
 pub(crate) fn forget() {
-    // SAFETY: the place is unused by glibc.
+    // SAFETY: the place is unused by libc.
     unsafe {
         asm!("mov qword ptr fs:[{}], 0", const PLACE, options(nostack, preserves_flags));
     }
@@ -209,7 +280,10 @@ pub(crate) fn current() -> Option<&'static State> {
     {
         return Some(state);
     }
-    let state = state_for(key, control_block::<TID>() as u32)?;
+    if key == 0 {
+        return None;
+    }
+    let state = state_for(key, tid())?;
     remember(state);
     Some(state)
 }
@@ -279,6 +353,7 @@ fn give(at: u32, key: u64, tid: u32) -> &'static State {
     state.counters.store(thread.counters.load(Relaxed), Relaxed);
     state.idle.store(if is_own { key } else { 0 }, Relaxed);
     state.key.store(key, Relaxed);
+    signal_stacks::take_over(state);
     state.leave();
     state
 }

@@ -21,7 +21,7 @@ mod queries;
 mod site;
 mod start;
 pub(crate) mod suites;
-mod table;
+pub(crate) mod table;
 mod variant;
 mod workloads;
 

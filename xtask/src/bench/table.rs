@@ -1,22 +1,22 @@
 //! *How are figures shown?* — as a table in Markdown, numbers flush right.
 
 /// Rows under a head; the first column holds names.
-pub(super) struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new(head: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub(crate) fn new(head: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             rows: vec![head.into_iter().map(Into::into).collect()],
         }
     }
 
-    pub(super) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    pub(super) fn print(&self) {
+    pub(crate) fn print(&self) {
         println!("{}", self.render());
     }
 

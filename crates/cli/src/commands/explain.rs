@@ -2,8 +2,9 @@
 
 use super::explain_file;
 use crate::output::{Format, Listing, json, print};
+use crate::perf_map;
 use crate::subject::Subject;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use pointee_inspect::explain::{Explanation, HookRow};
 use pointee_inspect::text::{Style, bytes, grouped, short};
 use std::fmt::Write;
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// A process id, a snapshot file, or an executable or library.
     #[arg(value_name = "PID|SNAPSHOT|FILE")]
     subject: String,
+    /// Of a process: also write the names of its hooks for perf, to /tmp/perf-PID.map.
+    #[arg(long)]
+    perf_map: bool,
     #[command(flatten)]
     listing: Listing,
 }
@@ -33,6 +37,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return explain_file::run(Path::new(&arguments.subject), &arguments.listing);
     }
     let subject = Subject::open(&arguments.subject)?;
+    if arguments.perf_map {
+        if subject.memory.is_none() {
+            bail!("--perf-map is about a process that runs");
+        }
+        let pid = subject.circumstances.pid;
+        perf_map::write(pid, &subject.process.hooks)
+            .with_context(|| format!("cannot write /tmp/perf-{pid}.map"))?;
+    }
     let explanation = match subject.memory {
         Some(_) => Explanation::of_process(&subject.process, subject.circumstances.pid)
             .context("the process cannot be compared with its files")?,

@@ -11,7 +11,7 @@ use pointee_meta::facts::{Facts, Function};
 use pointee_meta::sites::{Sites, Size, Wrapper};
 use pointee_model::entries::role_of;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io::Read;
 use std::path::Path;
@@ -46,7 +46,7 @@ struct FunctionRow {
     function: String,
     file: Option<String>,
     line: Option<u32>,
-    /// `allocator`, `wrapper`, `pool`, `free`.
+    /// `allocator`, `wrapper`, `pool`, `free`; `inlined`: the cursor of a pool.
     kind: &'static str,
     /// Compact: `(zZ)p`; `null` where analysis cannot tell.
     signature: Option<String>,
@@ -135,16 +135,35 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
             let why = "an allocator's name; recorded if the file has the whole family".to_owned();
             rows.push(place(kind, None, "built-in".to_owned(), why));
         } else if let Some(wrapper) = wrapper_of(sites, function) {
-            let why = why(sites, function, wrapper);
-            rows.push(place(
-                "wrapper",
-                signature(wrapper),
-                "found".to_owned(),
-                why,
-            ));
+            let (kind, why) = match wrapper.is_pool {
+                true => ("pool", why_pool(wrapper)),
+                false => ("wrapper", why(sites, function, wrapper)),
+            };
+            rows.push(place(kind, signature(wrapper), "found".to_owned(), why));
         }
     }
+    rows.extend(inlined_pools(sites));
     rows
+}
+
+/// The pools whose code stands in functions that are none of theirs: one row a cursor.
+fn inlined_pools(sites: &Sites) -> Vec<FunctionRow> {
+    let mut writes: BTreeMap<&str, usize> = BTreeMap::new();
+    for write in &sites.cursor_writes {
+        *writes.entry(&write.cursor).or_default() += 1;
+    }
+    let row = |(cursor, count): (&str, usize)| FunctionRow {
+        function: cursor.to_owned(),
+        file: None,
+        line: None,
+        kind: "inlined",
+        signature: None,
+        by: "found".to_owned(),
+        why: format!(
+            "{count} instructions move this cursor of a pool; what they carve out is recorded"
+        ),
+    };
+    writes.into_iter().map(row).collect()
 }
 
 fn wrapper_of<'s>(sites: &'s Sites, function: &Function) -> Option<&'s Wrapper> {
@@ -153,6 +172,16 @@ fn wrapper_of<'s>(sites: &'s Sites, function: &Function) -> Option<&'s Wrapper> 
         .binary_search_by_key(&function.entry, |wrapper| wrapper.entry)
         .ok()?;
     sites.wrappers.get(at)
+}
+
+/// What its hook takes for the size.
+fn why_pool(wrapper: &Wrapper) -> String {
+    let is_seen = match wrapper.size {
+        Size::Argument { index, add: 0, .. } => format!("argument {index} is the size"),
+        Size::Product(count, size) => format!("the size is argument {count} times argument {size}"),
+        _ => "the size is computed in a way that no hook sees: not recorded".to_owned(),
+    };
+    format!("hands out what a cursor points to, and moves it; {is_seen}")
 }
 
 /// Whose memory it hands out, and what of its arguments is the size.
@@ -211,6 +240,8 @@ fn signature(wrapper: &Wrapper) -> Option<String> {
     let letters = match (wrapper.size, wrapper.old) {
         (Size::Argument { index: 0, .. }, None) => "Z".to_owned(),
         (Size::Argument { index: 1, .. }, Some(0)) => "pZ".to_owned(),
+        (Size::Argument { index: 1, .. }, None) if wrapper.is_pool => "pZ".to_owned(),
+        (Size::Argument { index: 2, .. }, None) if wrapper.is_pool => "ppZ".to_owned(),
         (Size::Product(0, 1), None) => "zZ".to_owned(),
         _ => return None,
     };
@@ -254,12 +285,21 @@ fn render(report: &Report, style: Style) -> String {
     let found: Vec<&FunctionRow> = report
         .functions
         .iter()
-        .filter(|row| row.by == "found")
+        .filter(|row| row.by == "found" && row.kind != "inlined")
         .collect();
     if !found.is_empty() {
         let _ = writeln!(out, "\n{}", style.bold("What was found, as configuration"));
     }
     for row in found.iter().take(style.rows) {
+        match (&row.signature, row.kind) {
+            // A pool's signature names it.
+            (Some(signature), "pool") => {
+                let _ = writeln!(out, "[[pool]]\nsignature = \"{}{signature}\"", row.function);
+                continue;
+            }
+            (None, "pool") => continue,
+            _ => {}
+        }
         let _ = writeln!(out, "[[wrapper]]\nname = {:?}", row.function);
         if let Some(signature) = &row.signature {
             let _ = writeln!(out, "signature = {signature:?}");

@@ -1,10 +1,10 @@
 //! `pointee probe`: *how often does this program come to each of these instructions?*
 
-use crate::launch::{self, HandOff, Inheritance};
+use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, ROWS, json, print};
 use crate::outside::{Attached, Pauses, keeper};
 use crate::placements::{Planned, Planner, Wish};
-use crate::program;
+use crate::program::{self, Way};
 use crate::runtime_file;
 use crate::session::Session;
 use crate::supervise::{self, Signals};
@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::Pid;
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Plan, Seen, Value, ValueKind};
+use pointee_probe::{At, Plan, Seen, Value, ValueKind, inlined_instances};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -40,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(100);
   pointee probe --written 'freelist' -- ./ruby prog.rb    who writes this variable, how often, and what
 
 With --inlined and --written values are shown too: the parameters of the bodies, what is stored, as far as
-they are constants or in registers. The first sixteen different ones are counted one by one, all by
+they are constants, in registers or in the frame. The first sixteen different ones are counted one by one, all by
 their size.
 
 The program's input, output, terminal, signals and exit status are its own. Counts are exact, with
@@ -85,6 +85,10 @@ pub(crate) struct Arguments {
     /// Show how the points of FILE would be placed; nothing is run.
     #[arg(long, value_name = "FILE", conflicts_with = "command")]
     dry_run: Option<PathBuf>,
+    /// With --dry-run and --inlined: also write where the bodies are, and their parameters, as a table for
+    /// pointee_find_inlined (pointee_hooks.h).
+    #[arg(long, value_name = "FILE", requires_all = ["dry_run", "inlined"])]
+    table: Option<PathBuf>,
     /// Count in this process, which runs already, until --seconds, Ctrl-C or its end.
     #[arg(long, value_name = "PID", conflicts_with_all = ["command", "dry_run"], value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
@@ -393,6 +397,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let path = file.to_string_lossy().into_owned();
             let elf = Elf::open(file).with_context(|| path.clone())?;
             let plan = wish.plan(&elf, &path).with_context(|| path.clone())?;
+            if let Some(table) = &arguments.table {
+                let wanted = |name: &str| wish.is_subject(name);
+                let (bytes, _) = inlined_instances(&elf, &wanted).with_context(|| path.clone())?;
+                std::fs::write(table, bytes)
+                    .with_context(|| format!("cannot write {}", table.display()))?;
+            }
             let report = Report {
                 modules: vec![ModuleRow::new(path, &plan, &[])],
                 pauses: None,
@@ -407,7 +417,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let name = &arguments.command[0];
     let program = program::find_or_end(name);
-    if let Some(reason) = &program.unseen {
+    let reason = match program.way {
+        Way::Preloaded => None,
+        Way::Mapped(_) => Some("statically linked: nothing can be preloaded"),
+        Way::Unseen(ref reason) => Some(reason.as_str()),
+    };
+    if let Some(reason) = reason {
         bail!("{}: probes cannot be put in: {reason}", name.display());
     }
     let session = Session::open()?;
@@ -427,13 +442,14 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
         probes: Some(&socket),
     };
     let environment = launch::environment(std::env::vars_os(), &handoff);
-    let (session, child) = launch::start_or_end(
-        &program.path,
-        &arguments.command,
-        &environment,
-        &inheritance,
-        session,
-    );
+    let start = Start {
+        path: &program.path,
+        arguments: &arguments.command,
+        environment: &environment,
+        mapped: None,
+    };
+    let (session, started) = launch::start_or_end(&start, &inheritance, session);
+    let child = started.child;
     planner.serve();
     let end = supervise::supervise(child, &mut signals, &session, None, |_| {}, || {})?;
     drop(signals);

@@ -1,13 +1,15 @@
 //! `pointee run`: *what is the heap of this program made of?*
 
+use crate::acquaintance::{self, Acquaintance};
 use crate::images::ImageSource;
-use crate::launch::{self, HandOff, Inheritance};
+use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, Listing, json};
-use crate::program::{self, Program};
+use crate::outside::Mapped;
+use crate::program::{self, Program, Way};
 use crate::session::Session;
 use crate::supervise::{self, End, Signals};
 use crate::tracked::{self, Processes, Tracked};
-use crate::{acquaintance, runtime_file, saving};
+use crate::{runtime_file, saving, static_program};
 use anyhow::{Context, Result};
 use pointee_inspect::process::Ending;
 use pointee_inspect::report::{Circumstances, ProcessReport, State};
@@ -16,7 +18,7 @@ use pointee_inspect::text;
 use pointee_meta::cache::Places;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run a program and show what its heap is made of
 #[derive(Debug, clap::Args)]
@@ -71,18 +73,23 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let name = &arguments.command[0];
     let program = program::find_or_end(name);
+    // Signals still end this.
+    let acquaintance = program.seen_file().map(Acquaintance::make);
     let session = Session::open()?;
     let mut signals = Signals::take()?;
     let inheritance = Inheritance::of(&signals)?;
     let runtime = runtime_file::anywhere(session.folder());
-    let (environment, unseen) = environment(arguments, &program, &session, runtime);
-    let (session, child) = launch::start_or_end(
-        &program.path,
-        &arguments.command,
-        &environment,
-        &inheritance,
-        session,
-    );
+    let images = acquaintance.map(|acquaintance| acquaintance.introduce(session.folder()));
+    let setting = setting(arguments, &program, images.as_deref(), &session, runtime);
+    let start = Start {
+        path: &program.path,
+        arguments: &arguments.command,
+        environment: &setting.environment,
+        mapped: setting.mapped,
+    };
+    let (session, started) = launch::start_or_end(&start, &inheritance, session);
+    let child = started.child;
+    let unseen = setting.unseen.or(started.unmapped);
     let first = child.as_raw() as u32;
     let processes = std::cell::RefCell::new(Processes::new(inheritance.files.1));
     let end = supervise::supervise(
@@ -127,33 +134,40 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     supervise::end_as(end)
 }
 
-/// The program's environment, and why it is not recorded, if so.
-fn environment(
+/// What a program is started with.
+struct Setting {
+    environment: Vec<OsString>,
+    /// What is mapped into it.
+    mapped: Option<Mapped>,
+    /// Why it is not recorded, if so.
+    unseen: Option<String>,
+}
+
+fn setting(
     arguments: &Arguments,
     program: &Program,
+    images: Option<&Path>,
     session: &Session,
     runtime: Result<PathBuf>,
-) -> (Vec<OsString>, Option<String>) {
-    let plain = || {
-        std::env::vars_os().map(|(name, value)| {
-            let mut text = name;
-            text.push("=");
-            text.push(value);
-            text
-        })
+) -> Setting {
+    let plain = |mapped, unseen| Setting {
+        environment: std::env::vars_os()
+            .map(|(name, value)| launch::assignment(name, value))
+            .collect(),
+        mapped,
+        unseen,
     };
-    if let Some(reason) = &program.unseen {
-        return (plain().collect(), Some(reason.clone()));
+    if let Way::Unseen(reason) = &program.way {
+        return plain(None, Some(reason.clone()));
     }
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return (plain().collect(), Some(format!("{error:#}"))),
+        Err(error) => return plain(None, Some(format!("{error:#}"))),
     };
-    let images = acquaintance::introduce(&program.path, session.folder());
     let cache = Places::default().user;
     let handoff = HandOff {
         socket: &session.socket_path(),
-        images: Some(&images),
+        images,
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
         blocks_outlive: arguments.snapshot.is_some() || arguments.cost,
@@ -161,7 +175,20 @@ fn environment(
         runtime: &runtime,
         probes: None,
     };
-    (launch::environment(std::env::vars_os(), &handoff), None)
+    match &program.way {
+        Way::Mapped(file) => match static_program::why_unseen(file) {
+            Some(reason) => plain(None, Some(reason)),
+            None => {
+                let handoff = launch::hand_off_text(&handoff);
+                plain(Some(Mapped { runtime, handoff }), None)
+            }
+        },
+        _ => Setting {
+            environment: launch::environment(std::env::vars_os(), &handoff),
+            mapped: None,
+            unseen: None,
+        },
+    }
 }
 
 /// One report a program that allocated, the first process's first.

@@ -100,7 +100,7 @@ fn render(answer: &Answer, no_contents: Option<&str>, unmapped: &str, style: Sty
     let mut out = String::new();
     let mut line = |label: &str, text: &str| {
         // Writing to a string does not fail.
-        let _ = writeln!(out, "  {}{text}", style.faint(&format!("{label:<10}")));
+        let _ = writeln!(out, "  {}{text}", style.faint(&format!("{label:<9} ")));
     };
     let module = answer.module.as_deref().map_or("?", |path| short(path, 1));
     match answer.kind {

@@ -72,9 +72,49 @@ impl Calls {
                 Event::Call => return Ok(()),
                 Event::Gone => bail!("the process has ended"),
                 Event::Signal(libc::SIGSTOP) => self.stop = true,
-                Event::Signal(_) | Event::Interrupted => {}
+                Event::Signal(_) | Event::Interrupted | Event::Exec => {}
             }
         }
+    }
+
+    /// Has the task run `function` on the stack below `stack`, where `stack` itself, 8 bytes off a multiple of 16, holds the address
+    /// of the `syscall` to return to. What it returns must be the number of no system call.
+    pub(super) fn run(&mut self, function: u64, arguments: [u64; 4], stack: u64) -> Result<()> {
+        /// A start makes a few hundred calls.
+        const STOPS: u32 = 1 << 20;
+        let [rdi, rsi, rdx, rcx] = arguments;
+        let registers = user_regs_struct {
+            rip: function,
+            rsp: stack,
+            orig_rax: u64::MAX,
+            rdi,
+            rsi,
+            rdx,
+            rcx,
+            // The direction flag and all others as a function expects them (System V psABI, §3.2.1).
+            eflags: 0x202,
+            ..self.registers
+        };
+        ptrace::setregs(self.task, registers).context("registers")?;
+        for _ in 0..STOPS {
+            kernel::go_on(libc::PTRACE_SYSCALL, self.task, 0).context("ptrace")?;
+            match kernel::wait(self.task).context("ptrace")? {
+                Event::Call => {
+                    let now = ptrace::getregs(self.task).context("registers")?;
+                    if now.rip == self.syscall_at + 2 && now.rsp == stack + 8 {
+                        // The program goes on with the thread pointer that the function gave it, if any.
+                        self.registers.fs_base = now.fs_base;
+                        return Ok(());
+                    }
+                }
+                Event::Gone => bail!("the process has ended"),
+                Event::Signal(libc::SIGSTOP) => self.stop = true,
+                // All others are blocked, but for those by which the processor says that it cannot go on.
+                Event::Signal(signal) => bail!("the runtime got signal {signal}"),
+                Event::Interrupted | Event::Exec => {}
+            }
+        }
+        bail!("the runtime did not come back")
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) enum Event {
     Interrupted,
     /// It enters a system call, or comes from one.
     Call,
+    /// It has executed a program, which has not begun.
+    Exec,
     /// It would get this signal.
     Signal(i32),
     /// It is no more.
@@ -47,6 +49,7 @@ pub(super) fn wait(task: Pid) -> Result<Event, Errno> {
             }
             1.. if !libc::WIFSTOPPED(status) => return Ok(Event::Gone),
             1.. if status >> 16 == libc::PTRACE_EVENT_STOP => return Ok(Event::Interrupted),
+            1.. if status >> 16 == libc::PTRACE_EVENT_EXEC => return Ok(Event::Exec),
             1.. => {
                 return Ok(match libc::WSTOPSIG(status) {
                     signal if signal == libc::SIGTRAP | 0x80 => Event::Call,
@@ -76,7 +79,7 @@ pub(super) fn settle(task: Pid) -> Result<bool, Errno> {
             Event::Interrupted => return Ok(true),
             Event::Gone => return Ok(false),
             Event::Signal(signal) => signal,
-            Event::Call => 0,
+            Event::Call | Event::Exec => 0,
         };
         let again = ptrace::interrupt(task).and_then(|()| go_on(libc::PTRACE_CONT, task, signal));
         match again {

@@ -24,6 +24,7 @@
 mod calls;
 pub(crate) mod keeper;
 mod kernel;
+mod loading;
 mod mapped;
 mod object;
 mod pauses;
@@ -36,6 +37,7 @@ use crate::placements::Wish;
 use anyhow::{Context, Result, bail};
 use calls::Calls;
 use libc::user_regs_struct;
+pub(crate) use loading::{Held, Mapped};
 use mapped::give_memory;
 use nix::sys::ptrace;
 use nix::unistd::{Pid, getppid};

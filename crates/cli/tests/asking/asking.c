@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct point { int x, y; };
 struct thing { char tag; union { long number; struct point at; } u; struct point many[3]; struct thing *next; };
@@ -114,6 +116,7 @@ __attribute__((noinline)) static void blocks(void)
     EXPECT(like_a(&many[1], "struct prefix") == yes);
     EXPECT(like_a(&many[1], "struct other") == no);
     EXPECT(is_a(many, pointee_type_named("struct point")) == yes);
+    EXPECT(like_a(&many[1], pointee_type_named("struct prefix")) == yes);
 
     struct pointee_place place;
     const char *site = (const char *)pointee_site(one);
@@ -263,6 +266,55 @@ static void *in_thread(void *unused)
     return unused;
 }
 
+/* What lies on another thread's stack is told by the thread, what in its thread-local block by name. */
+static pthread_barrier_t both;
+static struct { struct thing *local; struct point *own; char *signal_stack; uint32_t number; } of_other;
+
+static void set_signal_stack(char *memory, size_t size)
+{
+    stack_t stack;
+    memset(&stack, 0, sizeof stack);
+    stack.ss_sp = memory;
+    stack.ss_size = size;
+    EXPECT(!sigaltstack(&stack, NULL));
+}
+
+static void *other_thread(void *signal_stack)
+{
+    struct thing mine;
+    memset(&mine, 0, sizeof mine);
+    of_other.local = &mine;
+    of_other.own = &of_thread;
+    of_other.signal_stack = (char *)signal_stack;
+    of_other.number = (uint32_t)syscall(SYS_gettid);
+    set_signal_stack(of_other.signal_stack, 1 << 16);
+    pthread_barrier_wait(&both);
+    pthread_barrier_wait(&both);
+    return mine.next;
+}
+
+static void others(void)
+{
+    pthread_t thread;
+    pthread_barrier_init(&both, NULL, 2);
+    pthread_create(&thread, NULL, other_thread, malloc(1 << 16));
+    pthread_barrier_wait(&both);
+    struct pointee_answer answer;
+    int is_known = pointee_what(&of_other.local->many[1], &answer);
+    EXPECT(is_known == is_with && (!is_with || (answer.kind == POINTEE_STACK && answer.thread == of_other.number)));
+    EXPECT(!is_with || (answer.base < (void *)of_other.local && (char *)answer.base + answer.size > (char *)of_other.local));
+    CHECK(&of_other.own->y, of_other.own, POINTEE_THREAD, "of_thread", "struct point", "int");
+    CHECK(of_other.signal_stack + 300, of_other.signal_stack, POINTEE_SIGNAL_STACK, NULL, "(no type)", "(no type)");
+    is_known = pointee_what(of_other.signal_stack + 300, &answer);
+    EXPECT(is_known == is_with && (!is_with || answer.thread == of_other.number));
+    is_known = pointee_what_around(of_other.signal_stack + 300, 1, &answer);
+    EXPECT(is_known == is_with && (!is_with || (answer.kind == POINTEE_HEAP && answer.size == 1 << 16)));
+    pthread_barrier_wait(&both);
+    pthread_join(thread, NULL);
+    EXPECT(!is_with || (pointee_what(of_other.signal_stack, &answer) && answer.kind == POINTEE_HEAP));
+    free(of_other.signal_stack);
+}
+
 /* Everything a type leads to is there when it is handed out, whoever asks first. */
 static int is_whole(const struct uniqtype *type, int depth)
 {
@@ -310,6 +362,31 @@ static void handler(int number)
     CHECK(&a_static, &a_static, POINTEE_STATIC, "a_static", "struct thing", "char");
 }
 
+static struct thing *volatile interrupted;
+
+static void elsewhere(int number)
+{
+    struct point inside = {number, number};
+    CHECK(&inside.y, &inside, POINTEE_LOCAL, "inside", "struct point", "int");
+    CHECK(&interrupted->many[2].x, interrupted, POINTEE_LOCAL, "under_the_signal", "struct thing", "int");
+}
+
+__attribute__((noinline)) static void on_signal_stack(void)
+{
+    struct thing under_the_signal;
+    struct sigaction action;
+    static char idle[1 << 16];
+    memset(&under_the_signal, 0, sizeof under_the_signal);
+    memset(&action, 0, sizeof action);
+    interrupted = &under_the_signal;
+    set_signal_stack(idle, sizeof idle);
+    action.sa_handler = elsewhere;
+    action.sa_flags = SA_ONSTACK;
+    sigaction(SIGUSR2, &action, NULL);
+    raise(SIGUSR2);
+    CHECK(idle + 100, idle, POINTEE_SIGNAL_STACK, NULL, "(no type)", "(no type)");
+}
+
 #ifdef __cplusplus
 struct shape { virtual ~shape() {} int id; };
 struct circle : shape { double radius; };
@@ -344,6 +421,8 @@ int main(int argc, char **argv)
     objects();
     pthread_create(&thread, NULL, in_thread, NULL);
     pthread_join(thread, NULL);
+    others();
+    on_signal_stack();
     signal(SIGUSR1, handler);
     raise(SIGUSR1);
 #ifndef STATIC
@@ -352,6 +431,12 @@ int main(int argc, char **argv)
         const struct uniqtype *(*its)(void) = NULL;
         *(void **)&its = library ? dlsym(library, "type_of_the_library") : NULL;
         EXPECT(its && !!its() == is_with && its() == pointee_type_named("struct point"));
+        struct point *(*its_own)(void) = NULL;
+        *(void **)&its_own = library ? dlsym(library, "thread_local_of_the_library") : NULL;
+        if (its_own)
+            CHECK(&its_own()->y, its_own(), POINTEE_THREAD, "of_the_librarys_thread", "struct point", "int");
+        EXPECT(dlsym(RTLD_DEFAULT, "__uniqtype__thing") == (const void *)pointee_type_named("struct thing"));
+        EXPECT(!dlsym(RTLD_DEFAULT, "__uniqtype__none_such") && dlsym(RTLD_NEXT, "malloc") == dlsym(RTLD_DEFAULT, "malloc"));
         EXPECT(!handle && (!is_with || (pointee_type(&handle)->target == pointee_type_named("struct opaque")
                                         && pointee_type(&handle)->target->size == 24)));
         if (library)

@@ -57,6 +57,12 @@ int main(void)
     EXPECT(alloc_get_base(&widgets[1]) == widgets && alloc_get_limit(widgets) == widgets + 4);
     EXPECT(alloc_get_site(widgets) == site && alloc_get_allocator(widgets) == allocator);
     EXPECT(__liballocs_get_leaf_allocator(widgets) == allocator);
+    EXPECT(alloc_get_size(widgets) == size && __liballocs_get_alloc_size(&widgets[1]) == size);
+    EXPECT(__liballocs_get_alloc_type(widgets) == type && __liballocs_get_alloc_base(&widgets[3]) == widgets);
+    EXPECT(__liballocs_get_alloc_site(widgets) == site);
+    EXPECT(dlsym(RTLD_DEFAULT, "__uniqtype__widget") == (void *)UNIQTYPE_ARRAY_ELEMENT_TYPE(type));
+    EXPECT(dlsym(RTLD_DEFAULT, "__uniqtype__int") == __liballocs_typestr_to_uniqtype("int"));
+    EXPECT(!dlsym(RTLD_DEFAULT, "__uniqtype__of_nobody"));
     EXPECT(!strcmp(UNIQTYPE_NAME(__liballocs_get_inner_type(&widgets[2].d[1], 0)), "double"));
     EXPECT(!strcmp(UNIQTYPE_NAME(__liballocs_get_inner_type(&widgets[2].d[1], 1)), "double[3]"));
     EXPECT(__liballocs_get_inner_type(&widgets[2].d[1], 2) == UNIQTYPE_ARRAY_ELEMENT_TYPE(type));
@@ -73,7 +79,8 @@ int main(void)
     EXPECT(!strcmp(__liballocs_uniqtype_name(alloc_get_type(untyped)), "int[10]"));
 
     alloc_walk_allocations(NULL, find, widgets, NULL, NULL);
-    EXPECT(found == 1);
+    __liballocs_walk_allocations_df(NULL, find, widgets);
+    EXPECT(found == 2);
     int frames = 0;
     EXPECT(__liballocs_walk_stack(count, &frames) == 0 && frames > 1);
     struct mapping_entry *mapping = __liballocs_get_memory_mapping(widgets, NULL);

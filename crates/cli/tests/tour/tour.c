@@ -1,5 +1,6 @@
 /* One pointer of each kind, printed with what must be said of it:
  *   ADDRESS KIND NAME TYPE FIELD-TYPE   ("-": not asked)
+ * Of a signal stack that is not in use the kernel tells nobody: "idle", which is its kind where calls were seen.
  * Then it waits for a line, with every thread where it printed from. Compiled as C and as C++. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -81,12 +82,48 @@ static void *interrupted(void *of) {
     return 0;
 }
 
+enum { SIGNAL_STACK = 64 << 10 };
+static char idle_stack[SIGNAL_STACK];
+
+static void set_signal_stack(char *memory) {
+    stack_t stack;
+    memset(&stack, 0, sizeof stack);
+    stack.ss_sp = memory;
+    stack.ss_size = SIGNAL_STACK;
+    if (sigaltstack(&stack, 0)) abort();
+}
+
+static void on_signal_stack(int number) {
+    struct item elsewhere = { number, { 1, { 2, 3, 4 } }, 0, 0 };
+    row(&elsewhere.in.b[1], "local", "elsewhere", "item", "int");
+    wait_for_ever();
+    row(&elsewhere, "", "", "", "");
+}
+
+/* A handler on a stack of its own, cut out of a block; below it the frame that was interrupted. */
+__attribute__((noinline)) static void *interrupted_elsewhere(void *of) {
+    struct item beneath = *(struct item *)of;
+    char *memory = (char *)malloc(SIGNAL_STACK);
+    set_signal_stack(memory);
+    row(&beneath.in.b[1], "local", "beneath", "item", "int");
+    row(memory + 500, "signal-stack", "-", "-", "-");
+    raise(SIGUSR2);
+    row(&beneath, memory, memory, memory, memory);
+    return 0;
+}
+
 int main(int argc, char **argv) {
-    pthread_t threads[2];
+    pthread_t threads[3];
     struct item mine = { 9, { 8, { 7, 6, 5 } }, argv[0], 0 };
     signal(SIGUSR1, handler);
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal_stack;
+    action.sa_flags = SA_ONSTACK;
+    sigaction(SIGUSR2, &action, 0);
+    set_signal_stack(idle_stack);
     printf("tour\n");
-        pthread_barrier_init(&ready, 0, 3);
+    pthread_barrier_init(&ready, 0, 4);
 
     struct item *heap = (struct item *)malloc(sizeof *heap);
     struct item *many = (struct item *)calloc(5, sizeof *many);
@@ -125,10 +162,12 @@ int main(int argc, char **argv) {
     row(mapped + 7, "file", "-", "-", "-");
     row(nothing + 5000, "anonymous", "-", "-", "-");
     row(guard, "reserved", "-", "-", "-");
+    row(idle_stack + 100, "idle", "-", "-", "-");
     row((const void *)8, "-", "-", "-", "-");
 
     pthread_create(&threads[0], 0, worker, &mine);
     pthread_create(&threads[1], 0, interrupted, 0);
+    pthread_create(&threads[2], 0, interrupted_elsewhere, &mine);
     pthread_barrier_wait(&ready);
     printf("end\n");
     fflush(stdout);

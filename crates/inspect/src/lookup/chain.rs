@@ -14,7 +14,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Link {
-    /// `block` (a pool's blocks were cut out of), `arena`, `static`, `section`, `file`, `frame`, `stack`, `thread`, `mapping`.
+    /// `block` (a pool's blocks were cut out of), `arena`, `static`, `section`, `file`, `frame`, `stack`, `signal stack`, `thread`, `mapping`.
     pub kind: &'static str,
     pub name: Option<String>,
     pub base: String,
@@ -62,9 +62,47 @@ pub(super) fn above(space: &Space<'_>, leaf: &Leaf<'_>, address: RunAddr) -> Vec
         }
         _ => enclosing(space, leaf, &mut links),
     }
+    if let Some((thread, span)) = space.signal_stack_at(address) {
+        around_signal_stack(space, leaf, thread, span, address, &mut links);
+    }
     arena(space, leaf, address, &mut links);
     links.extend(mapping(space, address));
     links
+}
+
+/// The signal stack that frames lie on, and what it was made of: a block, a variable, …
+fn around_signal_stack(
+    space: &Space<'_>,
+    leaf: &Leaf<'_>,
+    thread: usize,
+    span: Span,
+    address: RunAddr,
+    links: &mut Vec<Link>,
+) {
+    if !matches!(leaf.what, What::SignalStack { .. }) {
+        links.push(Link::new("signal stack", thread_name(space, thread), span));
+    }
+    let Some(below) = space.leaf_beside_signal_stacks(address) else {
+        return;
+    };
+    match below.what {
+        What::Block(block) => {
+            let name = space.type_of(&block).or_else(|| space.allocator_of(&block));
+            links.push(Link::new("block", name, below.span));
+            arena(space, &below, address, links);
+        }
+        // Its own frames again.
+        What::Local { .. } | What::Saved { .. } | What::Frame { .. } => {}
+        _ => {
+            links.extend(as_link(space, &below));
+            enclosing(space, &below, links);
+        }
+    }
+}
+
+fn thread_name(space: &Space<'_>, thread: usize) -> Option<String> {
+    let thread = space.layout().threads.get(thread)?;
+    Some(format!("thread {} {}", thread.id, thread.name))
 }
 
 fn as_link(space: &Space<'_>, leaf: &Leaf<'_>) -> Option<Link> {
@@ -110,7 +148,11 @@ fn enclosing(space: &Space<'_>, leaf: &Leaf<'_>, links: &mut Vec<Link>) {
         What::Frame { thread, .. } | What::Stack { thread } => {
             links.extend(stack(space, thread, leaf.span.start));
         }
-        What::Block(_) | What::Chunk | What::Start { .. } | What::Mapping => {}
+        What::SignalStack { .. }
+        | What::Block(_)
+        | What::Chunk
+        | What::Start { .. }
+        | What::Mapping => {}
     }
 }
 
@@ -153,9 +195,9 @@ fn frame(space: &Space<'_>, thread: usize, number: usize) -> Option<Link> {
 }
 
 fn stack(space: &Space<'_>, thread: usize, address: RunAddr) -> Option<Link> {
-    let thread = space.layout().threads.get(thread)?;
-    let name = Some(format!("thread {} {}", thread.id, thread.name));
-    let stack = thread.stack.filter(|stack| stack.holds(address))?;
+    let name = thread_name(space, thread);
+    let stack = space.layout().threads.get(thread)?.stack;
+    let stack = stack.filter(|stack| stack.holds(address))?;
     Some(Link::new("stack", name, stack))
 }
 

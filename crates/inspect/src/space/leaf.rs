@@ -49,6 +49,8 @@ pub enum Kind {
     Frame,
     /// A stack outside of its frames.
     Stack,
+    /// The same of memory set aside for signal handlers.
+    SignalStack,
     Argument,
     Environment,
     Auxiliary,
@@ -91,6 +93,7 @@ impl Kind {
             Self::Saved => "saved",
             Self::Frame => "frame",
             Self::Stack => "stack",
+            Self::SignalStack => "signal-stack",
             Self::Argument => "argument",
             Self::Environment => "environment",
             Self::Auxiliary => "auxiliary",
@@ -149,6 +152,9 @@ pub enum What<'a> {
         frame: usize,
     },
     Stack {
+        thread: usize,
+    },
+    SignalStack {
         thread: usize,
     },
     Start {

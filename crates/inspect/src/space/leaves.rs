@@ -3,7 +3,7 @@
 //! A mapping is cut in layers, the deepest first; what one layer leaves out, the next one divides:
 //!
 //! ```text
-//!   live blocks │ Pointee's own │ start, thread-local blocks, frames │ chunks │ functions, variables │ literals │ sections │ the mapping
+//!   signal stacks │ live blocks │ Pointee's own │ start, thread-local blocks, frames │ chunks │ functions, variables │ literals │ sections │ the mapping
 //! ```
 
 use super::chunks::{self, Arena, ChunkState};
@@ -34,6 +34,7 @@ pub struct Space<'a> {
     blocks: OnceCell<Vec<Block>>,
     nested_blocks: OnceCell<Vec<Block>>,
     arenas: OnceCell<Vec<Arena>>,
+    pub(super) signal_stacks: OnceCell<Vec<(usize, Span)>>,
 }
 
 impl std::fmt::Debug for Space<'_> {
@@ -61,6 +62,7 @@ impl<'a> Space<'a> {
             blocks: OnceCell::new(),
             nested_blocks: OnceCell::new(),
             arenas: OnceCell::new(),
+            signal_stacks: OnceCell::new(),
         }
     }
 
@@ -97,6 +99,13 @@ impl<'a> Space<'a> {
     /// The deepest thing at `address`; `None` where nothing is mapped.
     #[must_use]
     pub fn leaf_at(&self, address: RunAddr) -> Option<Leaf<'a>> {
+        self.leaf_on_signal_stack(address)
+            .or_else(|| self.leaf_beside_signal_stacks(address))
+    }
+
+    /// The deepest thing at `address` but for signal stacks: what such a stack was made of.
+    #[must_use]
+    pub fn leaf_beside_signal_stacks(&self, address: RunAddr) -> Option<Leaf<'a>> {
         let nested = self
             .index
             .and_then(|index| index.nested_block_at(address.0));
@@ -143,6 +152,7 @@ impl<'a> Space<'a> {
         let mut layers = self.layers(number, whole);
         layers.insert(0, blocks_in(self.blocks(), whole, Kind::Heap));
         layers.insert(0, blocks_in(self.nested_blocks(), whole, Kind::Pooled));
+        layers.insert(0, self.leaves_on_signal_stacks(whole));
         fold(whole, &layers, &mut |gap| self.rest(number, gap))
             .into_iter()
             .map(|(seen, leaf)| Leaf { span: seen, ..leaf })

@@ -27,6 +27,7 @@ mod leaf;
 mod leaves;
 mod mapped;
 mod objects;
+mod signal_stacks;
 mod start;
 mod thread_leaves;
 mod thread_local;
@@ -116,6 +117,9 @@ pub struct Thread {
     pub name: String,
     /// The mapping, or part of one, that its stack lies in.
     pub stack: Option<Span>,
+    /// The memory that it set aside for its signal handlers, if one of its frames tells.
+    #[serde(default)]
+    pub signal_stack: Option<Span>,
     /// Innermost first.
     pub frames: Vec<Frame>,
     /// Why `frames` does not go up to the thread's start; `None` if it does.
@@ -228,7 +232,9 @@ impl Layout {
             end: mapping.end,
         });
         let threads = self.threads.iter();
-        let stacks = threads.clone().filter_map(|thread| thread.stack);
+        let stacks = threads
+            .clone()
+            .flat_map(|thread| thread.stack.into_iter().chain(thread.signal_stack));
         let blocks = threads.flat_map(|thread| thread.blocks.iter().map(|(_, span)| *span));
         let segments = self.objects.iter().flat_map(|object| &object.segments);
         is_ordered(mappings)
@@ -267,7 +273,8 @@ impl Layout {
         let here = self.object_at(address).map(|(number, _)| number);
         let mut needed: Vec<usize> = here.into_iter().collect();
         for thread in &self.threads {
-            if thread.stack.is_some_and(|stack| stack.holds(address)) {
+            let mut stacks = thread.stack.into_iter().chain(thread.signal_stack);
+            if stacks.any(|stack| stack.holds(address)) {
                 let code = thread.frames.iter().map(Frame::executing);
                 needed.extend(code.filter_map(|code| Some(self.object_at(code)?.0)));
             }

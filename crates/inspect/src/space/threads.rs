@@ -6,7 +6,7 @@
 //! ```
 
 use super::thread_local::{blocks, control_blocks};
-use super::unwind::{REGISTERS, Registers, Unwinder};
+use super::unwind::{REGISTERS, Registers, Unwinder, Walked};
 use super::{Layout, Span, Stop, Thread};
 use crate::memory::ProcessMemory;
 use nix::sys::ptrace;
@@ -29,7 +29,7 @@ pub(super) fn find(
         .collect();
     ids.sort_by_key(|id| (*id != pid, *id));
     let mut control = control_blocks(&ids, &layout.mappings, memory);
-    let mut unwinder = Unwinder::new(pid, &layout.objects, memory);
+    let mut unwinder = Unwinder::new(pid, layout, memory);
     let mut threads = Vec::with_capacity(ids.len());
     for id in ids {
         let seen = match stop {
@@ -49,23 +49,22 @@ pub(super) fn find(
             Err(_) if id == pid => first,
             Err(_) => control_block,
         };
-        let stack = within.and_then(|within| stack(within, layout, id == pid, first));
-        let (frames, cut) = match (seen, stack) {
-            (Ok(seen), Some(stack)) => unwinder.frames(seen.registers, stack),
-            (Ok(_), None) => (
-                Vec::new(),
-                Some("its stack pointer leads into no mapping".to_owned()),
-            ),
-            (Err(reason), _) => (Vec::new(), Some(reason)),
+        let around = |within| stack(within, layout, id == pid, first);
+        let stack = within.and_then(around);
+        let walked = match (seen, stack) {
+            (Ok(seen), Some(stack)) => unwinder.frames(seen.registers, stack, &around),
+            (Ok(_), None) => Walked::nothing("its stack pointer leads into no mapping".to_owned()),
+            (Err(reason), _) => Walked::nothing(reason),
         };
         threads.push(Thread {
             id,
             name: std::fs::read_to_string(format!("/proc/{pid}/task/{id}/comm"))
                 .map(|name| name.trim_end().to_owned())
                 .unwrap_or_default(),
-            stack,
-            frames,
-            cut,
+            stack: walked.stack.or(stack),
+            signal_stack: walked.signal_stack,
+            frames: walked.frames,
+            cut: walked.cut,
             control_block,
             blocks: control_block
                 .map(|block| blocks(block, &layout.objects, memory))

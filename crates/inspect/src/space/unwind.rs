@@ -9,7 +9,8 @@
 //! function that needs it for its own frame address says in its first instructions how far it lies above
 //! the stack pointer; what is found that way counts only if a return address lies where it must.
 
-use super::{Frame, Object, Span};
+use super::signal_stacks::stack_noted_at;
+use super::{Frame, Layout, Object, Span};
 use crate::memory::ProcessMemory;
 use gimli::{
     BaseAddresses, CfaRule, EhFrame, EhFrameHdr, EndianSlice, EvaluationResult, LittleEndian,
@@ -42,6 +43,7 @@ type Bytes<'b> = EndianSlice<'b, LittleEndian>;
 
 /// Unwinds the stacks of one process.
 pub(super) struct Unwinder<'m> {
+    layout: &'m Layout,
     objects: &'m [Object],
     memory: &'m ProcessMemory,
     pid: u32,
@@ -56,6 +58,30 @@ struct Rules {
     bases: BaseAddresses,
 }
 
+/// What the frames of one thread tell.
+pub(super) struct Walked {
+    /// Innermost first.
+    pub(super) frames: Vec<Frame>,
+    /// Why they do not go up to the thread's start, if they do not.
+    pub(super) cut: Option<String>,
+    /// The outermost of the stacks that they lie on.
+    pub(super) stack: Option<Span>,
+    /// What the thread set aside for its signal handlers, if one of them is among the frames.
+    pub(super) signal_stack: Option<Span>,
+}
+
+impl Walked {
+    /// No frames, and why.
+    pub(super) fn nothing(why: String) -> Self {
+        Self {
+            frames: Vec::new(),
+            cut: Some(why),
+            stack: None,
+            signal_stack: None,
+        }
+    }
+}
+
 /// What the rules say at one address.
 struct Step {
     start: u64,
@@ -64,9 +90,10 @@ struct Step {
 }
 
 impl<'m> Unwinder<'m> {
-    pub(super) fn new(pid: u32, objects: &'m [Object], memory: &'m ProcessMemory) -> Self {
+    pub(super) fn new(pid: u32, layout: &'m Layout, memory: &'m ProcessMemory) -> Self {
         Self {
-            objects,
+            layout,
+            objects: &layout.objects,
             memory,
             pid,
             rules: HashMap::new(),
@@ -74,37 +101,51 @@ impl<'m> Unwinder<'m> {
         }
     }
 
-    /// The frames from `registers` up, and why they end before the thread's start, if they do.
+    /// The frames from `registers` up; `stack` is where they begin, `stack_around` finds the one around another stack pointer.
     pub(super) fn frames(
         &mut self,
-        registers: Registers,
-        stack: Span,
-    ) -> (Vec<Frame>, Option<String>) {
-        let mut frames = Vec::new();
-        let mut registers = registers;
+        mut registers: Registers,
+        mut stack: Span,
+        stack_around: &dyn Fn(RunAddr) -> Option<Span>,
+    ) -> Walked {
+        let mut walked = Walked {
+            frames: Vec::new(),
+            cut: None,
+            stack: Some(stack),
+            signal_stack: None,
+        };
         let mut is_return = false;
-        while frames.len() < MOST_FRAMES {
+        while walked.frames.len() < MOST_FRAMES {
             let (Some(pc), Some(sp)) = (registers[RETURN], registers[RSP]) else {
-                return (frames, None);
+                return walked;
             };
             if pc == 0 {
-                return (frames, None);
+                return walked;
             }
             match self.step(RunAddr(pc), RunAddr(sp), is_return, &registers) {
-                Ok((frame, caller)) => {
-                    let end = frame.span.end;
+                Ok((mut frame, caller)) => {
                     is_return = !frame.is_signal;
-                    let is_signal = frame.is_signal;
-                    frames.push(frame);
-                    let goes_up = end.0 > sp || is_signal;
-                    if !goes_up || (end > stack.end && !is_signal) {
-                        return (frames, None);
+                    let end = frame.span.end;
+                    if frame.is_signal {
+                        let noted = stack_noted_at(RunAddr(sp), self.memory, self.layout);
+                        walked.signal_stack = walked.signal_stack.or(noted);
+                        let here = noted.filter(|noted| noted.holds(RunAddr(sp)));
+                        if here.is_some() || !stack.holds(end) {
+                            // What was interrupted lies on another stack.
+                            frame.span.end = here.unwrap_or(stack).end;
+                            stack = stack_around(end).unwrap_or(stack);
+                            walked.stack = Some(stack);
+                        }
+                    } else if end.0 <= sp || end > stack.end {
+                        walked.frames.push(frame);
+                        return walked;
                     }
+                    walked.frames.push(frame);
                     registers = caller;
                 }
                 Err(reason) => {
                     // The frame itself is known to be there, but not how far it goes.
-                    frames.push(Frame {
+                    walked.frames.push(Frame {
                         pc: RunAddr(pc),
                         is_return,
                         span: Span {
@@ -115,14 +156,13 @@ impl<'m> Unwinder<'m> {
                         saved: Vec::new(),
                         is_signal: false,
                     });
-                    return (frames, Some(reason));
+                    walked.cut = Some(reason);
+                    return walked;
                 }
             }
         }
-        (
-            frames,
-            Some(format!("only {MOST_FRAMES} frames are looked at")),
-        )
+        walked.cut = Some(format!("only {MOST_FRAMES} frames are looked at"));
+        walked
     }
 
     fn step(

@@ -6,7 +6,7 @@ use crate::sites::{Evidence, Site, Sites, Size, Wrapper};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::site_flags;
 
-/// Marks declared wrappers, forgets ignored ones, corrects types. `module` is the file's path.
+/// Marks declared wrappers, forgets ignored ones and ignored cursors, corrects types. `module` is the file's path.
 pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Sites) {
     if config.is_empty() {
         return;
@@ -17,6 +17,13 @@ pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Si
         }
     }
     sites.wrappers.sort_by_key(|wrapper| wrapper.entry);
+    let is_ignored = |cursor: &str| {
+        let rules = &config.rules_for(cursor, module);
+        rules.first().is_some_and(|rule| rule.kind == Kind::Ignore)
+    };
+    sites
+        .cursor_writes
+        .retain(|write| !is_ignored(&write.cursor));
     for correction in &config.corrections {
         correct(correction, facts, sites);
     }

@@ -137,6 +137,7 @@ impl Signature {
             count: self.count().filter(|_| self.returns),
             old: number(b'P').filter(|_| self.returns),
             pool: number(b'h'),
+            is_found: false,
         };
         let counts = [Some(argument), declared.count, declared.old, declared.pool];
         let all_seen = counts.into_iter().flatten().all(|it| it < Declared::SEEN);

@@ -144,6 +144,7 @@ mod tests {
             flags: 0,
             arguments: Vec::new(),
             identity: [0; 16],
+            file: None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::types::UniqueTypes;
 use super::units::DieRef;
 use crate::facts::{Function, Global, Inline, Variable};
 use crate::names::readable;
-use pointee_model::image::TypeIndex;
+use pointee_model::image::{TypeIndex, TypeKind};
 use rayon::prelude::*;
 
 /// clone → abstract instance → declaration; anything longer is a cycle.
@@ -128,6 +128,29 @@ impl<'j, 'n> Joined<'j, 'n> {
             line,
             places,
         }
+    }
+
+    /// By unique type, the file that declares it, if it has a tag or is a typedef.
+    pub(super) fn homes(self) -> Vec<Option<u32>> {
+        let mut homes = vec![None; self.types.types.len()];
+        for (number, unit) in self.units.iter().enumerate() {
+            for (at, raw) in (0..).zip(&unit.types) {
+                let unique = match raw.kind {
+                    TypeKind::Struct
+                    | TypeKind::Class
+                    | TypeKind::Union
+                    | TypeKind::Enum
+                    | TypeKind::Typedef => self.types.of_unit(number, at),
+                    _ => None,
+                };
+                if let Some(unique) = unique
+                    && let Some(home @ None) = homes.get_mut(unique as usize)
+                {
+                    *home = self.lines.file(number, raw.decl_file);
+                }
+            }
+        }
+        homes
     }
 
     /// What calls allocate by the compiler's word, in order of return address; nothing where it is `void`.

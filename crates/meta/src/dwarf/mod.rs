@@ -147,7 +147,11 @@ fn read_dwarf(source: &Elf, debug: &DebugFiles, code: &CodeMap, facts: &mut Fact
     facts.functions = joined.functions();
     facts.globals = joined.globals();
     facts.allocations = joined.allocations();
+    let homes = joined.homes();
     facts.types = types.types;
+    for (entry, home) in facts.types.iter_mut().zip(homes) {
+        entry.file = home;
+    }
     name_by_typedef(&mut facts.types);
     facts.lines = lines.rows;
     facts.files = lines.files;

@@ -190,6 +190,12 @@ impl<'a> Evaluator<'_, 'a> {
                 Place::Behind(None, offset)
             }
             (Operation::FrameOffset { offset }, None, None) => Place::Frame(offset),
+            (Operation::UnsignedConstant { value }, Some(Operation::StackValue), None) => {
+                Place::Constant(value as i64)
+            }
+            (Operation::SignedConstant { value }, Some(Operation::StackValue), None) => {
+                Place::Constant(value)
+            }
             (Operation::Address { address }, None, None) => Place::Address(address),
             (Operation::Address { address }, Some(Operation::PlusConstant { value }), None) => {
                 Place::Address(address.wrapping_add(value))

@@ -37,6 +37,8 @@ pub(super) struct RawType<'n> {
     pub(super) origin: DieRef,
     pub(super) encoding: u8,
     pub(super) flags: u16,
+    /// As the unit counts files; 0 if not stated.
+    pub(super) decl_file: u32,
     pub(super) members: Range<u32>,
     pub(super) enumerators: Range<u32>,
     pub(super) arguments: Range<u32>,

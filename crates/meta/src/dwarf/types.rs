@@ -36,6 +36,11 @@ impl UniqueTypes {
         self.unique_of(raw)
     }
 
+    /// The unique type that type `index` of a unit is.
+    pub(super) fn of_unit(&self, unit: usize, index: u32) -> Option<TypeIndex> {
+        self.unique_of(self.bases.get(unit)?.checked_add(index)?)
+    }
+
     fn unique_of(&self, raw: u32) -> Option<TypeIndex> {
         let found = self.unique.get(raw as usize).copied();
         found.filter(|index| *index != NONE)
@@ -350,6 +355,7 @@ fn collapse(
             encoding: node.encoding,
             flags: node.flags,
             arguments: Vec::new(),
+            file: None,
             identity: identities
                 .get(*at as usize)
                 .copied()

@@ -104,6 +104,16 @@ impl Linkage {
         }
     }
 
+    pub(super) fn imported<'a>(&'a self, elf: &'a Elf) -> impl Iterator<Item = (u64, &'a str)> {
+        self.slots.iter().filter_map(move |(slot, target)| {
+            let Target::Symbol(index) = target else {
+                return None;
+            };
+            let symbol = elf.symbol_table().dynamic(*index, &elf.bytes)?;
+            (!symbol.is_defined() && !symbol.name.is_empty()).then_some((*slot, symbol.name))
+        })
+    }
+
     pub(super) fn stub_target<'a>(&self, elf: &'a Elf, address: u64) -> Option<Callee<'a>> {
         let code = elf.bytes_from(address)?;
         let mut at = 0;

@@ -397,6 +397,11 @@ impl Elf {
         self.linkage().slot_target(self, slot)
     }
 
+    /// The slots and pointers that the loader fills with the address of a symbol that another file defines, in order of address.
+    pub fn imported_pointers(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.linkage().imported(self)
+    }
+
     fn linkage(&self) -> &Linkage {
         self.linkage.get_or_init(|| Linkage::read(self))
     }

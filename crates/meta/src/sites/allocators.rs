@@ -21,6 +21,8 @@ pub(super) struct Allocator {
     pub(super) size: Size,
     /// The argument that is the old block.
     pub(super) old: Option<u8>,
+    /// The argument that is the size of one element, where as much as some of them is asked for.
+    pub(super) unit: Option<u8>,
     /// The argument through which the result is stored.
     pub(super) out: Option<u8>,
     pub(super) makes: Makes,
@@ -32,6 +34,8 @@ pub(super) struct Allocator {
     pub(super) header: i64,
     /// Whether the result is the block. A collection keeps it where nobody follows.
     pub(super) returns_it: bool,
+    /// Whether the function puts the block somewhere too, for others to find.
+    pub(super) kept: bool,
     /// What a function of a generic collection stores, and in what role.
     pub(super) stores: Option<(TypeIndex, Role)>,
     /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
@@ -44,12 +48,14 @@ impl Allocator {
         Self {
             size,
             old: None,
+            unit: None,
             out: None,
             makes,
             base: None,
             offset: 0,
             header: 0,
             returns_it: true,
+            kept: false,
             stores: None,
             element: false,
         }

@@ -7,8 +7,9 @@
 
 use super::allocators::{Allocator, Allocators};
 use super::calls::{Key, Program};
-use super::flow::{Interpreter, Met};
+use super::flow::Interpreter;
 use super::model::Size;
+use super::outcome::Met;
 use super::typing::{Pointee, Types};
 use super::value::Value;
 

@@ -6,6 +6,7 @@
 
 use super::model::{self, NO_RETURN};
 use super::on_stack;
+use super::pointers::pointer_read;
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -58,6 +59,10 @@ pub(super) struct Program<'f> {
     entries: HashMap<u64, u32>,
     import_index: HashMap<&'f str, u32>,
     no_return: HashSet<&'static str>,
+    /// Data that leads to an allocation function of another file when the program starts, in order of address.
+    pub(super) pointers: Vec<(u64, Key)>,
+    /// Such functions whose address code takes.
+    pub(super) taken: Vec<Key>,
 }
 
 /// A call before its callee's key is known.
@@ -71,6 +76,8 @@ struct Scanned<'f> {
     calls: Vec<Raw<'f>>,
     returns: bool,
     moves_stack: bool,
+    /// The linkage slots of allocation functions that it reads.
+    reads: Vec<u64>,
 }
 
 impl<'f> Program<'f> {
@@ -86,11 +93,14 @@ impl<'f> Program<'f> {
             entries,
             import_index: HashMap::new(),
             no_return: NO_RETURN.iter().copied().collect(),
+            pointers: Vec::new(),
+            taken: Vec::new(),
         };
+        let slots = program.add_pointers();
         let raw: Vec<Scanned<'f>> = program
             .bodies
             .par_iter()
-            .map(|body| scan(elf, body))
+            .map(|body| scan(elf, body, &slots))
             .collect();
         for (at, scanned) in raw.into_iter().enumerate() {
             let calls: Vec<Call> = scanned
@@ -109,6 +119,9 @@ impl<'f> Program<'f> {
             program.bodies[at].calls = calls;
             program.bodies[at].returns = scanned.returns;
             program.bodies[at].moves_stack = scanned.moves_stack;
+            program
+                .taken
+                .extend(scanned.reads.iter().filter_map(|slot| slots.get(slot)));
         }
         let callees: HashSet<Key> = program
             .bodies
@@ -121,6 +134,27 @@ impl<'f> Program<'f> {
             }
         }
         program
+    }
+
+    /// Notes the pointers to allocation functions of other files; gives back those that are linkage slots.
+    fn add_pointers(&mut self) -> HashMap<u64, Key> {
+        let elf = self.elf;
+        let mut slots = HashMap::new();
+        for (cell, name) in elf.imported_pointers() {
+            if model::row(name).is_none() {
+                continue;
+            }
+            let Some(key) = self.intern(Callee::Imported(name)) else {
+                continue;
+            };
+            let mut sections = elf.sections().iter();
+            if sections.any(|section| section.name.starts_with(".got") && section.contains(cell)) {
+                slots.insert(cell, key);
+            } else {
+                self.pointers.push((cell, key));
+            }
+        }
+        slots
     }
 
     fn intern(&mut self, callee: Callee<'f>) -> Option<Key> {
@@ -165,68 +199,6 @@ impl<'f> Program<'f> {
         }
         self.body(key).is_none_or(|body| body.returns)
     }
-
-    /// Local functions whose address the file takes: in data, or by `lea`/`mov` in code.
-    pub(super) fn address_taken(&self, of: &HashSet<u32>) -> HashSet<u32> {
-        let wanted: HashMap<u64, u32> = of
-            .iter()
-            .filter_map(|at| Some((self.bodies.get(*at as usize)?.entry, *at)))
-            .collect();
-        if wanted.is_empty() {
-            return HashSet::new();
-        }
-        let mut taken: HashSet<u32> = HashSet::new();
-        for section in self.elf.sections() {
-            let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
-            // Linkage slots serve direct calls; they say nothing about pointers.
-            if !data || section.name.starts_with(".got") {
-                continue;
-            }
-            for slot in
-                (section.address.next_multiple_of(8)..section.address + section.size).step_by(8)
-            {
-                if let Some(Callee::Local(address)) = self.elf.got_target(slot)
-                    && let Some(at) = wanted.get(&address)
-                {
-                    taken.insert(*at);
-                }
-            }
-        }
-        let in_code: Vec<u32> = self
-            .bodies
-            .par_iter()
-            .flat_map_iter(|body| {
-                let mut found = Vec::new();
-                each_instruction(self.elf, body, |instruction| {
-                    if let Some(address) = taken_address(instruction)
-                        && let Some(at) = wanted.get(&address)
-                    {
-                        found.push(*at);
-                    }
-                });
-                found
-            })
-            .collect();
-        taken.extend(in_code);
-        taken
-    }
-}
-
-/// `SHF_WRITE`.
-const WRITABLE: u64 = 1;
-
-/// The address an instruction takes rather than calls.
-fn taken_address(instruction: &Instruction) -> Option<u64> {
-    if instruction.is_ip_rel_memory_operand() {
-        return (instruction.mnemonic() == iced_x86::Mnemonic::Lea)
-            .then(|| instruction.ip_rel_memory_address());
-    }
-    (instruction.mnemonic() == iced_x86::Mnemonic::Mov
-        && matches!(
-            instruction.op1_kind(),
-            OpKind::Immediate32 | OpKind::Immediate32to64 | OpKind::Immediate64
-        ))
-    .then(|| instruction.immediate(1))
 }
 
 fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
@@ -341,12 +313,14 @@ pub(super) fn contains(ranges: &[(u64, u64)], address: u64) -> bool {
         .any(|(start, end)| (*start..*end).contains(&address))
 }
 
-fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> Scanned<'f> {
+fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned<'f> {
     let mut calls = Vec::new();
     let mut returns = false;
     let mut moves_stack = false;
+    let mut reads = Vec::new();
     each_instruction(elf, body, |instruction| {
         moves_stack |= on_stack::moves_stack(instruction);
+        reads.extend(pointer_read(instruction).filter(|slot| slots.contains_key(slot)));
         let leaves = |target: u64| !contains(&body.ranges, target);
         let found = match instruction.flow_control() {
             FlowControl::Return => {
@@ -382,6 +356,7 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>) -> Scanned<'f> {
         calls,
         returns,
         moves_stack,
+        reads,
     }
 }
 

@@ -1,15 +1,14 @@
-//! *What do calls do, and what do stores, variables and returns show of an allocation?*
+//! *What do calls and returns do, and what do they hand out?*
 
 use super::allocators::Allocator;
 use super::calls::Key;
-use super::cpp::is_constructor;
-use super::flow::{Interpreter, Met, Observation, Seen};
-use super::memory::{Address, frame_offset};
-use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
-use super::parameters::{in_registers, parameters};
+use super::flow::Interpreter;
+use super::handing::handed_back;
+use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
+use super::outcome::{Met, Seen};
 use super::state::{ARGUMENTS, RESULT, State, dwarf};
 use super::typing::Pointee;
-use super::value::{Computed, OriginSet, Value};
+use super::value::{Computed, Value};
 use iced_x86::{Instruction, OpKind};
 use pointee_model::evidence::Witness;
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -29,7 +28,12 @@ impl<'f> Interpreter<'_, 'f> {
         } else {
             None
         };
-        let callee = listed.or_else(|| {
+        let initial = if listed.is_none() {
+            self.initial_callee(instruction, state)
+        } else {
+            None
+        };
+        let callee = listed.or(initial).or_else(|| {
             through.and_then(|function| self.allocators.of_signature(self.types, function))
         });
         let arguments = ARGUMENTS.map(|register| state.registers[register]);
@@ -80,6 +84,7 @@ impl<'f> Interpreter<'_, 'f> {
                 .map_or(Value::Unknown, |result| self.typed_result(result, 0)),
         };
         if tail {
+            self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
             state.registers[RESULT] = result;
             self.returns(state, at);
             return false;
@@ -91,16 +96,42 @@ impl<'f> Interpreter<'_, 'f> {
                 state.set_slot(*slot, 8, Value::Unknown);
             }
         }
-        if let Some((_, allocator)) = allocator
-            && let Some(out) = allocator.out
-        {
+        self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
+        true
+    }
+
+    /// What a call stores through one of its arguments.
+    fn stores_block(
+        &mut self,
+        allocator: Option<&Allocator>,
+        arguments: &[Value; 6],
+        state: &mut State,
+        at: u64,
+    ) {
+        if let Some(out) = allocator.and_then(|allocator| allocator.out) {
             let block = Value::Allocated {
                 origins: self.origins.single(at),
                 offset: 0,
             };
             self.store_through(arguments[usize::from(out) % 6], block, state, at);
         }
-        true
+    }
+
+    /// What a call through a pointer in data leads to when the program starts, if that is an allocation function.
+    fn initial_callee(&self, instruction: &Instruction, state: &State) -> Option<Key> {
+        if instruction.op0_kind() != OpKind::Memory {
+            return None;
+        }
+        let address = self.address(instruction, state);
+        let Value::Global(cell) = address.value else {
+            return None;
+        };
+        let pointers = &self.program.pointers;
+        let found = pointers.binary_search_by_key(&cell, |(cell, _)| *cell);
+        found
+            .ok()
+            .filter(|_| !address.indexed)
+            .map(|at| pointers[at].1)
     }
 
     /// The function type that an indirect call goes through.
@@ -171,6 +202,11 @@ impl<'f> Interpreter<'_, 'f> {
             }
             Size::Derived(_) | Size::Unknown => {}
         }
+        if let Some(unit) = allocator.unit
+            && let Value::Constant(bytes) = argument(unit)
+        {
+            met.unit = met.unit.or(u64::try_from(bytes).ok());
+        }
         if let Some(old) = allocator.old {
             let register = ARGUMENTS[usize::from(old) % 6];
             let value = met.arguments[usize::from(old) % 6];
@@ -225,194 +261,6 @@ impl<'f> Interpreter<'_, 'f> {
         }
     }
 
-    fn observe_arguments(&mut self, callee: Key, arguments: &[Value; 6], at: u64) {
-        if !arguments
-            .iter()
-            .any(|value| Self::start_of(*value).is_some())
-        {
-            return;
-        }
-        let program = self.program;
-        let Some(body) = program.body(callee) else {
-            let name = program.name(callee);
-            if let (Some(origins), Some(text)) = (Self::start_of(arguments[0]), self.types.text())
-                && WRITE_TEXT.contains(&name)
-            {
-                let text = [Pointee::Type(text)];
-                self.note_each(origins, Witness::Parameter, &text, at, name);
-            }
-            return;
-        };
-        let known = parameters(body, self.types);
-        for (value, parameter) in arguments.iter().zip(known.by_register) {
-            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
-                && let Some(pointee) = self.types.pointee(parameter.r#type)
-            {
-                let witness = if parameter.name == "this" && is_constructor(body.name) {
-                    Witness::Constructor
-                } else {
-                    Witness::Parameter
-                };
-                let what = format!("{}({})", body.name, parameter.name);
-                self.note_each(origins, witness, &[pointee], at, &what);
-            }
-        }
-    }
-
-    /// The arguments of a call through a pointer to a function of known type.
-    fn observe_through(&mut self, function: TypeIndex, arguments: &[Value; 6], at: u64) {
-        let Some(entry) = self.types.get(function) else {
-            return;
-        };
-        let declared = entry.members.iter().map(|member| member.r#type);
-        let by_register = in_registers(declared, entry.target, self.types);
-        for (value, parameter) in arguments.iter().zip(by_register) {
-            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
-                && let Some(pointee) = self.types.pointee(parameter)
-            {
-                self.note_each(origins, Witness::Parameter, &[pointee], at, "");
-            }
-        }
-    }
-
-    /// The variables that hold the start of a block before the instruction at `at`.
-    pub(super) fn observe_variables(&mut self, state: &State, at: u64) {
-        for (register, value) in state.registers.iter().enumerate() {
-            if let Value::Allocated { origins, offset } = *value {
-                let hits: Vec<_> = self
-                    .places
-                    .in_register(dwarf(register), at)
-                    .filter(|hit| offset.wrapping_add(hit.offset) == 0)
-                    .collect();
-                for hit in hits {
-                    self.observe_variable(origins, &hit, 0, at);
-                }
-            }
-        }
-        for (slot, value) in state.slots() {
-            if let Some(origins) = Self::start_of(*value) {
-                let hits = self
-                    .places
-                    .in_slot(*slot, at, |register| frame_offset(state, register));
-                for hit in hits {
-                    if self.may_own(*slot, origins, hit.index) {
-                        self.observe_variable(origins, &hit, hit.offset, at);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Notes which variables lie in a slot that an allocation is put into.
-    pub(super) fn own_slot(&mut self, slot: i64, value: Value, state: &State, at: u64) {
-        let Some(origins) = Self::start_of(value) else {
-            return;
-        };
-        let hits = self
-            .places
-            .in_slot(slot, at, |register| frame_offset(state, register));
-        for call in self.origins.calls(origins) {
-            let owners = self.owners.entry((slot, *call)).or_default();
-            for hit in &hits {
-                if !owners.contains(&hit.index) {
-                    owners.push(hit.index);
-                }
-            }
-        }
-    }
-
-    /// Whether a variable that lies in a slot may be what an allocation in it was put into.
-    fn may_own(&self, slot: i64, origins: OriginSet, variable: u32) -> bool {
-        self.origins.calls(origins).iter().all(|call| {
-            let owners = self.owners.get(&(slot, *call));
-            owners.is_none_or(|owners| owners.is_empty() || owners.contains(&variable))
-        })
-    }
-
-    fn observe_variable(
-        &mut self,
-        origins: OriginSet,
-        hit: &super::places::Hit<'f>,
-        offset: i64,
-        at: u64,
-    ) {
-        let fresh = self
-            .origins
-            .calls(origins)
-            .iter()
-            .any(|call| !self.seen.contains(&(*call, hit.index)));
-        if !fresh {
-            return;
-        }
-        for call in self.origins.calls(origins) {
-            self.seen.insert((*call, hit.index));
-        }
-        let inlined = hit.variable.inline.and_then(|inline| {
-            let function = self.body.function?;
-            function.inlines.get(inline as usize)
-        });
-        let owner = inlined.map_or(self.body.name, |inline| inline.name.as_str());
-        let witness = if hit.variable.name == "this" && is_constructor(owner) {
-            Witness::Constructor
-        } else {
-            Witness::Variable
-        };
-        let pointees = self.types.pointees_at(hit.r#type, offset);
-        let what = match inlined {
-            Some(inline) => format!("{}: {}", inline.name, hit.variable.name),
-            None => hit.variable.name.clone(),
-        };
-        self.note_each(origins, witness, &pointees, at, &what);
-    }
-
-    /// A store of eight bytes somewhere but to the stack.
-    pub(super) fn observe_store(&mut self, to: &Address, value: Value, state: &State, at: u64) {
-        let Some(origins) = Self::start_of(value) else {
-            return;
-        };
-        if let Value::Parameter { index, offset: 0 } = to.value {
-            let calls = self.origins.calls(origins);
-            self.outcome
-                .handed
-                .extend(calls.iter().map(|call| (*call, index)));
-        }
-        if let Value::Allocated {
-            origins: holders,
-            offset,
-        } = to.value
-        {
-            let calls = self.origins.calls(origins).to_vec();
-            for holder in self.origins.calls(holders).to_vec() {
-                for call in &calls {
-                    let seen = Seen::Into {
-                        call: holder,
-                        offset,
-                    };
-                    self.note(*call, Witness::Field, seen, at, "");
-                }
-            }
-            // What a variable says of the other block does not wait for that block's type.
-            if let Some((target, offset)) = self.variable_object(to, at) {
-                let pointees = self.types.pointees_at(target, offset);
-                let what = self.types.path(target, offset);
-                self.note_each(origins, Witness::Field, &pointees, at, &what);
-            }
-            return;
-        }
-        let witness = match to.value {
-            Value::Global(_) => Witness::Global,
-            _ => Witness::Field,
-        };
-        if let Some((target, offset)) = self.object_at(to, state, at) {
-            let pointees = self.types.pointees_at(target, offset);
-            let what = match to.value {
-                Value::Global(address) => self.allocators.global_name(address),
-                _ => self.types.path(target, offset),
-            };
-            self.note_each(origins, witness, &pointees, at, &what);
-        }
-    }
-
     fn store_through(&mut self, pointer: Value, block: Value, state: &mut State, at: u64) {
         if let Value::Stack(slot) = pointer {
             state.set_slot(slot, 8, block);
@@ -447,7 +295,7 @@ impl<'f> Interpreter<'_, 'f> {
             // Without debug info nothing says that there is no result.
             None => None,
             Some(function) => {
-                let Some(pointee) = function.result.and_then(|at| self.types.pointee(at)) else {
+                let Some(pointee) = handed_back(self.types, function) else {
                     return;
                 };
                 Some(pointee)
@@ -460,48 +308,6 @@ impl<'f> Interpreter<'_, 'f> {
             let what = self.body.name.to_owned();
             self.note_each(origins, Witness::Result, &[pointee], at, &what);
         }
-    }
-
-    fn note_each(
-        &mut self,
-        origins: OriginSet,
-        witness: Witness,
-        pointees: &[Pointee],
-        at: u64,
-        what: &str,
-    ) {
-        let types: Vec<TypeIndex> = pointees
-            .iter()
-            .filter_map(|pointee| match pointee {
-                Pointee::Type(index) => Some(*index),
-                Pointee::Void => None,
-            })
-            .collect();
-        let seen = match (types.is_empty(), pointees.is_empty()) {
-            (false, _) => Seen::Types(types),
-            (true, false) => Seen::Void,
-            (true, true) => return,
-        };
-        for call in self.origins.calls(origins).to_vec() {
-            self.note(call, witness, seen.clone(), at, what);
-        }
-    }
-
-    pub(super) fn note(
-        &mut self,
-        call: u64,
-        witness: Witness,
-        seen: Seen,
-        address: u64,
-        what: &str,
-    ) {
-        self.outcome.observations.push(Observation {
-            call,
-            witness,
-            seen,
-            address,
-            what: what.to_owned(),
-        });
     }
 
     /// The global that `address` lies in.

@@ -2,7 +2,7 @@
 //!
 //! An abstract interpretation over the function's basic blocks. First the states at the starts of
 //! blocks are computed to a fixed point; then each block is gone through once more with its final
-//! state, and what is seen is noted down as [`Observation`]s. The transfer function is in
+//! state, and what is seen is noted down in an [`Outcome`]. The transfer function is in
 //! [`step`](super::step), the effect of calls in [`effects`](super::effects).
 //!
 //! Blocks that nothing is seen to jump to are the targets of jump tables, or landing pads: the
@@ -10,14 +10,15 @@
 
 use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
+use super::join::Layout;
+use super::outcome::Outcome;
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
-use super::pools::{Carving, Watch};
+use super::pools::Watch;
 use super::state::{SP, State};
 use super::typing::Types;
-use super::value::{Layout, Origins, Value};
+use super::value::{Origins, Value};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
-use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -25,96 +26,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 const VISITS: u32 = 8;
 /// Instructions of one function; longer ones are not looked at.
 const LONGEST: usize = 400_000;
-
-/// What an observation points at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// `void`.
-    Void,
-    /// One of these types, stripped (several for the arms of a union).
-    Types(Vec<TypeIndex>),
-    /// The block is an array of these.
-    Elements(TypeIndex),
-    /// What lies at `offset` in the result of another allocation of this function.
-    Into { call: u64, offset: i64 },
-}
-
-/// One observation on the result of one allocation.
-#[derive(Clone, Debug)]
-pub(super) struct Observation {
-    /// The allocation's call.
-    pub(super) call: u64,
-    pub(super) witness: Witness,
-    pub(super) seen: Seen,
-    /// The instruction that shows it.
-    pub(super) address: u64,
-    pub(super) what: String,
-}
-
-/// One allocation met.
-#[derive(Clone, Debug)]
-pub(super) struct Met {
-    pub(super) call: u64,
-    pub(super) next: u64,
-    pub(super) callee: Key,
-    /// For [`Key::Carved`], what it is carved out of, or by.
-    pub(super) place: Option<String>,
-    pub(super) tail: bool,
-    pub(super) indirect: bool,
-    /// Bytes asked for.
-    pub(super) size: Value,
-    /// The unit, where count and unit are given apart.
-    pub(super) unit: Option<u64>,
-    /// Count and unit.
-    pub(super) factors: Option<(Value, Value)>,
-    /// The integer arguments.
-    pub(super) arguments: [Value; 6],
-}
-
-/// What the interpretation of one function found.
-#[derive(Default)]
-pub(super) struct Outcome {
-    pub(super) met: Vec<Met>,
-    pub(super) observations: Vec<Observation>,
-    /// Allocations that are returned, with the offset in the block.
-    pub(super) returned: Vec<(u64, i64)>,
-    /// Allocations that are stored where a parameter points, with the parameter.
-    pub(super) handed: Vec<(u64, u8)>,
-    /// What was seen of cursors.
-    pub(super) carving: Carving,
-    /// The function was too long to be looked at.
-    pub(super) incomplete: bool,
-}
-
-impl Met {
-    /// A block of no call: `place` says what the instruction at `at` carves it out of.
-    pub(super) fn carved(at: u64, next: u64, place: String, size: Value) -> Self {
-        let unit = match size {
-            Value::Linear { scale, add: 0, .. } if scale > 1 => Some(u64::from(scale)),
-            _ => None,
-        };
-        Self {
-            call: at,
-            next,
-            callee: Key::Carved,
-            place: Some(place),
-            tail: false,
-            indirect: false,
-            size,
-            unit,
-            factors: None,
-            arguments: [Value::Unknown; 6],
-        }
-    }
-
-    /// What is called, by its linker name, or what else there is in its place.
-    pub(super) fn name<'a>(&'a self, program: &Program<'a>) -> &'a str {
-        match &self.place {
-            Some(place) => place,
-            None => program.name(self.callee),
-        }
-    }
-}
 
 /// One function under interpretation.
 pub(super) struct Interpreter<'a, 'f> {
@@ -143,8 +54,8 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) watch: Watch,
     pub(super) moves_cursors: bool,
     pub(super) outcome: Outcome,
-    code: Vec<Instruction>,
-    starts: Vec<u64>,
+    pub(super) code: Vec<Instruction>,
+    pub(super) starts: Vec<u64>,
 }
 
 /// The program, as far as joins need it.
@@ -305,13 +216,6 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         }
     }
 
-    fn has_call(&self, block: usize) -> bool {
-        let (start, calls) = (self.starts[block], &self.body.calls);
-        let next = calls.partition_point(|call| call.address < start);
-        let end = self.starts.get(block + 1).copied().unwrap_or(u64::MAX);
-        calls.get(next).is_some_and(|call| call.address < end)
-    }
-
     fn solve(
         &mut self,
         work: &mut Work,
@@ -383,83 +287,6 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         }
     }
 
-    /// Splits the code into blocks; says of each whether anything is seen to lead to it.
-    fn find_blocks(&mut self) -> Vec<bool> {
-        let mut starts = BTreeSet::new();
-        let mut reached = BTreeSet::new();
-        starts.insert(self.body.entry);
-        let mut fallen_into = false;
-        for (at, instruction) in self.code.iter().enumerate() {
-            let after = instruction.next_ip();
-            let padding = is_padding(instruction);
-            if !fallen_into && !padding {
-                starts.insert(instruction.ip());
-                fallen_into = true;
-            }
-            let next_here = self.code.get(at + 1).is_some_and(|next| next.ip() == after);
-            match instruction.flow_control() {
-                FlowControl::ConditionalBranch
-                | FlowControl::UnconditionalBranch
-                | FlowControl::XbeginXabortXend => {
-                    let target = instruction.near_branch_target();
-                    if contains(&self.body.ranges, target) {
-                        starts.insert(target);
-                        reached.insert(target);
-                    }
-                    if instruction.flow_control() == FlowControl::UnconditionalBranch {
-                        fallen_into = false;
-                    } else if next_here {
-                        starts.insert(after);
-                        reached.insert(after);
-                    }
-                }
-                FlowControl::Return
-                | FlowControl::IndirectBranch
-                | FlowControl::Interrupt
-                | FlowControl::Exception => fallen_into = false,
-                FlowControl::Call if !self.comes_back(instruction) => fallen_into = false,
-                _ => {
-                    if self
-                        .code
-                        .get(at + 1)
-                        .is_some_and(|next| starts.contains(&next.ip()))
-                    {
-                        reached.insert(after);
-                    }
-                }
-            }
-            fallen_into &= next_here;
-        }
-        self.starts = starts.into_iter().collect();
-        // A block that the one before it runs into is reached as well.
-        self.starts
-            .iter()
-            .map(|start| reached.contains(start) || self.runs_into(*start))
-            .collect()
-    }
-
-    fn runs_into(&self, start: u64) -> bool {
-        let at = self
-            .code
-            .partition_point(|instruction| instruction.ip() < start);
-        at.checked_sub(1)
-            .and_then(|before| self.code.get(before))
-            .is_some_and(|before| {
-                before.next_ip() == start
-                    && !is_padding(before)
-                    && match before.flow_control() {
-                        FlowControl::Next | FlowControl::IndirectCall => true,
-                        FlowControl::Call => self.comes_back(before),
-                        _ => false,
-                    }
-            })
-    }
-
-    fn comes_back(&self, call: &Instruction) -> bool {
-        self.callee_at(call.ip())
-            .is_none_or(|callee| self.program.returns(callee))
-    }
-
     /// The callee of the call or tail jump at `address`.
     pub(super) fn callee_at(&self, address: u64) -> Option<Key> {
         self.body
@@ -471,8 +298,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
 
     /// The instruction after the one at `address`.
     pub(super) fn next_ip(&self, address: u64) -> Option<u64> {
+        self.instruction_at(address).map(Instruction::next_ip)
+    }
+
+    /// The instruction at `address`.
+    pub(super) fn instruction_at(&self, address: u64) -> Option<&Instruction> {
         let found = self.code.binary_search_by_key(&address, Instruction::ip);
-        found.ok().map(|at| self.code[at].next_ip())
+        found.ok().map(|at| &self.code[at])
     }
 
     /// What joins ask.
@@ -481,10 +313,6 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             types: self.types,
             allocators: self.allocators,
         }
-    }
-
-    fn block_at(&self, address: u64) -> Option<usize> {
-        self.starts.binary_search(&address).ok()
     }
 
     /// Runs a block's instructions on `state`; says where control goes then.
@@ -633,8 +461,4 @@ fn is_test_for_null(before: &Instruction, jump: &Instruction) -> Option<bool> {
         _ => 0,
     };
     (compared && size == 8).then_some(if_taken)
-}
-
-fn is_padding(instruction: &Instruction) -> bool {
-    matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3)
 }

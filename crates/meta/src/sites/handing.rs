@@ -5,12 +5,12 @@
 
 use super::allocators::Allocator;
 use super::calls::Body;
-use super::flow::{Met, Outcome, Seen};
 use super::model::{Makes, Size};
+use super::outcome::{Met, Outcome, Seen};
 use super::parameters::parameters;
+use super::request::Request;
 use super::typing::{Pointee, Types};
 use super::value::{Computed, Value};
-use super::verdict::Request;
 use crate::facts::Function;
 use pointee_model::evidence::Witness;
 use pointee_model::image::{TypeIndex, TypeKind};
@@ -27,11 +27,18 @@ pub(super) fn may_hand_on(types: &Types<'_>, body: &Body<'_>, function: &Functio
     if given.any(|parameter| is_untyped_place(parameter.r#type)) {
         return true;
     }
-    match function.result.and_then(|result| types.pointee(result)) {
+    match handed_back(types, function) {
         None => false,
         Some(Pointee::Void) => true,
         Some(Pointee::Type(target)) => types.is_character(target) || is_record(types, target),
     }
+}
+
+/// What the result of a function points to; a reference is to what its callers have already.
+pub(super) fn handed_back(types: &Types<'_>, function: &Function) -> Option<Pointee> {
+    let result = function.result?;
+    let kind = types.get(types.strip(result))?.kind;
+    (kind == TypeKind::Pointer).then(|| types.pointee(result))?
 }
 
 fn is_record(types: &Types<'_>, at: TypeIndex) -> bool {
@@ -48,11 +55,23 @@ fn is_record(types: &Types<'_>, at: TypeIndex) -> bool {
 pub(super) fn hands_through(
     types: &Types<'_>,
     body: &Body<'_>,
+    callee: Option<&Allocator>,
     met: &Met,
     outcome: &Outcome,
 ) -> Option<Allocator> {
-    let (_, index) = *outcome.handed.iter().find(|(call, _)| *call == met.call)?;
+    let index = handed_through(types, body, met, outcome)?;
     let size = size_rule(met);
+    (size != Size::Unknown).then_some(Allocator {
+        unit: unit_of(callee, met),
+        out: Some(index),
+        returns_it: false,
+        ..Allocator::of(size, Makes::Whatever)
+    })
+}
+
+/// The parameter of type `void **` through which an allocation is stored.
+fn handed_through(types: &Types<'_>, body: &Body<'_>, met: &Met, outcome: &Outcome) -> Option<u8> {
+    let (_, index) = *outcome.handed.iter().find(|(call, _)| *call == met.call)?;
     let parameter = parameters(body, types)
         .by_register
         .get(usize::from(index))
@@ -60,12 +79,7 @@ pub(super) fn hands_through(
     let Some(Pointee::Type(target)) = types.pointee(parameter.r#type) else {
         return None;
     };
-    let untyped = types.pointee(target) == Some(Pointee::Void);
-    (untyped && size != Size::Unknown).then_some(Allocator {
-        out: Some(index),
-        returns_it: false,
-        ..Allocator::of(size, Makes::Whatever)
-    })
+    (types.pointee(target) == Some(Pointee::Void)).then_some(index)
 }
 
 /// What callers get from a function that returns an allocation, `offset` bytes into it.
@@ -91,11 +105,22 @@ pub(super) fn hands_out(
     let allocator = |size, base| Allocator {
         old,
         base,
+        unit: unit_of(Some(callee), met),
+        // What is stored for the caller too tells more than a result that is cast.
+        out: handed_through(types, body, met, outcome),
+        kept: outcome.observations.iter().any(|seen| {
+            seen.call == met.call && matches!(seen.witness, Witness::Field | Witness::Global)
+        }),
         ..Allocator::of(size, Makes::Whatever)
+    };
+    // Text is of the characters that the function says it is of.
+    let characters = match result {
+        Some(Some(Pointee::Type(target))) if types.is_character(target) => Some(target),
+        _ => None,
     };
     let text = || Allocator {
         makes: Makes::Characters,
-        ..allocator(Size::Unknown, None)
+        ..allocator(Size::Unknown, characters)
     };
     let passes_on = matches!(
         size,
@@ -129,12 +154,19 @@ pub(super) fn hands_out(
         })
     };
     let (typed, bytes) = (seen_as(false), seen_as(true));
+    // A buffer that is kept as bytes and lent out.
+    let is_lent = outcome.observations.iter().any(|seen| {
+        seen.call == met.call
+            && matches!(seen.witness, Witness::Field | Witness::Global)
+            && matches!(&seen.seen, Seen::Types(list) if list.iter().all(|at| types.is_character(*at)))
+    });
     match result {
         // No debug info: only a plain hand-through is taken for a wrapper, rounded at most; and a length and one more, which
         // is text and its end.
         None if offset == 0 && is_length_and_end(met.size) => Some(text()),
         None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
         Some(Some(Pointee::Void)) => match size {
+            _ if is_lent => None,
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
             // Whoever calls it, no caller's code is seen that could tell more.
@@ -226,6 +258,21 @@ fn size_rule(met: &Met) -> Size {
             .filter(|mask| *mask != 0)
             .map_or(Size::Unknown, Size::Derived),
         known => known,
+    }
+}
+
+/// The parameter that is the size of one element.
+fn unit_of(callee: Option<&Allocator>, met: &Met) -> Option<u8> {
+    let parameter = |value| match value {
+        Value::Parameter { index, offset: 0 } => Some(index),
+        _ => None,
+    };
+    let handed_on = callee.and_then(|callee| callee.unit);
+    match (met.size, met.factors) {
+        (Value::Multiple { unit, .. }, _) => Some(unit),
+        (_, Some((Value::Constant(_), _) | (_, Value::Constant(_)))) => None,
+        (_, Some((_, unit))) => parameter(unit),
+        _ => parameter(met.arguments[usize::from(handed_on?) % 6]),
     }
 }
 

@@ -69,14 +69,33 @@ impl<'f> Interpreter<'_, 'f> {
     /// The value of an address, by debug info where the state does not know the base.
     pub(super) fn address_value(&self, address: &Address, at: u64) -> Value {
         match address.value {
-            Value::Unknown | Value::Linear { .. } if !address.indexed => self
-                .variable_target(address, at)
-                .map_or(address.value, |(target, offset)| Value::Typed {
-                    target,
-                    offset,
-                }),
+            Value::Unknown | Value::Linear { .. } | Value::Parameter { .. }
+                if !address.indexed && !self.is_typed_parameter(address.value) =>
+            {
+                self.variable_target(address, at)
+                    .map_or(address.value, |(target, offset)| Value::Typed {
+                        target,
+                        offset,
+                    })
+            }
             value => value,
         }
+    }
+
+    /// Whether a value is what a parameter holds that is declared to point to something.
+    fn is_typed_parameter(&self, value: Value) -> bool {
+        let Value::Parameter { index, .. } = value else {
+            return false;
+        };
+        let declared = self.parameters.by_register.get(usize::from(index));
+        declared.copied().flatten().is_some_and(|parameter| {
+            matches!(self.types.pointee(parameter.r#type), Some(Pointee::Type(_)))
+        })
+    }
+
+    /// The file that the function stands in.
+    fn file(&self) -> Option<u32> {
+        self.body.function.and_then(|function| function.file)
     }
 
     fn variable_target(&self, address: &Address, at: u64) -> Option<(TypeIndex, i64)> {
@@ -130,8 +149,12 @@ impl<'f> Interpreter<'_, 'f> {
                 .size(target)
                 .and_then(|size| i64::try_from(size).ok());
             match size {
-                // With an index the base is an array of such objects.
-                Some(size) if size > 0 && address.indexed && offset >= size => {
+                // With an index the base is an array of such objects; and so it is where nothing else begins with one.
+                Some(size)
+                    if size > 0
+                        && offset >= size
+                        && (address.indexed || self.types.pointee(target).is_some()) =>
+                {
                     return Some((target, offset.rem_euclid(size)));
                 }
                 Some(size) if offset >= size || offset < 0 => {
@@ -202,7 +225,10 @@ impl<'f> Interpreter<'_, 'f> {
             return self.linked(address);
         };
         match self.types.pointees_at(target, offset)[..] {
-            [Pointee::Type(target)] => Value::Typed { target, offset: 0 },
+            [Pointee::Type(target)] => Value::Typed {
+                target: self.types.in_file(target, self.file()),
+                offset: 0,
+            },
             _ => Value::Unknown,
         }
     }

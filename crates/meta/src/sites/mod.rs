@@ -17,24 +17,36 @@ mod alike;
 mod allocators;
 mod base;
 mod beneath;
+mod blocks;
 mod calls;
+mod clues;
 mod cpp;
+mod cursors;
+mod dropped;
 mod effects;
 mod flow;
 mod handing;
 mod identity;
+mod join;
+mod members;
 mod memory;
 mod model;
+mod observe;
 mod on_stack;
+mod outcome;
 mod parameters;
 mod places;
+mod pointers;
 mod pools;
+mod request;
 mod rust;
+mod same;
 mod source;
 mod spelling;
 mod stand_in;
 mod state;
 mod step;
+mod system_calls;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -44,21 +56,21 @@ mod verdict;
 mod wrappers;
 
 pub use model::Size;
-pub use verdict::Request;
+pub use request::Request;
 
 use crate::config::Declared;
 use crate::elf::Elf;
-use crate::facts::{Facts, Function};
+use crate::facts::Facts;
 use calls::{Key, Program};
-use flow::{Interpreter, Met, Observation, Outcome, Seen};
+use flow::Interpreter;
 use model::Makes;
+use outcome::{Met, Observation, Outcome, Seen};
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{TypeIndex, site_flags};
+use pointee_model::image::{SystemCallRecord, TypeIndex, site_flags};
 use rayon::prelude::*;
-use rust::Stored;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use typing::{Pointee, Types};
+use typing::Types;
 use value::Value;
 use verdict::{Clue, Decision, decide};
 
@@ -90,6 +102,10 @@ pub struct Sites {
     pub sites: Vec<Site>,
     /// In order of entry.
     pub wrappers: Vec<Wrapper>,
+    /// System calls that may change what is mapped.
+    pub system_calls: Vec<SystemCallRecord>,
+    /// In order of address.
+    pub cursor_writes: Vec<CursorWrite>,
     /// What was not looked at, and why.
     pub diagnostics: Vec<String>,
     /// Whether any source file was read.
@@ -157,6 +173,22 @@ pub struct Wrapper {
     pub is_pool: bool,
 }
 
+/// An instruction that moves the cursor of a pool, wherever the pool's code was inlined: forward, and a block is carved out; back, and what
+/// lies between is taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorWrite {
+    /// The instruction.
+    pub address: u64,
+    /// The one after it.
+    pub next: u64,
+    /// The member or variable that it writes.
+    pub cursor: String,
+    /// How many bytes into its memory operand the cursor lies.
+    pub within: u8,
+    /// Whether blocks are carved downwards.
+    pub down: bool,
+}
+
 /// Finds the allocation sites of `elf` and types them.
 #[must_use]
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
@@ -182,6 +214,13 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     sites.extend(stand_in::find(&program, &found, &sites));
     sites.sort_by_key(|site| (site.return_address, site.call));
     sites.dedup_by_key(|site| (site.return_address, site.call));
+    let writes = found
+        .outcomes
+        .iter()
+        .flat_map(|(_, outcome)| &outcome.cursor_writes);
+    let mut cursor_writes: Vec<CursorWrite> = writes.cloned().collect();
+    cursor_writes.sort_by_key(|write| write.address);
+    cursor_writes.dedup_by_key(|write| write.address);
     let diagnostics = found
         .outcomes
         .iter()
@@ -197,6 +236,8 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         sites,
         has_sources: sources.any_read(),
         wrappers: found.wrappers,
+        system_calls: system_calls::find(elf),
+        cursor_writes,
         diagnostics,
     }
 }
@@ -224,14 +265,14 @@ impl Context<'_, '_> {
             .filter_map(|(call, site)| Some((*call, site.r#type?)))
             .collect();
         if !untyped || hints.is_empty() {
-            return self.sites(outcome, decided);
+            return self.sites(at, outcome, decided);
         }
         let body = &self.program.bodies[at as usize];
         let again = Interpreter::new(self.program, self.types, &self.found.allocators, body)
             .with_hints(hints)
             .run();
         let (decided, _) = self.weigh(at, &again);
-        self.sites(&again, decided)
+        self.sites(at, &again, decided)
     }
 
     /// Decides all sites of a function; says whether any is left without a type. Blocks stored into
@@ -254,11 +295,13 @@ impl Context<'_, '_> {
         loop {
             let before = nested.len();
             nested.retain(|(seen, holder, offset)| {
-                let Some(holder) = decided.get(holder).and_then(|site| site.r#type) else {
+                let holder = decided.get(holder);
+                let Some((holder, role)) = holder.and_then(|site| Some((site.r#type?, site.role)))
+                else {
                     return true;
                 };
                 if let Some(list) = clues.get_mut(&seen.call) {
-                    list.extend(self.clue_in(holder, *offset, seen));
+                    list.extend(self.clue_in(holder, role, *offset, seen));
                 }
                 false
             });
@@ -271,29 +314,35 @@ impl Context<'_, '_> {
         (decided, untyped)
     }
 
-    /// What a store into an allocation of type `holder` tells.
-    fn clue_in(&self, holder: TypeIndex, offset: i64, seen: &Observation) -> Option<Clue> {
-        // Somewhere in an array of pointers is one of its elements.
-        let offset = match self.types.pointee(holder) {
-            Some(_) if offset == value::ANYWHERE => 0,
-            _ => offset,
+    fn sites(
+        &self,
+        at: u32,
+        outcome: &Outcome,
+        mut decided: HashMap<u64, Decision>,
+    ) -> Vec<(Key, Site)> {
+        let body = &self.program.bodies[at as usize];
+        let is_dropped = |met: &Met, decision: &Decision| {
+            decision.verdict == Verdict::Unknown
+                && decision.evidence.is_empty()
+                && matches!(met.callee, Key::Local(_))
+                && self
+                    .found
+                    .allocators
+                    .get(met.callee)
+                    .is_some_and(|it| it.returns_it && !it.kept)
+                && dropped::is_dropped(self.program.elf, body, met)
         };
-        let pointees = self.types.pointees_at(holder, offset);
-        (!pointees.is_empty()).then(|| Clue {
-            witness: seen.witness,
-            types: defined(&pointees),
-            role: None,
-            what: self.types.path(holder, offset),
-            address: seen.address,
-        })
-    }
-
-    fn sites(&self, outcome: &Outcome, mut decided: HashMap<u64, Decision>) -> Vec<(Key, Site)> {
         outcome
             .met
             .iter()
             .filter(|met| !self.is_release(met) && !self.is_given_room(met))
-            .filter_map(|met| Some((met.callee, self.site(met, decided.remove(&met.call)?))))
+            .filter_map(|met| {
+                let mut decision = decided.remove(&met.call)?;
+                if is_dropped(met, &decision) {
+                    decision.verdict = Verdict::Opaque;
+                }
+                Some((met.callee, self.site(met, decision)))
+            })
             .collect()
     }
 
@@ -326,132 +375,6 @@ impl Context<'_, '_> {
             (met.call, decide(self.types, met.call, clues, request))
         };
         outcome.met.iter().map(decide_one).collect()
-    }
-
-    fn clues(&self, at: u32, met: &Met, outcome: &Outcome) -> Vec<Clue> {
-        let mut clues: Vec<Clue> = outcome
-            .observations
-            .iter()
-            .filter(|seen| seen.call == met.call)
-            .filter_map(|seen| {
-                let (types, role) = match &seen.seen {
-                    Seen::Void => (Vec::new(), None),
-                    Seen::Types(types) => (types.clone(), None),
-                    Seen::Elements(element) => (vec![*element], Some(Role::Element)),
-                    Seen::Into { .. } => return None,
-                };
-                Some(Clue {
-                    witness: seen.witness,
-                    types,
-                    role,
-                    what: seen.what.clone(),
-                    address: seen.address,
-                })
-            })
-            .collect();
-        let stated = &self.facts.allocations;
-        if let Ok(at) = stated.binary_search_by_key(&met.next, |(after, _)| *after) {
-            clues.push(Clue {
-                witness: Witness::Compiler,
-                types: vec![self.types.strip(stated[at].1)],
-                role: None,
-                what: String::new(),
-                address: met.call,
-            });
-        }
-        let name = met.name(self.program);
-        if let Some(allocator) = self.found.allocators.get(met.callee) {
-            let made = match allocator.makes {
-                Makes::Whatever => None,
-                Makes::Characters => self.types.text(),
-                Makes::Object(tag) | Makes::Array(tag) => self.types.record(tag),
-            };
-            if let Some(made) = made {
-                clues.push(Clue {
-                    witness: Witness::Model,
-                    types: vec![made],
-                    role: None,
-                    what: name.to_owned(),
-                    address: met.call,
-                });
-            }
-            if let Some(base) = allocator.base
-                && allocator.offset_of(&met.arguments) == 0
-            {
-                clues.push(Clue {
-                    witness: Witness::Result,
-                    types: vec![base],
-                    role: None,
-                    what: name.to_owned(),
-                    address: met.call,
-                });
-            }
-        }
-        let body = &self.program.bodies[at as usize];
-        if body.function.is_none()
-            && let Some((stored, role)) = rust::stored_by_name(body, self.types)
-        {
-            clues.push(Clue {
-                witness: Witness::TemplateArgument,
-                types: vec![stored],
-                role: Some(role),
-                what: body.name.to_owned(),
-                address: met.call,
-            });
-        }
-        if let Some(function) = body.function {
-            let erased = self
-                .found
-                .allocators
-                .get(met.callee)
-                .is_some_and(|allocator| {
-                    !allocator.returns_it
-                        && allocator.out.is_none()
-                        && allocator.makes == Makes::Whatever
-                });
-            let made = if name.starts_with("_Zn") {
-                cpp::allocated(function, self.types, met.call).map(|(made, many, what)| {
-                    (made, if many { Some(Role::Element) } else { None }, what)
-                })
-            } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
-                for clue in &mut clues {
-                    clue.types.retain(|at| !self.types.is_byte(*at));
-                }
-                self.stored(function, met)
-                    .map(|(made, role, what)| (made, Some(role), what))
-            } else {
-                None
-            };
-            clues.extend(made.map(|(made, role, what)| Clue {
-                witness: Witness::TemplateArgument,
-                types: vec![made],
-                role,
-                what,
-                address: met.call,
-            }));
-            let request = Request::of(met, false);
-            // The arms of a union are no answer.
-            let untyped = clues.iter().all(|clue| clue.types.len() != 1);
-            clues.extend(
-                self.sources
-                    .clues(self.types, function, met.call, name, request, untyped),
-            );
-        }
-        clues
-    }
-
-    /// What a function of Rust's library stores that allocates at a call: what its type says, or
-    /// what the frames around the call say.
-    fn stored(&self, function: &Function, met: &Met) -> Option<(TypeIndex, Role, String)> {
-        if let Stored::Type {
-            index, role, what, ..
-        } = rust::stored(function, self.types, met.call)
-        {
-            return Some((index, role, what.to_owned()));
-        }
-        let (index, role) = self.found.allocators.get(met.callee)?.stores?;
-        let what = self.program.body(met.callee)?.name;
-        Some((index, role, what.to_owned()))
     }
 
     fn site(&self, met: &Met, decision: Decision) -> Site {
@@ -504,16 +427,6 @@ impl Context<'_, '_> {
             dropped: decision.dropped,
         }
     }
-}
-
-fn defined(pointees: &[Pointee]) -> Vec<TypeIndex> {
-    pointees
-        .iter()
-        .filter_map(|pointee| match pointee {
-            Pointee::Type(index) => Some(*index),
-            Pointee::Void => None,
-        })
-        .collect()
 }
 
 /// The name of a type as the language writes it, for reports.

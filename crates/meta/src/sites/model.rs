@@ -106,6 +106,14 @@ pub(super) const ROWS: &[Row] = &[
         out: None,
         makes: Makes::Whatever,
     },
+    // OpenBSD's, of which many programs bring a copy: the old number too.
+    Row {
+        names: &["recallocarray"],
+        size: Size::Product(2, 3),
+        old: Some(0),
+        out: None,
+        makes: Makes::Whatever,
+    },
     root(&["memalign", "aligned_alloc", "__libc_memalign"], bytes(1)),
     Row {
         names: &["posix_memalign"],
@@ -279,8 +287,8 @@ static STRING_ROW: Row = Row {
 };
 
 /// Members that point to the block under way in macros of C's libraries, which no function moves: record, member, and how
-/// the names of the functions begin that manage the record. `obstack.h`, `obstack_finish`.
-pub(super) const CURSORS: &[(&str, &str, &str)] = &[("obstack", "object_base", "_obstack_")];
+/// the names of the functions begin, behind underscores, that manage the record. `obstack.h`, `obstack_finish`.
+pub(super) const CURSORS: &[(&str, &str, &str)] = &[("obstack", "object_base", "obstack_")];
 
 /// Functions that return their first argument.
 pub(super) const RETURN_FIRST: &[&str] = &[

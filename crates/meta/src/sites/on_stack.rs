@@ -9,7 +9,8 @@
 //! ```
 
 use super::calls::Key;
-use super::flow::{Interpreter, Met, Seen};
+use super::flow::Interpreter;
+use super::outcome::{Met, Seen};
 use super::state::{SP, State, dwarf, general};
 use super::value::{OriginSet, Value, is_number};
 use iced_x86::{Instruction, Mnemonic, OpKind};

@@ -22,20 +22,28 @@ struct Span<'f> {
     hit: Hit<'f>,
 }
 
-/// Slots: at `base + offset`, where no base means the canonical frame address.
+/// At `offset` from the base of its group.
 struct Slot<'f> {
-    base: Option<u16>,
     offset: i64,
     size: u64,
     span: Span<'f>,
 }
 
+/// Slots in order of offset. No base means the canonical frame address.
+#[derive(Default)]
+struct Group<'f> {
+    base: Option<u16>,
+    /// Bytes of the largest.
+    reach: u64,
+    slots: Vec<Slot<'f>>,
+}
+
 /// The places of all variables of one function.
 pub(super) struct Places<'f> {
     registers: Vec<Vec<Span<'f>>>,
-    slots: Vec<Slot<'f>>,
+    slots: Vec<Group<'f>>,
     /// Where the address of the variable lies.
-    behind: Vec<Slot<'f>>,
+    behind: Vec<Group<'f>>,
 }
 
 impl<'f> Places<'f> {
@@ -88,29 +96,24 @@ impl<'f> Places<'f> {
                         None => continue,
                     },
                     Place::Memory(register, offset) => (Some(register), offset),
-                    Place::Address(_) => continue,
+                    Place::Address(_) | Place::Constant(_) => continue,
                     Place::Behind(register, offset) => {
                         let base = match (register, frame) {
                             (Some(register), _) => Some(register),
                             (None, Some(base)) => base,
                             (None, None) => continue,
                         };
-                        places.behind.push(Slot {
-                            base,
-                            offset,
-                            size: 8,
-                            span,
-                        });
+                        let size = 8;
+                        add(&mut places.behind, base, Slot { offset, size, span });
                         continue;
                     }
                 };
-                places.slots.push(Slot {
-                    base,
-                    offset,
-                    size: size(),
-                    span,
-                });
+                let size = size();
+                add(&mut places.slots, base, Slot { offset, size, span });
             }
+        }
+        for group in places.slots.iter_mut().chain(&mut places.behind) {
+            group.slots.sort_by_key(|slot| slot.offset);
         }
         places
     }
@@ -127,12 +130,14 @@ impl<'f> Places<'f> {
 
     /// The variables that lie where a register (DWARF number) points, less `offset`.
     pub(super) fn at_register(&self, register: usize, offset: i64, at: u64) -> Vec<Hit<'f>> {
-        let here = self.slots.iter().filter(|place| {
-            place.base.map(usize::from) == Some(register)
-                && place.offset.wrapping_add(offset) == 0
-                && (place.span.start..place.span.end).contains(&at)
-        });
-        here.map(|place| place.span.hit).collect()
+        let base = u16::try_from(register).ok();
+        let own = self
+            .slots
+            .iter()
+            .filter(|group| group.base.is_some() && group.base == base);
+        own.flat_map(|group| group.around(offset.wrapping_neg(), at))
+            .filter(|hit| hit.offset == 0)
+            .collect()
     }
 
     /// The variables whose address lies at `slot`, as [`Places::in_slot`].
@@ -142,12 +147,9 @@ impl<'f> Places<'f> {
         at: u64,
         register: impl Fn(u16) -> Option<i64>,
     ) -> Vec<Hit<'f>> {
-        let here = self.behind.iter().filter(|place| {
-            let base = place.base.map_or(Some(0), &register);
-            base.map(|base| base.wrapping_add(place.offset)) == Some(slot)
-                && (place.span.start..place.span.end).contains(&at)
-        });
-        here.map(|place| place.span.hit).collect()
+        let mut hits = covering(&self.behind, slot, at, register);
+        hits.retain(|hit| hit.offset == 0);
+        hits
     }
 
     /// The variables that lie at `slot` (relative to the canonical frame address) at `at`, given
@@ -158,17 +160,53 @@ impl<'f> Places<'f> {
         at: u64,
         register: impl Fn(u16) -> Option<i64>,
     ) -> Vec<Hit<'f>> {
-        let covering = self.slots.iter().filter_map(|place| {
-            if !(place.span.start..place.span.end).contains(&at) {
-                return None;
-            }
-            let base = place.base.map_or(Some(0), &register)?;
-            let offset = slot.wrapping_sub(base).wrapping_sub(place.offset);
-            (u64::try_from(offset).ok()? < place.size).then_some(Hit {
-                offset,
-                ..place.span.hit
-            })
-        });
-        covering.collect()
+        covering(&self.slots, slot, at, register)
     }
+}
+
+impl<'f> Group<'f> {
+    /// The variables that lie `offset` from the base at `at`.
+    fn around(&self, offset: i64, at: u64) -> impl Iterator<Item = Hit<'f>> {
+        let end = self.slots.partition_point(|slot| slot.offset <= offset);
+        let reach = self.reach;
+        let near = self.slots[..end].iter().rev();
+        near.map(move |slot| (slot, offset.wrapping_sub(slot.offset)))
+            .take_while(move |(_, within)| within.unsigned_abs() < reach)
+            .filter(move |(slot, within)| {
+                within.unsigned_abs() < slot.size && (slot.span.start..slot.span.end).contains(&at)
+            })
+            .map(|(slot, offset)| Hit {
+                offset,
+                ..slot.span.hit
+            })
+    }
+}
+
+fn add<'f>(groups: &mut Vec<Group<'f>>, base: Option<u16>, slot: Slot<'f>) {
+    let known = groups.iter().position(|group| group.base == base);
+    let at = known.unwrap_or_else(|| {
+        groups.push(Group {
+            base,
+            ..Group::default()
+        });
+        groups.len() - 1
+    });
+    groups[at].reach = groups[at].reach.max(slot.size);
+    groups[at].slots.push(slot);
+}
+
+/// In the order in which the function declares them.
+fn covering<'f>(
+    groups: &[Group<'f>],
+    slot: i64,
+    at: u64,
+    register: impl Fn(u16) -> Option<i64>,
+) -> Vec<Hit<'f>> {
+    let mut hits: Vec<Hit<'f>> = groups
+        .iter()
+        .filter_map(|group| Some((group, group.base.map_or(Some(0), &register)?)))
+        .flat_map(|(group, base)| group.around(slot.wrapping_sub(base), at))
+        .collect();
+    hits.sort_by_key(|hit| hit.index);
+    hits
 }

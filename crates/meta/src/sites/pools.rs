@@ -11,27 +11,31 @@
 //! A cursor may also count: `block = pool->start + pool->used; pool->used += size`.
 //!
 //! That code of this shape is an allocator and no reader of a buffer is told by functions: one hands out the bytes
-//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more.
+//! as they were pointed to, not `const`, their number is computed from its parameters, and somewhere it gets memory for more; but not by having what
+//! it cuts from reallocated, which would move the blocks, and is how buffers grow.
 //! The cursors of such functions are then known wherever they are moved.
 
 use super::allocators::{Allocator, Allocators};
 use super::calls::{Body, Key, Program, each_instruction};
-use super::flow::{Interpreter, Met, Outcome, Seen};
+use super::flow::Interpreter;
 use super::handing::rule_of;
-use super::memory::Address;
 use super::model::{self, Makes, Size};
+use super::outcome::Outcome;
 use super::parameters::parameters;
-use super::state::State;
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Value, is_number};
 use iced_x86::{Mnemonic, OpKind, Register};
 use pointee_model::image::{TypeIndex, TypeKind};
 use rayon::prelude::*;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Calls followed to see whether a pool gets memory for more: through the function that makes a chunk, and the
 /// program's checked malloc.
 const DEPTH: u32 = 4;
+
+/// Calls followed to see whether it has its chunk reallocated. What is further away than its own helper, checked mallocs that report
+/// errors for one, reallocates other things.
+const HELPERS: u32 = 1;
 
 /// A place that keeps a pointer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -47,6 +51,8 @@ pub(super) enum Cell {
 pub(super) enum Moved {
     /// By the size of the block.
     BySize,
+    /// The same, downwards.
+    Down,
     /// To where another pointer of the pool has gone already, as obstacks do.
     ToTheEnd,
 }
@@ -65,24 +71,26 @@ pub(super) enum Watch {
 #[derive(Default)]
 pub(super) struct Carving {
     /// By instruction that reads one.
-    loads: HashMap<u64, (Cell, Keeps)>,
+    pub(super) loads: HashMap<u64, (Cell, Keeps)>,
     /// What is added to, or taken off, what an instruction has read.
-    steps: HashMap<u64, Step>,
-    writes: Vec<Write>,
+    pub(super) steps: HashMap<u64, Step>,
+    pub(super) writes: Vec<Write>,
+    /// By instruction, every write of a known cursor, also what sets it back: the cursor, and where in the operand it lies.
+    pub(super) moves: BTreeMap<u64, (Cell, i64)>,
 }
 
 /// What a cursor is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keeps {
+pub(super) enum Keeps {
     Pointer,
     /// The number of bytes that are taken.
     Count,
 }
 
 #[derive(Clone, Copy)]
-struct Step {
-    by: Value,
-    down: bool,
+pub(super) struct Step {
+    pub(super) by: Value,
+    pub(super) down: bool,
 }
 
 /// A function that cuts blocks out of chunks.
@@ -97,13 +105,13 @@ struct Pool {
 }
 
 /// A write that moves a cursor.
-struct Write {
-    address: u64,
-    cell: Cell,
+pub(super) struct Write {
+    pub(super) address: u64,
+    pub(super) cell: Cell,
     /// The reads whose value, moved, is written.
-    reads: Vec<u64>,
+    pub(super) reads: Vec<u64>,
     /// Bytes, if a constant number.
-    by: Option<i64>,
+    pub(super) by: Option<i64>,
 }
 
 /// Adds the functions that cut blocks out of chunks, the cursors they move, and the other code that may move these.
@@ -140,10 +148,27 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         .zip(&gets_more)
         .filter_map(|(pool, gets_more)| record_of(pool.cell).filter(|_| *gets_more))
         .collect();
-    for (pool, gets_more) in found.into_iter().zip(gets_more) {
+    let grows: Vec<bool> = found
+        .iter()
+        .map(|pool| reallocates(program, allocators, pool.at, HELPERS))
+        .collect();
+    let buffers: HashSet<TypeIndex> = found
+        .iter()
+        .zip(&grows)
+        .filter_map(|(pool, grows)| record_of(pool.cell).filter(|_| *grows))
+        .collect();
+    for ((pool, gets_more), grows) in found.into_iter().zip(gets_more).zip(grows) {
+        if grows || record_of(pool.cell).is_some_and(|known| buffers.contains(&known)) {
+            continue;
+        }
         if gets_more || record_of(pool.cell).is_some_and(|known| records.contains(&known)) {
             if pool.keeps == Keeps::Pointer {
-                allocators.cursors.insert(pool.cell, (Moved::BySize, ""));
+                let moved = if pool.down {
+                    Moved::Down
+                } else {
+                    Moved::BySize
+                };
+                allocators.cursors.insert(pool.cell, (moved, ""));
             }
             allocators.pools.insert(pool.at);
             allocators.insert(Key::Local(pool.at), pool.allocator);
@@ -155,11 +180,18 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
             .filter(|(at, body)| {
                 body.function.is_some()
                     && !allocators.pools.contains(&(*at as u32))
-                    && writes_one_of(program, allocators, body)
+                    && writes_one_of(program, types, allocators, body)
             })
             .map(|(_, body)| body.entry)
             .collect();
         allocators.movers = movers;
+    }
+}
+
+pub(super) fn cursor_name(types: &Types<'_>, allocators: &Allocators<'_>, cell: Cell) -> String {
+    match cell {
+        Cell::Member(record, offset) => types.path(record, offset),
+        Cell::Global(address) => allocators.global_name(address),
     }
 }
 
@@ -269,8 +301,26 @@ fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, dept
         })
 }
 
+/// Whether a function calls one that reallocates, through others if need be.
+fn reallocates(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+    program.bodies[at as usize].calls.iter().any(|call| {
+        match (allocators.get(call.callee), call.callee) {
+            (Some(allocator), _) => allocator.old.is_some(),
+            (None, Key::Local(callee)) if depth > 0 && callee != at => {
+                reallocates(program, allocators, callee, depth - 1)
+            }
+            _ => false,
+        }
+    })
+}
+
 /// Whether the code writes eight bytes at the distance of a cursor; most does not.
-fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body<'_>) -> bool {
+fn writes_one_of(
+    program: &Program<'_>,
+    types: &Types<'_>,
+    allocators: &Allocators<'_>,
+    body: &Body<'_>,
+) -> bool {
     let mut found = false;
     each_instruction(program.elf, body, |instruction| {
         // Two pointers may be written at once.
@@ -285,7 +335,9 @@ fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body
         }
         found = if instruction.is_ip_rel_memory_operand() {
             let address = instruction.ip_rel_memory_address();
-            allocators.cursors.contains_key(&Cell::Global(address))
+            let above = address.wrapping_add(8);
+            is_cursor_at(types, allocators, address)
+                || pair && is_cursor_at(types, allocators, above)
         } else {
             let distance = instruction.memory_displacement64() as i64;
             let written = distance..distance.saturating_add(size as i64);
@@ -300,208 +352,22 @@ fn writes_one_of(program: &Program<'_>, allocators: &Allocators<'_>, body: &Body
         && allocators
             .cursors
             .values()
-            .all(|(_, within)| within.is_empty() || !body.name.starts_with(within))
+            .all(|(_, within)| within.is_empty() || !is_within(body.name, within))
 }
 
-impl<'f> Interpreter<'_, 'f> {
-    /// Looks for cursors.
-    fn watching(mut self, watch: Watch) -> Self {
-        self.watch = watch;
-        self
-    }
+/// Whether a function is one of those that manage a record, whose names begin so; gnulib's copies have a prefix.
+fn is_within(name: &str, within: &str) -> bool {
+    let name = name.strip_prefix("rpl").unwrap_or(name);
+    name.trim_start_matches('_').starts_with(within)
+}
 
-    /// The cell that an operand is, if it keeps a pointer to bytes.
-    fn cell(&self, address: &Address, object: Option<(TypeIndex, i64)>) -> Option<(Cell, Keeps)> {
-        if address.indexed {
-            return None;
-        }
-        let (target, offset) = object?;
-        let keeps = match self.types.pointees_at(target, offset)[..] {
-            [Pointee::Void] => Keeps::Pointer,
-            [Pointee::Type(target)] if self.types.is_character(target) => Keeps::Pointer,
-            [] if self.watch == Watch::All && self.is_count(target, offset) => Keeps::Count,
-            _ => return None,
-        };
-        let cell = match address.value {
-            Value::Global(address) => Cell::Global(address),
-            _ => {
-                let (record, offset) = self.types.innermost(target, offset);
-                Cell::Member(record, offset)
-            }
-        };
-        Some((cell, keeps))
-    }
-
-    /// Whether a number of eight bytes lies at an offset in a type.
-    fn is_count(&self, target: TypeIndex, offset: i64) -> bool {
-        let leaves = u64::try_from(offset).map(|offset| self.types.leaves(target, offset));
-        let is_number =
-            |at: &TypeIndex| self.types.is_integer(*at) && self.types.size(*at) == Some(8);
-        matches!(leaves.as_deref(), Ok([leaf]) if is_number(leaf))
-    }
-
-    /// How a cell is moved, if it is watched.
-    fn moved(&self, cell: Cell) -> Option<Moved> {
-        match self.watch {
-            Watch::All => Some(Moved::BySize),
-            Watch::Known => self.allocators.cursors.get(&cell).map(|(moved, _)| *moved),
-        }
-    }
-
-    fn watches(&self) -> bool {
-        self.watch == Watch::All || self.moves_cursors
-    }
-
-    /// What a read of a cursor gives: perhaps a block.
-    pub(super) fn read_cursor(
-        &mut self,
-        address: &Address,
-        object: Option<(TypeIndex, i64)>,
-        at: u64,
-    ) -> Option<Value> {
-        if !self.watches() {
-            return None;
-        }
-        let (cell, keeps) = self.cell(address, object)?;
-        self.moved(cell)?;
-        self.carving().loads.insert(at, (cell, keeps));
-        let origins = self.carved(at);
-        Some(Value::Allocated { origins, offset: 0 })
-    }
-
-    /// `a + b` or `a - b`, of which one may be what a cursor was.
-    pub(super) fn note_step(&mut self, a: Value, b: Value, down: bool) {
-        if !self.watches() {
-            return;
-        }
-        let (origins, by) = match (a, b) {
-            (Value::Allocated { origins, .. }, by) => (origins, by),
-            (by, Value::Allocated { origins, .. }) if !down => (origins, by),
-            _ => return,
-        };
-        if !by.is_number() {
-            return;
-        }
-        for read in self.origins.calls(origins).to_vec() {
-            if self.carving().loads.contains_key(&read) {
-                let known = self.carving().steps.get(&read).map(|step| step.by);
-                // The distance to the end of the chunk, for one, comes from no parameter.
-                if known.is_none_or(|known| known.from() == 0) {
-                    self.carving().steps.insert(read, Step { by, down });
-                }
-            }
-        }
-    }
-
-    /// A write of eight bytes. Says whether it moves a cursor.
-    pub(super) fn write_cursor(
-        &mut self,
-        address: &Address,
-        value: Value,
-        state: &State,
-        at: u64,
-    ) -> bool {
-        if !self.watches() {
-            return false;
-        }
-        let object = self.object_at(address, state, at);
-        let Some((cell, _)) = self.cell(address, object) else {
-            return false;
-        };
-        let carving = &self.outcome.carving;
-        let of_cell = |read: &u64| carving.loads.get(read).is_some_and(|(of, _)| *of == cell);
-        let (reads, by) = match (self.moved(cell), value) {
-            (Some(Moved::BySize), Value::Allocated { origins, offset }) if offset != 0 => {
-                let calls = self.origins.calls(origins).iter().copied();
-                (
-                    calls.filter(of_cell).collect(),
-                    Some(offset).filter(|by| is_number(*by)),
-                )
-            }
-            (Some(Moved::ToTheEnd), _) => {
-                let before = carving.loads.keys().copied().filter(|read| *read < at);
-                (before.filter(of_cell).collect::<Vec<u64>>(), None)
-            }
-            _ => return false,
-        };
-        if reads.is_empty() {
-            return false;
-        }
-        self.carving().writes.push(Write {
-            address: at,
-            cell,
-            reads,
-            by,
-        });
-        true
-    }
-
-    fn carving(&mut self) -> &mut Carving {
-        &mut self.outcome.carving
-    }
-
-    /// The blocks become those of the writes that take them off their pools; what turned out to be no block is forgotten.
-    pub(super) fn settle_cursors(&mut self) {
-        if self.watch == Watch::All || self.outcome.carving.loads.is_empty() {
-            return;
-        }
-        let writes = self.outcome.carving.writes.iter();
-        let after: HashMap<u64, u64> = writes
-            .filter_map(|write| Some((write.address, self.next_ip(write.address)?)))
-            .collect();
-        let Outcome {
-            carving,
-            met,
-            observations,
-            returned,
-            handed,
-            ..
-        } = &mut self.outcome;
-        let mut taken_by: HashMap<u64, u64> = HashMap::new();
-        for (read, (cell, _)) in &carving.loads {
-            let mut own = carving.writes.iter().filter(|write| write.cell == *cell);
-            let nearest = own
-                .clone()
-                .filter(|write| write.reads.contains(read))
-                .chain(carving.writes.iter().filter(|write| write.cell == *cell))
-                .find(|write| write.address >= *read)
-                .or_else(|| own.next());
-            taken_by.extend(nearest.map(|write| (*read, write.address)));
-        }
-        let settle = |call: &mut u64| match (taken_by.get(call), carving.loads.get(call)) {
-            (Some(write), _) => {
-                *call = *write;
-                true
-            }
-            (None, is_read) => is_read.is_none(),
-        };
-        observations.retain_mut(|seen| {
-            let holder = match &mut seen.seen {
-                Seen::Into { call, .. } => settle(call),
-                _ => true,
-            };
-            holder && settle(&mut seen.call)
-        });
-        returned.retain_mut(|(call, _)| settle(call));
-        handed.retain_mut(|(call, _)| settle(call));
-        let seen: HashSet<u64> = observations.iter().map(|seen| seen.call).collect();
-        let mut writes: Vec<&Write> = carving.writes.iter().collect();
-        writes.sort_by_key(|write| write.address);
-        writes.dedup_by_key(|write| write.address);
-        for write in writes {
-            if seen.contains(&write.address) {
-                let step = write.reads.iter().find_map(|read| carving.steps.get(read));
-                let place = match write.cell {
-                    Cell::Member(record, offset) => self.types.path(record, offset),
-                    Cell::Global(address) => self.allocators.global_name(address),
-                };
-                let size = match write.by {
-                    Some(by) => Value::Constant(by.abs()),
-                    None => step.map_or(Value::Unknown, |step| step.by),
-                };
-                let next = after.get(&write.address).copied();
-                met.extend(next.map(|next| Met::carved(write.address, next, place, size)));
-            }
-        }
-    }
+/// Whether a cursor lies at a fixed address.
+fn is_cursor_at(types: &Types<'_>, allocators: &Allocators<'_>, address: u64) -> bool {
+    let member = || {
+        let (target, offset) = allocators.global_at(address)?;
+        let (record, offset) = types.innermost(target, offset);
+        Some(Cell::Member(record, offset))
+    };
+    let is_known = |cell| allocators.cursors.contains_key(&cell);
+    is_known(Cell::Global(address)) || member().is_some_and(is_known)
 }

@@ -270,6 +270,7 @@ pub(crate) fn declare(facts: &mut Facts) {
             flags: type_flags::DECLARATION,
             arguments: Vec::new(),
             identity: identity.to_le_bytes(),
+            file: None,
         });
     }
 }

@@ -5,7 +5,8 @@
 //! stack slots of eight bytes by their offset from the canonical frame address. A slot that is
 //! absent is unknown.
 
-use super::value::{Layout, Origins, Value, join};
+use super::join::{Layout, join};
+use super::value::{Origins, Value};
 use iced_x86::Register;
 
 /// rsp.

@@ -4,9 +4,10 @@
 //! what they write, and that becomes unknown.
 
 use super::flow::Interpreter;
+use super::join::join;
 use super::memory::Address;
 use super::state::{RESULT, SP, State, general, vector};
-use super::value::{Value, join};
+use super::value::Value;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind};
 
 /// rdx, the upper half of a product.
@@ -277,7 +278,6 @@ impl<'f> Interpreter<'_, 'f> {
 
     /// What an instruction that is not modelled writes is unknown from here on.
     fn forget_written(&mut self, instruction: &Instruction, state: &mut State) {
-        let (mut registers, mut memory) = (Vec::new(), Vec::new());
         let is_write = |access: OpAccess| {
             !matches!(
                 access,
@@ -285,26 +285,23 @@ impl<'f> Interpreter<'_, 'f> {
             )
         };
         let info = self.info.info(instruction);
-        for used in info.used_registers() {
-            if is_write(used.access()) {
-                registers.push(used.register());
+        // Where it writes is told by what the registers held before it.
+        for used in info
+            .used_memory()
+            .iter()
+            .filter(|used| is_write(used.access()))
+        {
+            if let Some(Value::Stack(at)) = general(used.base()).map(|at| state.registers[at]) {
+                let slot = at.wrapping_add(used.displacement() as i64);
+                state.set_slot(slot, used.memory_size().size().max(1), Value::Unknown);
             }
         }
-        for used in info.used_memory() {
-            if is_write(used.access()) {
-                memory.push((
-                    used.memory_size().size(),
-                    used.base(),
-                    used.displacement() as i64,
-                ));
-            }
-        }
-        for (size, base, displacement) in memory {
-            if let Some(Value::Stack(at)) = general(base).map(|at| state.registers[at]) {
-                state.set_slot(at.wrapping_add(displacement), size.max(1), Value::Unknown);
-            }
-        }
-        for register in registers {
+        for used in info
+            .used_registers()
+            .iter()
+            .filter(|used| is_write(used.access()))
+        {
+            let register = used.register();
             if let Some(number) = general(register) {
                 if number != SP {
                     state.registers[number] = Value::Unknown;

@@ -3,6 +3,8 @@
 
 mod carving;
 mod conventions;
+mod parts;
+mod pointers;
 mod stated;
 
 use super::{Options, Site, infer, spelled};

@@ -8,7 +8,7 @@ use pointee_model::image::{TypeIndex, TypeKind, member_flags, type_flags};
 use std::collections::HashMap;
 
 /// How deep nested types are followed; cyclic input ends here.
-const DEPTH: u32 = 24;
+pub(super) const DEPTH: u32 = 24;
 
 /// What a pointer points to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,9 +21,9 @@ pub(super) enum Pointee {
 
 /// The types of one file.
 pub(super) struct Types<'f> {
-    types: &'f [Type],
+    pub(super) types: &'f [Type],
     /// For pointers and arrays, the first type that differs in qualifiers and typedefs only.
-    same: Vec<TypeIndex>,
+    pub(super) same: Vec<TypeIndex>,
     /// By name; several where files of the program each have their own.
     definitions: HashMap<&'f str, Vec<TypeIndex>>,
     named: HashMap<&'f str, Vec<TypeIndex>>,
@@ -76,87 +76,6 @@ impl<'f> Types<'f> {
         types
     }
 
-    /// Chains of pointers are followed to their end: `char *const *` and `char **` are one type.
-    fn find_same(&self) -> Vec<TypeIndex> {
-        type Chain<'f> = Vec<(TypeKind, Option<u64>, &'f str)>;
-        let mut first: HashMap<(Chain<'_>, Option<TypeIndex>), TypeIndex> = HashMap::new();
-        let records = &self.same;
-        let mut same = records.clone();
-        // By shape: what stands for it, and whether that is written without typedefs and qualifiers.
-        let mut plainest: HashMap<TypeIndex, (TypeIndex, bool)> = HashMap::new();
-        for (at, own) in (0..).zip(&mut same) {
-            let mut shape = Vec::new();
-            let mut target = Some(at);
-            let mut bare = true;
-            while let Some(entry) = target.and_then(|at| self.get(self.bare(at)))
-                && matches!(
-                    entry.kind,
-                    TypeKind::Pointer | TypeKind::Reference | TypeKind::Array
-                )
-                && shape.len() < 16
-            {
-                shape.push((entry.kind, entry.count, sigil(&entry.name)));
-                target = entry.target;
-                bare &=
-                    target.is_none_or(|at| self.get(at).is_some_and(|entry| !is_alias(entry.kind)));
-            }
-            let plain = !self.get(at).is_some_and(|entry| is_alias(entry.kind));
-            if !shape.is_empty() && plain {
-                let end = target
-                    .map(|at| self.bare(at))
-                    .map(|at| records.get(at as usize).copied().unwrap_or(at));
-                let void = end.is_none_or(|end| {
-                    self.get(end)
-                        .is_none_or(|entry| entry.kind == TypeKind::Void || is_alias(entry.kind))
-                });
-                *own = *first.entry((shape, end.filter(|_| !void))).or_insert(at);
-                let known = plainest.entry(*own).or_insert((at, bare));
-                if bare && !known.1 {
-                    *known = (at, true);
-                }
-            }
-        }
-        for own in &mut same {
-            if let Some((plain, _)) = plainest.get(own) {
-                *own = *plain;
-            }
-        }
-        same
-    }
-
-    /// For records, the first of that name with the same members at the same places: a unit that only
-    /// declares what a member points to has another type of the same record.
-    fn find_same_records(&self) -> Vec<TypeIndex> {
-        /// Name, kind, size; names and offsets of the members.
-        type Layout<'n> = (&'n str, TypeKind, Option<u64>, Vec<(&'n str, u64)>);
-        let mut first: HashMap<Layout<'_>, TypeIndex> = HashMap::new();
-        (0..)
-            .zip(self.types)
-            .map(|(at, entry)| {
-                let whole = matches!(
-                    entry.kind,
-                    TypeKind::Struct | TypeKind::Class | TypeKind::Union
-                );
-                if !whole
-                    || entry.name.is_empty()
-                    || entry.flags & type_flags::DECLARATION != 0
-                    || self.named(&entry.name).len() < 2
-                {
-                    return at;
-                }
-                let members = entry.members.iter();
-                let members = members.map(|member| (member.name.as_str(), member.offset));
-                let key = (
-                    entry.name.as_str(),
-                    entry.kind,
-                    entry.size,
-                    members.collect(),
-                );
-                *first.entry(key).or_insert(at)
-            })
-            .collect()
-    }
-
     pub(super) fn get(&self, index: TypeIndex) -> Option<&'f Type> {
         self.types.get(index as usize)
     }
@@ -176,7 +95,38 @@ impl<'f> Types<'f> {
             .map_or(&[], Vec::as_slice)
     }
 
-    fn bare(&self, mut index: TypeIndex) -> TypeIndex {
+    /// A name that the file has a type of.
+    pub(super) fn name(&self, name: &str) -> Option<&'f str> {
+        self.named.get_key_value(name).map(|(known, _)| *known)
+    }
+
+    /// All records that go by the name of one: files of the program may each have their own.
+    pub(super) fn namesakes(&self, index: TypeIndex) -> &[TypeIndex] {
+        match self.meant(index) {
+            [] => self
+                .get(index)
+                .and_then(|entry| self.definitions.get(entry.name.as_str()))
+                .filter(|all| all.contains(&index))
+                .map_or(&[], Vec::as_slice),
+            meant => meant,
+        }
+    }
+
+    /// A declaration that several definitions have the name of means that of the file it is used in, if there is one.
+    pub(super) fn in_file(&self, index: TypeIndex, file: Option<u32>) -> TypeIndex {
+        let meant = self.meant(index);
+        if meant.len() < 2 || file.is_none() {
+            return index;
+        }
+        let is_own = |at: &&TypeIndex| self.get(**at).is_some_and(|entry| entry.file == file);
+        let mut own = meant.iter().filter(is_own);
+        match (own.next(), own.next()) {
+            (Some(only), None) => *only,
+            _ => index,
+        }
+    }
+
+    pub(super) fn bare(&self, mut index: TypeIndex) -> TypeIndex {
         for _ in 0..DEPTH * 2 {
             let Some(entry) = self.get(index) else {
                 break;
@@ -236,136 +186,6 @@ impl<'f> Types<'f> {
             }
             _ => Some(Pointee::Type(target)),
         }
-    }
-
-    /// The stripped types of all scalars that start at `offset` in `index`, one for each union arm.
-    pub(super) fn leaves(&self, index: TypeIndex, offset: u64) -> Vec<TypeIndex> {
-        let mut leaves = Vec::new();
-        self.collect_leaves(index, offset, DEPTH, &mut leaves);
-        leaves
-    }
-
-    fn collect_leaves(&self, index: TypeIndex, offset: u64, depth: u32, out: &mut Vec<TypeIndex>) {
-        let index = self.strip(index);
-        let (Some(entry), Some(depth)) = (self.get(index), depth.checked_sub(1)) else {
-            return;
-        };
-        match entry.kind {
-            TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant => {
-                for member in &entry.members {
-                    let covers = member.bit_size == 0
-                        && member.offset <= offset
-                        && self
-                            .size(member.r#type)
-                            .is_none_or(|size| offset - member.offset < size.max(1));
-                    // A flexible array member has no size and reaches to the end.
-                    if covers && out.len() < 64 {
-                        self.collect_leaves(member.r#type, offset - member.offset, depth, out);
-                    }
-                }
-            }
-            TypeKind::Array => {
-                if let Some(element) = entry.target
-                    && let Some(size) = self.size(element).filter(|size| *size > 0)
-                {
-                    self.collect_leaves(element, offset % size, depth, out);
-                }
-            }
-            _ if offset == 0 && !out.contains(&index) => out.push(index),
-            _ => {}
-        }
-    }
-
-    /// The record within record `index`, however deep, that has the member at `offset`, and the offset in it.
-    pub(super) fn innermost(&self, index: TypeIndex, offset: i64) -> (TypeIndex, i64) {
-        let (mut index, mut offset) = (self.strip(index), offset);
-        for _ in 0..DEPTH {
-            let members = self.get(index).map_or(&[][..], |entry| &entry.members);
-            let inner = members.iter().find_map(|member| {
-                let at = offset.checked_sub(i64::try_from(member.offset).ok()?)?;
-                let inner = self.strip(member.r#type);
-                let kind = self.get(inner)?.kind;
-                let lies_in = u64::try_from(at).is_ok_and(|at| Some(at) < self.size(inner));
-                (lies_in && matches!(kind, TypeKind::Struct | TypeKind::Class))
-                    .then_some((inner, at))
-            });
-            let Some(inner) = inner else {
-                break;
-            };
-            (index, offset) = inner;
-        }
-        (index, offset)
-    }
-
-    /// Where the pointers at `offset` in `index` point, one for each union arm; empty if none is
-    /// there. An offset past the end yields nothing: the object is of some derived type.
-    pub(super) fn pointees_at(&self, index: TypeIndex, offset: i64) -> Vec<Pointee> {
-        let Ok(offset) = u64::try_from(offset) else {
-            return Vec::new();
-        };
-        if self.size(index).is_some_and(|size| offset >= size) && self.flexible(index).is_none() {
-            return Vec::new();
-        }
-        let mut pointees = Vec::new();
-        for leaf in self.leaves(index, offset) {
-            if let Some(pointee) = self.pointee(leaf)
-                && !pointees.contains(&pointee)
-            {
-                pointees.push(pointee);
-            }
-        }
-        pointees
-    }
-
-    /// The flexible array member at the end of a struct: its offset and element type.
-    pub(super) fn flexible(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
-        // `[1]` is the old way to write it.
-        let open = |count| matches!(count, None | Some(0 | 1 | u64::MAX));
-        self.array_at_end(index, open)
-            .or_else(|| self.slice_at_end(index))
-            .or_else(|| self.flexible_arm(index))
-    }
-
-    /// The flexible array member that an arm of a union ends with.
-    fn flexible_arm(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
-        let entry = self.get(self.strip(index))?;
-        let arms = (entry.kind == TypeKind::Union).then_some(&entry.members)?;
-        let open = |count| matches!(count, None | Some(0 | u64::MAX));
-        let mut found = arms
-            .iter()
-            .filter_map(|arm| self.array_at_end(arm.r#type, open));
-        found.next()
-    }
-
-    /// The slice that a Rust struct of no fixed size ends with: its member lies behind the end.
-    fn slice_at_end(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
-        let entry = self.get(self.strip(index))?;
-        let last = entry.members.last()?;
-        let behind = entry.kind == TypeKind::Struct && Some(last.offset) >= entry.size;
-        let element = self.strip(last.r#type);
-        (behind && last.bit_size == 0 && self.size(element)? > 0).then_some((last.offset, element))
-    }
-
-    /// The array member at the end of a struct, of whatever length: its offset and element type.
-    pub(super) fn last_array(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
-        self.array_at_end(index, |_| true)
-    }
-
-    fn array_at_end(
-        &self,
-        index: TypeIndex,
-        length: impl Fn(Option<u64>) -> bool,
-    ) -> Option<(u64, TypeIndex)> {
-        let entry = self.get(self.strip(index))?;
-        if !matches!(entry.kind, TypeKind::Struct | TypeKind::Class) {
-            return None;
-        }
-        let last = entry.members.last()?;
-        let array = self.get(self.strip(last.r#type))?;
-        // A lone array is not a header.
-        (array.kind == TypeKind::Array && length(array.count) && entry.members.len() > 1)
-            .then(|| Some((last.offset, self.strip(array.target?))))
-            .flatten()
     }
 
     /// Whether `index` is a character or byte.
@@ -466,48 +286,6 @@ impl<'f> Types<'f> {
         })
     }
 
-    /// The member at `offset` of an object, as a path: `request.headers.first`.
-    pub(super) fn path(&self, index: TypeIndex, offset: i64) -> String {
-        let mut index = self.strip(index);
-        let mut path = self
-            .get(index)
-            .map_or_else(String::new, |entry| entry.name.clone());
-        let Ok(mut offset) = u64::try_from(offset) else {
-            return path;
-        };
-        for _ in 0..DEPTH {
-            let Some(entry) = self.get(index) else {
-                break;
-            };
-            let inner = match entry.kind {
-                TypeKind::Array => entry.target.zip(entry.target.and_then(|at| self.size(at))),
-                _ => None,
-            };
-            if let Some((element, size)) = inner.filter(|(_, size)| *size > 0) {
-                path.push_str("[]");
-                offset %= size;
-                index = self.strip(element);
-                continue;
-            }
-            let covering = entry.members.iter().find(|member| {
-                member.offset <= offset
-                    && self
-                        .size(member.r#type)
-                        .is_none_or(|size| offset - member.offset < size)
-            });
-            let Some(member) = covering else {
-                break;
-            };
-            if !member.name.is_empty() {
-                path.push('.');
-                path.push_str(&member.name);
-            }
-            offset -= member.offset;
-            index = self.strip(member.r#type);
-        }
-        path
-    }
-
     /// The types of a name, in order of index.
     pub(super) fn named(&self, name: &str) -> &[TypeIndex] {
         self.named.get(name).map_or(&[], Vec::as_slice)
@@ -579,16 +357,7 @@ impl<'f> Types<'f> {
     }
 }
 
-/// What tells Rust's kinds of pointers apart, `&` from `*mut`; elsewhere pointers have no names.
-fn sigil(name: &str) -> &str {
-    let known = ["&mut ", "&", "*mut ", "*const "];
-    known
-        .into_iter()
-        .find(|sigil| name.starts_with(sigil))
-        .unwrap_or("")
-}
-
-fn is_alias(kind: TypeKind) -> bool {
+pub(super) fn is_alias(kind: TypeKind) -> bool {
     matches!(
         kind,
         TypeKind::Typedef

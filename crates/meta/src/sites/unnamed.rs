@@ -19,6 +19,12 @@ const SOON_BYTES: usize = SOON * 15;
 
 /// The functions `[start, end)` that unwind tables state, in order, none overlapping another.
 pub(super) fn functions(elf: &Elf) -> Vec<(u64, u64)> {
+    let all = unwound(elf).into_iter();
+    all.map(|(start, end, _)| (start, end)).collect()
+}
+
+/// The same, and whether exceptions may be caught in each.
+pub(super) fn unwound(elf: &Elf) -> Vec<(u64, u64, bool)> {
     let Some(address) = elf.section(".eh_frame").map(|section| section.address) else {
         return Vec::new();
     };
@@ -35,16 +41,20 @@ pub(super) fn functions(elf: &Elf) -> Vec<(u64, u64)> {
             bases = set(bases, section.address);
         }
     }
-    let mut found: Vec<(u64, u64)> = Vec::new();
+    let mut found: Vec<(u64, u64, bool)> = Vec::new();
     let mut entries = frames.entries(&bases);
     // What follows a damaged entry is not told from it.
     while let Ok(Some(entry)) = entries.next() {
         let CieOrFde::Fde(partial) = entry else {
             continue;
         };
-        if let Ok(fde) = partial.parse(EhFrame::cie_from_offset) {
+        // What signal handlers return to is no function, and its entry starts a byte early.
+        if let Ok(fde) = partial.parse(EhFrame::cie_from_offset)
+            && !fde.is_signal_trampoline()
+        {
             let start = fde.initial_address();
-            found.push((start, start.saturating_add(fde.len())));
+            let catches = fde.lsda().is_some();
+            found.push((start, start.saturating_add(fde.len()), catches));
         }
     }
     // One entry covers a whole linkage table.
@@ -59,9 +69,10 @@ pub(super) fn functions(elf: &Elf) -> Vec<(u64, u64)> {
             )
         })
         .collect();
-    found.retain(|(start, end)| start < end && elf.is_code(*start) && !contains(&tables, *start));
+    found
+        .retain(|(start, end, _)| start < end && elf.is_code(*start) && !contains(&tables, *start));
     found.sort_unstable();
-    found.dedup_by_key(|(start, _)| *start);
+    found.dedup_by_key(|(start, ..)| *start);
     for at in 1..found.len() {
         let next = found[at].0;
         found[at - 1].1 = found[at - 1].1.min(next);

@@ -17,9 +17,8 @@
 //! verdict says that it is not an answer.
 
 use super::Evidence;
-use super::flow::Met;
+use super::request::{Request, is_cut_short, is_record, role};
 use super::typing::Types;
-use super::value::{Computed, Value};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 
@@ -32,21 +31,6 @@ pub(super) struct Clue {
     pub(super) role: Option<Role>,
     pub(super) what: String,
     pub(super) address: u64,
-}
-
-/// What was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Request {
-    /// Bytes, if constant.
-    pub total: Option<u64>,
-    /// Bytes of one element, if count and size are given apart or the size is a multiple.
-    pub unit: Option<u64>,
-    /// Whether the unit is but a divisor of that of several requests.
-    pub is_common: bool,
-    /// Bytes before the multiple.
-    pub head: u64,
-    /// The request replaces an older block.
-    pub grows: bool,
 }
 
 /// The answer for one site.
@@ -87,38 +71,6 @@ impl Candidates {
     }
 }
 
-impl Request {
-    pub(super) fn of(met: &Met, grows: bool) -> Self {
-        let mut request = Self {
-            grows,
-            unit: met.unit.filter(|unit| *unit > 0),
-            ..Self::default()
-        };
-        match met.size {
-            Value::Constant(size) => request.total = u64::try_from(size).ok(),
-            Value::Linear { scale, add, x, .. } => {
-                if let Ok(head) = u64::try_from(add) {
-                    request.head = head;
-                }
-                if scale > 1 {
-                    request.is_common = request.unit.is_none() && x == Computed::Joined;
-                    request.unit = request.unit.or(Some(u64::from(scale)));
-                }
-            }
-            Value::Parameter { offset, .. } => request.head = u64::try_from(offset).unwrap_or(0),
-            _ => {}
-        }
-        request
-    }
-}
-
-impl Request {
-    /// Whether it is some bytes more than a number of no known step, as for text and its end.
-    fn is_uneven(self) -> bool {
-        self.total.is_none() && self.unit.is_none() && !self.head.is_multiple_of(4)
-    }
-}
-
 /// Weighs the clues of one site.
 pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Request) -> Decision {
     let clues = &resolved(types, clues)[..];
@@ -137,8 +89,13 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         }
     }
     let none = candidates.left.is_empty();
+    // A struct may be cut short, where nothing else has room.
+    let is_cut = candidates
+        .left
+        .iter()
+        .all(|at| refuted(types, *at, request));
     candidates.drop_where("bigger than what is asked for", |at| {
-        refuted(types, at, request)
+        refuted(types, at, request) && !(is_cut && is_cut_short(types, at, request))
     });
     // The arms of a union count where nothing else tells a type, or for what they confirm.
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
@@ -174,6 +131,8 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         Role::Element
             if request.unit.is_none()
                 && request.total.is_some()
+                // Of a single pointer nothing tells that it is not the first of several.
+                && chosen.is_some_and(|at| types.pointee(at).is_none())
                 && request.total == chosen.and_then(|at| types.size(at))
                 && said.clone().any(one) =>
         {
@@ -183,8 +142,11 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             role = Role::Element;
         }
         Role::Unknown => {
-            let mut parts = said.filter_map(|clue| clue.role);
-            role = parts.find(|role| *role != Role::Whole).unwrap_or(role);
+            // That the size is one object's may be said of a part of it; an owner says what it owns.
+            let mut parts = said.filter(|clue| {
+                clue.role != Some(Role::Whole) || clue.witness == Witness::TemplateArgument
+            });
+            role = parts.find_map(|clue| clue.role).unwrap_or(role);
         }
         _ => {}
     }
@@ -285,6 +247,7 @@ fn refuted(types: &Types<'_>, index: TypeIndex, request: Request) -> bool {
 }
 
 fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], request: Request) {
+    let seen = candidates.left.clone();
     let size = |at: TypeIndex| types.size(at).unwrap_or(0);
     // 0. What is said of the allocation itself, not of where its result goes.
     for witness in [
@@ -337,6 +300,16 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
                 .any(|clue| kind(clue.witness) != SIZEOF && clue.types.contains(&at))
         });
     }
+    // Numbers that the size is no multiple of are how the start of some bytes is looked at.
+    if candidates.left.iter().any(|at| types.is_character(*at)) {
+        candidates.drop_where("what is asked for is no number of them", |at| {
+            let asked = match request.unit {
+                Some(_) => 0,
+                None => request.total.unwrap_or(request.head),
+            };
+            types.is_integer(at) && size(at) > 1 && !asked.is_multiple_of(size(at))
+        });
+    }
     // 2. Structure before bytes.
     let fits = |at: TypeIndex| {
         let size = size(at);
@@ -348,6 +321,30 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
     candidates.keep(bytes, |at| !types.is_character(at));
     // 3. The most derived.
     most_derived(types, candidates, |_| true);
+    // A buffer of bytes that is looked at as one structure and another is neither.
+    let bytes: Vec<TypeIndex> = seen
+        .iter()
+        .copied()
+        .filter(|at| types.is_character(*at))
+        .collect();
+    let is_view = |at: &TypeIndex| {
+        let mut clues = clues.iter().filter(|clue| clue.types.contains(at));
+        clues.all(|clue| clue.witness == Witness::Variable)
+    };
+    if let [one] = bytes[..]
+        && candidates.left.len() > 1
+        && candidates
+            .left
+            .iter()
+            .all(|at| is_record(types, *at) && is_view(at))
+    {
+        let why = "one of several views of bytes";
+        let views = std::mem::replace(&mut candidates.left, vec![one]);
+        candidates.dropped.retain(|(at, _)| *at != one);
+        candidates
+            .dropped
+            .extend(views.into_iter().map(|at| (at, why)));
+    }
     // 4. What two independent kinds of witness point at, before what one does: a pointer is cast to
     // what a function wants, and only the allocation's own type is written beside it too.
     candidates.keep("two kinds of witness agree on another", |at| {
@@ -373,91 +370,6 @@ fn most_derived(
         };
         may_go(part) && whole.iter().any(derived)
     });
-}
-
-fn is_record(types: &Types<'_>, index: TypeIndex) -> bool {
-    types.get(index).is_some_and(|entry| {
-        matches!(
-            entry.kind,
-            TypeKind::Struct | TypeKind::Class | TypeKind::Union | TypeKind::Variant
-        )
-    })
-}
-
-/// The part a type plays in a request, and the element of the array behind a header.
-pub(super) fn role(
-    types: &Types<'_>,
-    index: TypeIndex,
-    request: Request,
-) -> (Role, Option<TypeIndex>) {
-    if types.is_text(index) {
-        return (Role::Characters, None);
-    }
-    if types.is_character(index) {
-        return (Role::Bytes, None);
-    }
-    let Some(size) = types.size(index).filter(|size| *size > 0) else {
-        return (Role::Unknown, None);
-    };
-    let flexible = types.flexible(index);
-    let record = is_record(types, index);
-    // An array at the end may be cut short, or go on, in a request of variable size.
-    let flexible = flexible.or_else(|| {
-        types.last_array(index).filter(|(offset, _)| {
-            request.total.is_none() && (*offset..size).contains(&request.head)
-        })
-    });
-    let tail = flexible.map(|(_, element)| element);
-    let opens_at = flexible.map_or(size, |(offset, _)| offset);
-    let by_size = match request {
-        Request {
-            total: Some(total), ..
-        } => match total {
-            // Who keeps a single pointer on the heap keeps the first of several.
-            _ if total == size && types.pointee(index).is_some() => Role::Element,
-            _ if total == size => Role::Whole,
-            _ if flexible.is_some() && total >= opens_at => Role::Header,
-            _ if total % size == 0 => Role::Element,
-            _ if total > size && record => Role::Header,
-            _ => Role::Unknown,
-        },
-        Request {
-            unit: Some(unit),
-            head,
-            ..
-        } => {
-            // The factor found may be a divisor of the true one (`3n · 8`).
-            let steps = unit % size == 0 || size % unit == 0;
-            // One byte more ends what is copied as if it were text.
-            let head = if head == 1 { 0 } else { head };
-            let header = flexible.is_some() || (record && !steps);
-            if header && head > 0 && head >= opens_at {
-                Role::Header
-            } else if record && unit != size && head >= size {
-                // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
-                Role::Unknown
-            } else if (steps && head % size == 0) || (unit == size && head < size) {
-                // What is left over is shorter than an element.
-                Role::Element
-            } else if record && (head >= opens_at || !steps) {
-                // No array of it has such elements, so something else follows it.
-                Role::Header
-            } else {
-                Role::Unknown
-            }
-        }
-        // `32n + 160` bytes: ten elements and more, or a header that happens to have as many bytes as some elements.
-        Request { head, .. } if record && flexible.is_none() && head > size && head % size == 0 => {
-            Role::Unknown
-        }
-        Request { head, .. } if record && head >= opens_at => Role::Header,
-        _ if flexible.is_some() => Role::Header,
-        // A part that is no multiple: something else lies in the block too.
-        Request { head, .. } if !record && head % size != 0 => Role::Unknown,
-        _ if !record || request.grows => Role::Element,
-        _ => Role::Unknown,
-    };
-    (by_size, tail.filter(|_| by_size == Role::Header))
 }
 
 /// Two independent kinds that point at one type agree. Destinations of all sorts are one kind: all

@@ -11,15 +11,16 @@
 //! Calls of a wrapper are allocation sites in turn, so this is a fixed point. Functions are told
 //! apart by address, never by name.
 
-use super::allocators::{Allocator, Allocators, signature};
+use super::allocators::{Allocator, Allocators};
 use super::calls::{Body, Key, Program};
-use super::flow::{Interpreter, Met, Outcome, Seen};
-use super::handing::{behind_header, hands_out, hands_through, may_hand_on};
+use super::flow::Interpreter;
+use super::handing::{behind_header, handed_back, hands_out, hands_through, may_hand_on};
 use super::model::{Makes, Size};
+use super::outcome::{Met, Outcome, Seen};
 use super::rust::{self, Stored};
 use super::typing::Types;
 use super::value::{ANYWHERE, is_number};
-use super::{Wrapper, beneath, pools, unnamed};
+use super::{Wrapper, beneath, pointers, pools, unnamed};
 use crate::config::Declared;
 use crate::facts::Facts;
 use rayon::prelude::*;
@@ -49,6 +50,7 @@ pub(super) fn fixpoint<'f>(
     beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     pools::add(program, types, &mut allocators);
+    pointers::add_imported(program, types, &mut allocators);
     let unread = unnamed::unread_results(program);
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
     for _ in 0..ROUNDS {
@@ -79,21 +81,7 @@ pub(super) fn fixpoint<'f>(
         for (at, allocator) in new {
             allocators.by_key.insert(Key::Local(at), allocator);
         }
-        let mut taken: Vec<u32> = program.address_taken(&added).into_iter().collect();
-        taken.sort_unstable();
-        for at in taken {
-            if let Some(function) = program.bodies[at as usize].function {
-                let mut parameters: Vec<_> = function
-                    .variables
-                    .iter()
-                    .filter(|variable| variable.inline.is_none())
-                    .filter_map(|variable| Some((variable.parameter?, variable.r#type?)))
-                    .collect();
-                parameters.sort_by_key(|(number, _)| *number);
-                let key = signature(types, function.result, parameters.into_iter().map(|p| p.1));
-                allocators.by_signature.entry(key).or_insert(Key::Local(at));
-            }
-        }
+        pointers::add_local(program, types, &mut allocators, &added);
     }
     let rest = interpret(program, types, &allocators, &outcomes, |_, _| true);
     outcomes.extend(
@@ -115,25 +103,43 @@ pub(super) fn fixpoint<'f>(
             if let Some((_, calls)) = derive(program, types, &allocators, &unread, *at, outcome) {
                 inner.extend(calls);
             }
-            let body = &program.bodies[*at as usize];
-            wrappers.push(Wrapper {
-                entry: body.entry,
-                name: body.name.to_owned(),
-                size: allocator.size,
-                old: allocator.old,
-                offset: Some(allocator.offset)
-                    .filter(|at| is_number(*at))
-                    .map_or(0, |at| at + allocator.header),
-                result: allocator.base,
-                is_pool: allocators.pools.contains(at),
-            });
+            wrappers.push(wrapper(program, &allocators, *at, allocator));
         }
     }
+    // Pools of which nothing was gone through, since what they call allocates in another way than by handing on.
+    let seen: HashSet<u32> = outcomes.iter().map(|(at, _)| *at).collect();
+    let unseen = allocators.pools.iter().filter(|at| !seen.contains(at));
+    wrappers.extend(unseen.filter_map(|at| {
+        let allocator = allocators.by_key.get(&Key::Local(*at))?;
+        Some(wrapper(program, &allocators, *at, allocator))
+    }));
+    wrappers.sort_by_key(|wrapper| wrapper.entry);
     Found {
         allocators,
         wrappers,
         outcomes,
         inner,
+    }
+}
+
+/// What is said of a wrapper.
+fn wrapper(
+    program: &Program<'_>,
+    allocators: &Allocators<'_>,
+    at: u32,
+    allocator: &Allocator,
+) -> Wrapper {
+    let body = &program.bodies[at as usize];
+    Wrapper {
+        entry: body.entry,
+        name: body.name.to_owned(),
+        size: allocator.size,
+        old: allocator.old,
+        offset: Some(allocator.offset)
+            .filter(|at| is_number(*at))
+            .map_or(0, |at| at + allocator.header),
+        result: allocator.base,
+        is_pool: allocators.pools.contains(&at),
     }
 }
 
@@ -152,7 +158,7 @@ fn interpret<'f>(
         .par_iter()
         .enumerate()
         .filter_map(|(at, body)| {
-            let (at, view) = (at as u32, view(body, allocators));
+            let (at, view) = (at as u32, view(program, body, allocators));
             let is_due = !view.is_empty() && !is_known(at, &view) && wanted(at, &view);
             is_due.then_some((at, view))
         })
@@ -196,7 +202,7 @@ fn may_be_wrapper(
 }
 
 /// Which allocation functions a function calls, as known now: its interpretation depends on that.
-fn view(body: &Body<'_>, allocators: &Allocators<'_>) -> Vec<Key> {
+fn view(program: &Program<'_>, body: &Body<'_>, allocators: &Allocators<'_>) -> Vec<Key> {
     let mut view: Vec<Key> = body
         .calls
         .iter()
@@ -205,6 +211,7 @@ fn view(body: &Body<'_>, allocators: &Allocators<'_>) -> Vec<Key> {
         .collect();
     if body.calls.iter().any(|call| call.callee == Key::Indirect) && body.function.is_some() {
         view.extend(allocators.by_signature.values());
+        view.extend(program.pointers.iter().map(|(_, key)| *key));
     }
     if body.moves_stack || allocators.movers.contains(&body.entry) {
         view.push(Key::Carved);
@@ -230,14 +237,14 @@ fn derive(
     if rust::is_collection(body) {
         return collection(types, body, outcome);
     }
-    let result = body
-        .function
-        .map(|function| function.result.and_then(|result| types.pointee(result)));
+    let result = body.function.map(|function| handed_back(types, function));
     let mut found: Option<Allocator> = None;
     let mut calls = Vec::new();
     for met in &outcome.met {
         let Some(&(_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
-            if let Some(allocator) = hands_through(types, body, met, outcome) {
+            if let Some(allocator) =
+                hands_through(types, body, allocators.get(met.callee), met, outcome)
+            {
                 calls.push(met.call);
                 found = found.or(Some(allocator));
             }
@@ -282,6 +289,9 @@ fn derive(
                     either(before.size, allocator.size)
                 },
                 old: before.old.or(allocator.old),
+                unit: before.unit.or(allocator.unit),
+                out: before.out.or(allocator.out),
+                kept: before.kept || allocator.kept,
                 ..before
             },
         });

@@ -1,9 +1,10 @@
 //! *What does an image say?* — a checked view of its bytes, and the questions that readers ask of it.
 
 use super::{
-    EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord, Header,
-    InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section, SectionRecord,
-    SiteRecord, StrRef, TypeIndex, TypeRecord, VariableRecord, section_kind, variable_flags,
+    CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord,
+    Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section,
+    SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord, VariableRecord,
+    section_kind, variable_flags,
 };
 use crate::addr::LinkAddr;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -63,6 +64,10 @@ pub struct Image<'a> {
     pub sections: &'a [SectionRecord],
     /// Places of local variables.
     pub locals: &'a [LocalRecord],
+    /// System calls that may change what is mapped.
+    pub system_calls: &'a [SystemCallRecord],
+    /// Writes of pools' cursors.
+    pub cursors: &'a [CursorRecord],
     files: &'a [StrRef],
 }
 
@@ -101,6 +106,8 @@ impl<'a> Image<'a> {
             entries: section(bytes, sections, section_kind::ENTRIES)?,
             sections: section(bytes, sections, section_kind::SECTIONS)?,
             locals: section(bytes, sections, section_kind::LOCALS)?,
+            system_calls: section(bytes, sections, section_kind::SYSTEM_CALLS)?,
+            cursors: section(bytes, sections, section_kind::CURSORS)?,
             files: section(bytes, sections, section_kind::FILES)?,
         })
     }
@@ -132,6 +139,8 @@ impl<'a> Image<'a> {
             entries: &[],
             sections: &[],
             locals: &[],
+            system_calls: &[],
+            cursors: &[],
             files: &[],
         }
     }

@@ -177,7 +177,7 @@ unsafe extern "C" fn walk_stack(
         frames::walk(slot, rbp, |frame| {
             let pointer = |address: u64| address as *mut c_void;
             result = visit(
-                pointer(frame.return_address),
+                pointer(frame.goes_on_at),
                 pointer(frame.slot + 8),
                 pointer(frame.rbp),
                 argument,
@@ -308,7 +308,7 @@ fn pointer(record: Option<&'static Record>) -> *const Record {
     record.map_or(core::ptr::null(), core::ptr::from_ref)
 }
 
-unsafe extern "C" fn type_named(name: *const c_char) -> *const Record {
+pub(super) unsafe extern "C" fn type_named(name: *const c_char) -> *const Record {
     if name.is_null() || index().is_none() {
         return core::ptr::null();
     }

@@ -9,7 +9,8 @@
 //!     sites        origin ─▶ site and type
 //!     objects      address ─▶ module ─▶ variable, function, section
 //!     frames       address ─▶ frame of the asking thread ─▶ variable
-//!     thread_locals  address ─▶ variable of the asking thread
+//!     thread_locals  address ─▶ variable of a thread
+//!     signal_stacks  address ─▶ alternate signal stack
 //!     mappings     address ─▶ mapping
 //!     stated       types that the program said itself
 //!   types        one record for each type of the process (names: how it is written)
@@ -45,6 +46,7 @@ use core::sync::atomic::AtomicBool;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use pointee_index::direct::Reader;
 use pointee_index::read::Block;
+use pointee_model::image::Image;
 
 /// Set once there is room for what is remembered.
 static IS_UP: AtomicBool = AtomicBool::new(false);
@@ -60,6 +62,22 @@ struct ReaderCell(UnsafeCell<MaybeUninit<Levels>>);
 unsafe impl Sync for ReaderCell {}
 static READER: ReaderCell = ReaderCell(UnsafeCell::new(MaybeUninit::uninit()));
 
+/// The image that questions about `module` are answered from.
+pub(crate) fn image_of(module: &'static Module) -> Option<&'static Image<'static>> {
+    module.image.as_ref().or_else(|| objects::image(module))
+}
+
+/// The type that goes by the name of a symbol, as `dlsym` would find it. Null if there is none.
+///
+/// # Safety
+/// `name` is a C string.
+pub(crate) unsafe extern "C" fn type_named(
+    name: *const core::ffi::c_char,
+) -> *const core::ffi::c_void {
+    // SAFETY: the caller's promise.
+    unsafe { calls::type_named(name) }.cast()
+}
+
 /// A module was loaded: fills its slot, if it has one. One thread at a time.
 pub(crate) fn arrived(module: &'static Module) {
     slot::fill(module, || {
@@ -71,6 +89,7 @@ pub(crate) fn arrived(module: &'static Module) {
     });
     if IS_UP.load(Relaxed) {
         objects::add(module);
+        thread_locals::add(module);
     }
 }
 
@@ -88,7 +107,7 @@ fn set_up() -> bool {
         (*READER.0.get()).write(Levels { outer, nested });
     }
     modules::each(objects::add);
-    thread_locals::set_up();
+    modules::each(thread_locals::add);
     IS_UP.store(true, Release);
     true
 }
@@ -101,6 +120,15 @@ fn index() -> Option<&'static Levels> {
 }
 
 impl Levels {
+    /// The block that holds `address`, where there are no pools'.
+    #[inline(always)]
+    fn only_block_at(&self, address: u64) -> Option<Block> {
+        if region().nested.any() {
+            return None;
+        }
+        self.outer.block_at(address)
+    }
+
     /// The deepest live block that holds `address`, or what holds that, `skip` times: a pool's block lies in another, perhaps.
     /// `Err` with what is left of `skip` where there are not as many.
     #[inline(always)]

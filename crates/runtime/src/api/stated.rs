@@ -45,14 +45,15 @@ pub(super) fn of(block: &Block) -> Option<&'static Record> {
     if TABLE.load(Relaxed).is_null() {
         return None;
     }
-    search(block)
+    // A copy, so that the caller's stays in registers.
+    search(*block)
 }
 
 #[cold]
-fn search(block: &Block) -> Option<&'static Record> {
+fn search(block: Block) -> Option<&'static Record> {
     let mut places = places(block.base).take_while(|place| place.base.load(Acquire) != 0);
     let place = places.find(|place| place.base.load(Relaxed) == block.base)?;
-    if place.block.load(Acquire) != mixed(block) {
+    if place.block.load(Acquire) != mixed(&block) {
         return None;
     }
     // SAFETY: records stay.

@@ -5,9 +5,10 @@
 use super::allocators::{self, Allocator};
 use super::types::Record;
 use super::{frames, index, objects, sites, stated, thread_locals};
-use crate::mappings;
 use crate::modules::Module;
 use crate::region::region;
+use crate::signal_stacks;
+use crate::{mappings, threads};
 use core::ffi::c_char;
 use pointee_index::read::Block;
 use pointee_model::image::{NO_TYPE, TypeIndex};
@@ -23,13 +24,16 @@ mod kind {
     pub(super) const FRAME: u32 = 6;
     pub(super) const THREAD: u32 = 7;
     pub(super) const MAPPING: u32 = 8;
+    pub(super) const SIGNAL_STACK: u32 = 9;
+    pub(super) const STACK: u32 = 10;
 }
 
 /// `struct pointee_answer`.
 #[repr(C)]
 pub(crate) struct Answer {
     kind: u32,
-    reserved: u32,
+    /// The kernel's number of the thread whose it is; 0 for the asking thread's own, and where it is no thread's.
+    thread: u32,
     pub(super) base: u64,
     size: u64,
     pub(super) r#type: *const Record,
@@ -42,7 +46,7 @@ pub(crate) struct Answer {
 impl Answer {
     pub(super) const EMPTY: Self = Self {
         kind: kind::NOTHING,
-        reserved: 0,
+        thread: 0,
         base: 0,
         size: 0,
         r#type: core::ptr::null(),
@@ -72,31 +76,80 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
         return true;
     };
     *answer = Answer::EMPTY;
-    match index.block_at(address, skip) {
-        Ok(block) => {
-            tell_block(&block, answer);
-            return true;
+    let has_signal_stacks = region().signal_stacks.any();
+    if skip == 0
+        && let Some(block) = index.only_block_at(address)
+        && !(has_signal_stacks && block.size >= signal_stacks::LEAST)
+        && !thread_locals::may_be_blocks()
+    {
+        tell_block(&block, answer);
+        return true;
+    }
+    // What a signal stack was made of lies one further out.
+    let is_inside = skip > 0 && has_signal_stacks && signal_stacks::holding(address).is_some();
+    match index.block_at(address, skip - u32::from(is_inside)) {
+        Ok(block) => tell_block(&block, answer),
+        Err(0) => {
+            // First: musl keeps the first thread's block in a static of its own.
+            if let Some(found) = thread_locals::at(address) {
+                fill_thread_local(answer, &found);
+            } else if let Some(module) = objects::holding(address) {
+                in_module(module, address, answer);
+            }
         }
-        Err(0) => {}
         Err(_) => return false,
     }
-    if let Some(module) = objects::holding(address) {
-        return in_module(module, address, answer);
-    }
-    if let Some(found) = thread_locals::at(address) {
-        answer.kind = kind::THREAD;
-        answer.base = found.start;
-        answer.size = found.len;
-        answer.allocator = &raw const allocators::THREAD;
-        answer.module = found.module.path.as_c_str().as_ptr();
-        if let Some(variable) = found.variable {
-            answer.name = string(found.module, variable.name);
-            fill_type(answer, found.module, variable.r#type);
+    if answer.kind != kind::NOTHING {
+        if skip == 0
+            && thread_locals::may_be_blocks()
+            && let Some(found) = thread_locals::at(address)
+        {
+            *answer = Answer::EMPTY;
+            fill_thread_local(answer, &found);
+            return true;
+        }
+        if has_signal_stacks && skip == 0 && answer.size >= signal_stacks::LEAST {
+            // SAFETY: the caller's promise.
+            unsafe { on_signal_stack(address, answer, caller) };
         }
         return true;
     }
     // SAFETY: the caller's promise.
-    unsafe { on_stack(address, answer, caller) }
+    unsafe { on_stack(address, answer, caller) || on_signal_stack(address, answer, caller) }
+}
+
+/// Answers with what lies on the signal stack that holds `address`, if there is one.
+///
+/// # Safety
+/// As for [`tell`].
+#[cold]
+unsafe fn on_signal_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
+    let Some(stack) = signal_stacks::holding(address) else {
+        return false;
+    };
+    *answer = Answer::EMPTY;
+    // SAFETY: the caller's promise.
+    if stack.holds(caller.slot) && unsafe { on_stack(address, answer, caller) } {
+        return true;
+    }
+    answer.kind = kind::SIGNAL_STACK;
+    answer.thread = stack.thread;
+    answer.base = stack.start;
+    answer.size = stack.len;
+    answer.allocator = &raw const allocators::STACK;
+    true
+}
+
+fn fill_thread_local(answer: &mut Answer, found: &thread_locals::Found) {
+    answer.kind = kind::THREAD;
+    answer.base = found.start;
+    answer.size = found.len;
+    answer.allocator = &raw const allocators::THREAD;
+    answer.module = found.module.path.as_c_str().as_ptr();
+    if let Some(variable) = found.variable {
+        answer.name = string(found.module, variable.name);
+        fill_type(answer, found.module, variable.r#type);
+    }
 }
 
 #[inline(always)]
@@ -122,7 +175,7 @@ fn fill_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
     }
 }
 
-fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool {
+fn in_module(module: &'static Module, address: u64, answer: &mut Answer) {
     answer.allocator = &raw const allocators::STATIC;
     answer.module = module.path.as_c_str().as_ptr();
     if let Some((variable, start)) = objects::variable_at(module, address) {
@@ -146,7 +199,6 @@ fn in_module(module: &'static Module, address: u64, answer: &mut Answer) -> bool
         answer.base = module.start;
         answer.size = module.end - module.start;
     }
-    true
 }
 
 pub(super) fn string(module: &Module, at: u32) -> *const c_char {
@@ -165,9 +217,27 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
     let Some(mapping) = mappings::at(address) else {
         return false;
     };
-    answer.kind = kind::MAPPING;
+    let whole = mapping.start..mapping.end;
+    let pages = if threads::is_first_stack(&whole) {
+        whole
+    } else {
+        // The kernel makes one mapping of neighbours; what was mapped by one call is told apart.
+        region().pages.alike(address, whole)
+    };
+    if let Some((thread, thread_pointer)) = threads::whose_stack(&pages) {
+        answer.kind = kind::STACK;
+        answer.base = pages.start;
+        answer.size = pages.end - pages.start;
+        answer.thread = thread;
+        answer.allocator = &raw const allocators::STACK;
+        if let Some(found) = thread_locals::of_thread(thread_pointer, address) {
+            fill_thread_local(answer, &found);
+        }
+        return true;
+    }
     answer.base = mapping.start;
     answer.size = mapping.end - mapping.start;
+    answer.kind = kind::MAPPING;
     answer.allocator = &raw const allocators::MAPPINGS;
     let made = region().pages.at(address);
     if let Some(made) = sites::of(made.origin()).filter(|_| made.origin() != 0) {
@@ -179,16 +249,18 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
 /// # Safety
 /// As for [`tell`].
 unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
+    // What a handler on a stack of its own interrupted may lie below.
+    let is_upward = signal_stacks::own().is_none_or(|stack| !stack.holds(caller.slot));
     // SAFETY: the caller's promise.
     unsafe {
         frames::walk(caller.slot, caller.rbp, |frame| {
             if !frame.spans(address) {
-                return frame.end > address;
+                return is_upward && frame.end > address;
             }
             answer.kind = kind::FRAME;
             answer.base = frame.slot + 8;
             answer.size = frame.end - frame.slot - 8;
-            answer.site = frame.return_address;
+            answer.site = frame.goes_on_at;
             answer.allocator = &raw const allocators::STACK;
             answer.module = frame.module().path.as_c_str().as_ptr();
             if let Some(local) = frame.local_at(address) {

@@ -1,18 +1,19 @@
 //! *What runs instead of mmap, munmap, mprotect, mremap, shmat, and `syscall` with their numbers?*
 //!
 //! The kernel knows what is mapped; the hooks note who mapped it, and what calls were seen to make of each page ([`crate::mappings`]). They
-//! see libc's functions, whoever calls them, libc itself included. A system call instruction of the program's own is not seen, and shows as
-//! pages of which the index and the kernel say different things.
+//! see libc's functions, whoever calls them, libc itself included; a system call instruction of the program's own has a hook of another kind
+//! ([`super::system_calls`]).
 
 #![allow(unsafe_code)] // An entry stub in assembly; calls originals through their addresses.
 
 use super::Planted;
-use crate::mappings::{self, Call};
+use crate::mappings::{self, Call, list};
 use crate::threads::{self, State, WRITING};
-use crate::{process, walk};
+use crate::{heap, process, signal_stacks, walk};
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;
+use pointee_index::pages::PageWord;
 use pointee_model::entries::Role;
 
 /// Gives [`on_mapping_call`] all that a function of up to seven arguments was called with.
@@ -46,18 +47,24 @@ pub(super) unsafe extern "C" fn mapping_stub() {
     );
 }
 
-/// The numbers of those system calls (x86-64).
-const NUMBERS: [(usize, Call); 6] = [
+/// The numbers of those system calls (arch/x86/entry/syscalls/syscall_64.tbl).
+pub(super) const NUMBERS: [(usize, Call); 8] = [
     (9, Call::Map),
     (10, Call::Protect),
     (11, Call::Unmap),
+    (12, Call::Break),
     (25, Call::Remap),
     (30, Call::Attach),
+    (131, Call::SignalStack),
     (329, Call::Protect),
 ];
 
-/// Whether `syscall` with this number changes mappings.
-pub(super) const IS_MAPPING: [usize; 6] = [9, 10, 11, 25, 30, 329];
+/// What the system call with this number does.
+pub(super) fn numbered(number: usize) -> Option<Call> {
+    let mut known = NUMBERS.iter();
+    let (_, call) = known.find(|(known, _)| *known == number)?;
+    Some(*call)
+}
 
 /// What a call does, and its own arguments.
 fn named(planted: &Planted, all: &[usize; 7]) -> Option<(Call, [usize; 6])> {
@@ -68,10 +75,7 @@ fn named(planted: &Planted, all: &[usize; 7]) -> Option<(Call, [usize; 6])> {
         Role::Mprotect => Call::Protect,
         Role::Mremap => Call::Remap,
         Role::Shmat => Call::Attach,
-        _ => {
-            let (_, call) = NUMBERS.iter().find(|(number, _)| *number == a)?;
-            return Some((*call, [b, c, d, e, f, g]));
-        }
+        _ => return Some((numbered(a)?, [b, c, d, e, f, g])),
     };
     Some((call, [a, b, c, d, e, f]))
 }
@@ -88,19 +92,65 @@ unsafe extern "C" fn on_mapping_call(
         return original();
     };
     let is_outside = state.is_outside(slot);
-    let before = writing(state, || mappings::before(call, &arguments, state.thread()));
+    let before = before(state, call, &arguments);
     let result = original();
-    writing(state, || {
-        let origin = if is_outside {
+    let made = Made {
+        call,
+        arguments: &arguments,
+        result,
+        before,
+    };
+    after(state, &made, || {
+        if is_outside {
             // SAFETY: `slot` is the stack pointer at the hooked entry.
             unsafe { walk::origin(planted.root(), slot, rbp) }
         } else {
             // An allocator's own: which one, its blocks there say.
             planted.root()
-        };
-        mappings::after(call, &arguments, result, origin, before);
+        }
     });
     result
+}
+
+/// A call that was made.
+pub(super) struct Made<'a> {
+    pub(super) call: Call,
+    pub(super) arguments: &'a [usize; 6],
+    /// As libc returns it: the last address for a failure.
+    pub(super) result: usize,
+    /// What [`before`] said.
+    pub(super) before: PageWord,
+}
+
+/// Notes what a call is about to undo.
+pub(super) fn before(state: &State, call: Call, arguments: &[usize; 6]) -> PageWord {
+    list::will_change();
+    writing(state, || mappings::before(call, arguments, state.thread()))
+}
+
+/// Notes what came of a call; `origin` says along which path it came.
+pub(super) fn after(state: &State, made: &Made<'_>, origin: impl FnOnce() -> u32) {
+    let [first, ..] = *made.arguments;
+    match made.call {
+        Call::Break if made.result != usize::MAX => {
+            mappings::heap_ends_at(made.result as u64);
+            heap::grown(made.result as u64);
+        }
+        Call::SignalStack if made.result == 0 && first != 0 => {
+            // SAFETY: the kernel has just read it.
+            signal_stacks::was_set(unsafe { *(first as *const [u64; 3]) });
+        }
+        _ => writing(state, || {
+            let Made {
+                call,
+                arguments,
+                result,
+                before,
+            } = *made;
+            mappings::after(call, arguments, result, origin(), before);
+        }),
+    }
+    list::has_changed();
 }
 
 /// Runs `write` while the thread counts as writing the index, wherever it is.

@@ -130,6 +130,11 @@ impl Planted {
         &self.pad
     }
 
+    /// The code that was hooked.
+    pub(crate) fn entry(&self) -> u64 {
+        self.entry
+    }
+
     /// Where the original can be called.
     pub(crate) fn original(&self) -> u64 {
         self.original

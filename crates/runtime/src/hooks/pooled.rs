@@ -34,6 +34,7 @@ fn record(state: &State, call: &Call, block: usize) {
         block as u64,
         size.saturating_mul(count) as u64,
         handle as u64,
+        declared.is_found,
     );
 }
 
@@ -96,7 +97,7 @@ hooks! {
             && argument(&call, Some(declared.argument)) != Some(0)
         {
             // It failed: the block lives on.
-            pools::record(region, state.thread(), before.origin, old, before.size, 0);
+            pools::record(region, state.thread(), before.origin, old, before.size, 0, false);
         }
         end_writing(state);
         block

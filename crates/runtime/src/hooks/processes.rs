@@ -3,9 +3,12 @@
 #![allow(unsafe_code)] // Entry stubs in assembly; calls originals through their addresses.
 
 use super::call::hooks;
+use super::planted::ORIGINAL;
 use super::{Planted, mapped};
+use crate::api;
 use crate::exec::{self, Named};
-use crate::{heap, mappings, process};
+use crate::mappings::{self, list};
+use crate::{heap, process, signal_stacks};
 use core::arch::naked_asm;
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
@@ -53,6 +56,10 @@ pub(super) unsafe extern "C" fn syscall_stub() {
         "je 4f",
         "cmp rdi, {shmat}",
         "je 4f",
+        "cmp rdi, {brk}",
+        "je 4f",
+        "cmp rdi, {sigaltstack}",
+        "je 4f",
         "cmp rdi, {pkey_mprotect}",
         "je 4f",
         "jmp [r11]", // the original
@@ -62,13 +69,62 @@ pub(super) unsafe extern "C" fn syscall_stub() {
         execve = const SYS_EXECVE,
         execveat = const SYS_EXECVEAT,
         exec = sym exec_stub,
-        mmap = const mapped::IS_MAPPING[0],
-        mprotect = const mapped::IS_MAPPING[1],
-        munmap = const mapped::IS_MAPPING[2],
-        mremap = const mapped::IS_MAPPING[3],
-        shmat = const mapped::IS_MAPPING[4],
-        pkey_mprotect = const mapped::IS_MAPPING[5],
+        mmap = const mapped::NUMBERS[0].0,
+        mprotect = const mapped::NUMBERS[1].0,
+        munmap = const mapped::NUMBERS[2].0,
+        mremap = const mapped::NUMBERS[4].0,
+        shmat = const mapped::NUMBERS[5].0,
+        brk = const mapped::NUMBERS[3].0,
+        sigaltstack = const mapped::NUMBERS[6].0,
+        pkey_mprotect = const mapped::NUMBERS[7].0,
         mapping = sym mapped::mapping_stub,
+    );
+}
+
+/// What the names of types' symbols begin with.
+static TYPE_PREFIX: [u8; 12] = *b"__uniqtype_\0";
+
+// `dlsym` looks at who calls it: what asks for no type goes on as it came.
+
+/// `dlsym(handle, name)`.
+#[unsafe(naked)]
+pub(super) unsafe extern "C" fn dlsym_stub() {
+    naked_asm!(
+        ".cfi_startproc",
+        "test rsi, rsi",
+        "jz 3f",
+        "lea r10, [rip + {prefix}]",
+        "mov rax, rsi",
+        "2: mov cl, [r10]",
+        "test cl, cl",
+        "jz 4f",
+        "cmp cl, [rax]",
+        "jne 3f",
+        "inc r10",
+        "inc rax",
+        "jmp 2b",
+        "3: jmp [r11 + {original}]",
+        "4: push rdi",
+        ".cfi_adjust_cfa_offset 8",
+        "push rsi",
+        ".cfi_adjust_cfa_offset 8",
+        "push r11",
+        ".cfi_adjust_cfa_offset 8",
+        "mov rdi, rsi",
+        "call {type_named}",
+        "pop r11",
+        ".cfi_adjust_cfa_offset -8",
+        "pop rsi",
+        ".cfi_adjust_cfa_offset -8",
+        "pop rdi",
+        ".cfi_adjust_cfa_offset -8",
+        "test rax, rax",
+        "jz 3b",
+        "ret",
+        ".cfi_endproc",
+        prefix = sym TYPE_PREFIX,
+        original = const ORIGINAL,
+        type_named = sym api::type_named,
     );
 }
 
@@ -131,10 +187,21 @@ hooks! {
     }
 
     pub(super) fn on_brk(call) {
+        list::will_change();
         let error = call.original();
         if error as i32 == 0 {
             mappings::heap_ends_at(call.args[0] as u64);
             heap::grown(call.args[0] as u64);
+        }
+        list::has_changed();
+        error
+    }
+
+    pub(super) fn on_signal_stack(call) {
+        let error = call.original();
+        if error as i32 == 0 && call.args[0] != 0 {
+            // SAFETY: the kernel has just read it.
+            signal_stacks::was_set(unsafe { *(call.args[0] as *const [u64; 3]) });
         }
         error
     }

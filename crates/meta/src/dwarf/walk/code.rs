@@ -1,7 +1,7 @@
 //! *What does a unit say about code?* Functions, inlined calls, variables.
 
 use super::{Context, Owner, Walk, small};
-use crate::dwarf::die::{Die, Value};
+use crate::dwarf::die::{Die, Value, integer};
 use crate::dwarf::places::{Fixed, is_list};
 use crate::dwarf::raw::{RawFunction, RawGlobal, RawInline, RawMember, RawVariable};
 use crate::dwarf::units::DieRef;
@@ -134,6 +134,13 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         let index = self.facts.variables.len() as u32;
         if let Some(location) = &die.location {
             self.locate(location, index, context);
+        } else if let Some(value) = die.const_value.as_ref().and_then(integer)
+            && let Some(whole) = whole(&self.facts.functions, context)
+        {
+            let places = whole
+                .iter()
+                .map(|(start, end)| (*start, *end, Place::Constant(value)));
+            self.facts.places.extend(places);
         }
         let own_name = self.string(&die.name);
         let name = if context.function.is_some() || own_name.is_empty() {
@@ -183,18 +190,8 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 }
             }
         }
-        let Some(function) = context.function else {
+        let Some(whole) = whole(&self.facts.functions, context) else {
             return;
-        };
-        let Some(owner) = self.facts.functions.get(function as usize) else {
-            return;
-        };
-        let whole = match context.inline {
-            Some(inline) => owner
-                .inlines
-                .get(inline as usize)
-                .map_or(&[][..], |inline| &inline.ranges),
-            None => &owner.ranges,
         };
         let places = &mut self.facts.places;
         self.evaluator.places(location, whole, |start, end, place| {
@@ -223,4 +220,16 @@ fn is_c(language: u16) -> bool {
         gimli::DwLang(language),
         c::DW_LANG_C | c::DW_LANG_C89 | c::DW_LANG_C99 | c::DW_LANG_C11 | c::DW_LANG_C17
     )
+}
+
+/// The code over which a location without a list holds.
+fn whole<'f>(functions: &'f [RawFunction<'_>], context: Context<'_>) -> Option<&'f [(u64, u64)]> {
+    let owner = functions.get(context.function? as usize)?;
+    Some(match context.inline {
+        Some(inline) => owner
+            .inlines
+            .get(inline as usize)
+            .map_or(&[][..], |inline| &inline.ranges),
+        None => &owner.ranges,
+    })
 }

@@ -1,6 +1,6 @@
 //! *What does a unit say about types?* Type entries, their members, enumerators and dimensions.
 
-use super::{Context, Owner, Walk};
+use super::{Context, Owner, Walk, small};
 use crate::dwarf::die::{Die, integer};
 use crate::dwarf::raw::{RawEnumerator, RawMember, RawType, TypeRef};
 use crate::dwarf::units::DieRef;
@@ -60,6 +60,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             origin,
             encoding: die.encoding.unwrap_or(0),
             flags,
+            decl_file: small(die.decl_file),
             members: 0..0,
             enumerators: 0..0,
             arguments: 0..0,
@@ -227,6 +228,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                         origin: DieRef::NONE,
                         encoding: 0,
                         flags: 0,
+                        decl_file: 0,
                         members: 0..0,
                         enumerators: 0..0,
                         arguments: 0..0,

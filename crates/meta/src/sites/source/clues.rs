@@ -3,8 +3,9 @@
 //! A cast of the result, `sizeof` in the arguments and its part in them, and what the result is
 //! assigned to or returned as.
 
+use super::super::request::Request;
 use super::super::typing::{Pointee, Types};
-use super::super::verdict::{Clue, Request};
+use super::super::verdict::Clue;
 use super::shape::{LONGEST_CALL, closing, unclosed};
 use super::tokens::Token;
 use crate::facts::{Facts, Function};
@@ -16,12 +17,16 @@ pub(super) struct Scope<'a, 'f> {
     pub(super) types: &'a Types<'f>,
     pub(super) function: &'a Function,
     pub(super) facts: &'a Facts,
+    /// The file that the call stands in.
+    pub(super) file: u32,
 }
 
 impl Scope<'_, '_> {
     pub(super) fn clues(&self, text: &[Token<'_>], call: usize) -> Vec<Clue> {
         let mut clues = Vec::new();
-        if let Some(target) = self.cast_before(text, call) {
+        if let Some(target) = self.cast_before(text, call)
+            && !self.is_arithmetic(text, call, &target)
+        {
             clues.push(clue(Witness::CastInSource, target, "cast"));
         }
         let Some(end) = closing(text, call + 1) else {
@@ -33,22 +38,22 @@ impl Scope<'_, '_> {
             // What is added to it lies behind what it is the offset in.
             clues.extend(self.head_by_offset(arguments).map(|head| Clue {
                 role: Some(Role::Header),
-                ..clue(Witness::SizeofInSource, head, "offsetof")
+                ..clue(Witness::SizeofInSource, vec![head], "offsetof")
             }));
             return clues;
         }
-        let mut sizes: Vec<(usize, TypeIndex, String)> = Vec::new();
+        let mut sizes: Vec<(usize, Vec<TypeIndex>, String)> = Vec::new();
         for (at, token) in arguments.iter().enumerate() {
             if token.is("sizeof")
-                && let Some((index, words)) = self.sizeof(&arguments[at + 1..])
+                && let Some((types, words)) = self.sizeof(&arguments[at + 1..])
             {
-                sizes.push((at, index, words));
+                sizes.push((at, types, words));
             } else if token.is("sizeof") {
                 // One that is not understood could be the one that counts.
                 return clues;
             }
         }
-        sizes.dedup_by_key(|(_, index, _)| *index);
+        sizes.dedup_by(|(_, a, _), (_, b, _)| a == b);
         let between = |a: usize, b: usize| arguments[a..b].iter().any(|token| token.is("+"));
         let first = match &sizes[..] {
             [one] => Some(one),
@@ -56,17 +61,18 @@ impl Scope<'_, '_> {
             [head, next] if between(head.0, next.0) => Some(head),
             _ => None,
         };
-        if let Some((at, index, words)) = first {
+        if let Some((at, types, words)) = first {
             // `sizeof(T) + n * sizeof(T)` is an array all the same.
             let count = arguments.iter().filter(|token| token.is("sizeof")).count();
             let part = part(arguments, *at).filter(|_| count == sizes.len());
             // `n + sizeof(void *)`: room for one more thing, which the block does not start with.
-            if part == Some(Role::Header) && !self.types.is_structure(*index) {
+            let is_structure = types.iter().all(|at| self.types.is_structure(*at));
+            if part == Some(Role::Header) && !is_structure {
                 return clues;
             }
             clues.push(Clue {
                 role: part,
-                ..clue(Witness::SizeofInSource, *index, words)
+                ..clue(Witness::SizeofInSource, types.clone(), words)
             });
         }
         clues
@@ -118,7 +124,7 @@ impl Scope<'_, '_> {
             _ => return None,
         };
         match self.types.pointee(pointer)? {
-            Pointee::Type(target) => Some(clue(Witness::AssignedInSource, target, "")),
+            Pointee::Type(target) => Some(clue(Witness::AssignedInSource, vec![target], "")),
             Pointee::Void => None,
         }
     }
@@ -137,23 +143,33 @@ impl Scope<'_, '_> {
             .find(|at| matches!(text[*at].text(), ";" | "{" | "}"))
             .unwrap_or(start);
         let statement = &text[start..end];
-        let mut sizes: Vec<(TypeIndex, String)> = statement
+        let mut sizes: Vec<(Vec<TypeIndex>, String)> = statement
             .iter()
             .enumerate()
             .filter(|(_, token)| token.is("sizeof"))
             .filter_map(|(at, _)| self.sizeof(&statement[at + 1..]))
             .collect();
-        sizes.dedup_by_key(|(index, _)| *index);
-        match &sizes[..] {
-            [(index, words)]
-                if self.types.size(*index).is_some_and(|size| {
-                    size > 8 && (request.total == Some(size) || request.unit == Some(size))
-                }) =>
-            {
-                vec![clue(Witness::SizeofInSource, *index, words)]
-            }
-            _ => Vec::new(),
+        sizes.dedup_by(|(a, _), (b, _)| a == b);
+        let [(types, words)] = &sizes[..] else {
+            return Vec::new();
+        };
+        let mut types = types.clone();
+        types.retain(|at| {
+            self.types.size(*at).is_some_and(|size| {
+                size > 8 && (request.total == Some(size) || request.unit == Some(size))
+            })
+        });
+        match types.is_empty() {
+            true => Vec::new(),
+            false => vec![clue(Witness::SizeofInSource, types, words)],
         }
+    }
+
+    /// Whether a cast to bytes is there to add to the result.
+    fn is_arithmetic(&self, text: &[Token<'_>], call: usize, target: &[TypeIndex]) -> bool {
+        let after = closing(text, call + 1).and_then(|end| text.get(end + 1));
+        after.is_some_and(|sign| sign.is("+") || sign.is("-"))
+            && target.iter().all(|at| self.types.is_character(*at))
     }
 
     /// Where a cast in front of a call starts.
@@ -165,7 +181,7 @@ impl Scope<'_, '_> {
     }
 
     /// What the cast in front of a call points to.
-    fn cast_before(&self, text: &[Token<'_>], call: usize) -> Option<TypeIndex> {
+    fn cast_before(&self, text: &[Token<'_>], call: usize) -> Option<Vec<TypeIndex>> {
         let open = self.opening_of_cast(text, call)?;
         let words = &text[open + 1..call - 1];
         let (star, target) = words.split_last()?;
@@ -173,7 +189,7 @@ impl Scope<'_, '_> {
         (star.is("*") && !target.is_empty())
             .then(|| self.type_name(target))
             .flatten()
-            .map(|at| self.types.strip(at))
+            .map(|named| self.each_of_name(named))
     }
 }
 
@@ -233,10 +249,10 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
     }
 }
 
-fn clue(witness: Witness, target: TypeIndex, what: &str) -> Clue {
+fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
     Clue {
         witness,
-        types: vec![target],
+        types,
         role: None,
         what: what.to_owned(),
         address: 0,

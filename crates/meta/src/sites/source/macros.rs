@@ -3,7 +3,7 @@
 //! Debug info names the files of a program but not which of them a unit included, nor what was defined
 //! when. So a definition counts in the file that it stands in and, from a header, everywhere; of several
 //! for one name the one counts that names the function looked for, then the nearest before the use in its own
-//! file, then the first. Nothing is pasted or quoted, and no condition is evaluated. Expansion is
+//! file, then the first. Words are pasted where that makes the name of a type; nothing is quoted, and no condition is evaluated. Expansion is
 //! bounded: what grows beyond [`LONGEST`] stays as it is.
 
 use super::tokens::{Definition, Text, Token, tokens};
@@ -35,6 +35,9 @@ pub(super) struct Wanted<'w> {
     pub(super) callee: &'w str,
 }
 
+/// The names that words may be pasted to.
+pub(super) type Names<'n, 't> = dyn Fn(&str) -> Option<&'t str> + 'n;
+
 impl Macros {
     pub(super) fn add(&mut self, file: u32, shared: bool, text: &Text) {
         for definition in text.definitions() {
@@ -55,9 +58,10 @@ impl Macros {
         &'t self,
         text: &[Token<'t>],
         wanted: Wanted<'_>,
+        names: &Names<'_, 't>,
     ) -> Option<Vec<Token<'t>>> {
         let mut out = Vec::new();
-        self.expand_into(text, wanted, &mut Vec::new(), &mut out)?;
+        self.expand_into(text, wanted, names, &mut Vec::new(), &mut out)?;
         (out != text).then_some(out)
     }
 
@@ -66,6 +70,7 @@ impl Macros {
         &'t self,
         text: &[Token<'t>],
         wanted: Wanted<'_>,
+        names: &Names<'_, 't>,
         inside: &mut Vec<&'t str>,
         out: &mut Vec<Token<'t>>,
     ) -> Option<()> {
@@ -100,12 +105,13 @@ impl Macros {
                         return None;
                     }
                 }
+                paste(&mut body, names);
                 Some((known, body, end))
             });
             match replacement {
                 Some((known, body, end)) => {
                     inside.push(&known.name);
-                    self.expand_into(&body, wanted, inside, out)?;
+                    self.expand_into(&body, wanted, names, inside, out)?;
                     inside.pop();
                     at = end;
                 }
@@ -133,6 +139,22 @@ impl Macros {
             .max_by_key(|known| known.definition.line);
         let found = naming.or(before).or_else(|| visible().next())?;
         Some(&found.definition)
+    }
+}
+
+/// `a ## b`, where a type is called `ab`.
+fn paste<'t>(body: &mut Vec<Token<'t>>, names: &Names<'_, 't>) {
+    let mut at = 1;
+    while at + 2 < body.len() {
+        let [before, first, second, after] = [body[at - 1], body[at], body[at + 1], body[at + 2]];
+        let pasted = (first.is("#") && second.is("#"))
+            .then(|| names(&format!("{}{}", before.text(), after.text())))
+            .flatten();
+        match pasted {
+            // It may be pasted to what follows.
+            Some(name) => drop(body.splice(at - 1..at + 3, [before.named(name)])),
+            None => at += 1,
+        }
     }
 }
 
@@ -174,7 +196,9 @@ mod tests {
                       #define put(var, ty, ...) (void)(var = (ty)real(__VA_ARGS__, #var))\n\
                       #define sp sub.val \\\n   .sp\n\
                       # define loop loop + again\n\
-                      #define again loop\n";
+                      #define again loop\n\
+                      #define ACT(name) (act_##name *)get(sizeof(act_##name), f_##name)\n";
+        let names = |name: &str| (name == "act_paren").then_some("act_paren");
         let rows = [
             (
                 "p = NEW(node);",
@@ -183,6 +207,10 @@ mod tests {
             (
                 "put(r->sp, char *, a, f(b, c));",
                 "( void ) ( r -> sub . val . sp = ( char * ) real ( a , f ( b , c ) , # r -> sub . val . sp ) ) ;",
+            ),
+            (
+                "ACT(paren)",
+                "( act_paren * ) get ( sizeof ( act_paren ) , f_ # # paren )",
             ),
             ("loop", "loop + loop"),
             ("NEW", "NEW"),
@@ -196,7 +224,9 @@ mod tests {
         };
         for (text, expect) in rows {
             let text_tokens = tokens(text.as_bytes(), 7);
-            let found = macros.expand(&text_tokens, wanted).unwrap_or(text_tokens);
+            let found = macros
+                .expand(&text_tokens, wanted, &names)
+                .unwrap_or(text_tokens);
             assert!(found.iter().all(|token| token.line == 7), "{text}");
             let words: Vec<&str> = found.iter().map(Token::text).collect();
             assert_eq!(words.join(" "), expect, "{text}");
@@ -216,11 +246,11 @@ mod tests {
         macros.add(3, false, &Text::new(source.as_bytes().to_vec()));
         for (callee, line, expect) in rows {
             let wanted = Wanted { file: 3, callee };
-            let found = macros.expand(&tokens(b"make(1)", line), wanted);
+            let found = macros.expand(&tokens(b"make(1)", line), wanted, &|_| None);
             let first = found.as_ref().map(|found| found[0].text());
             assert_eq!(first, Some(expect), "{callee} at {line}");
             let elsewhere = Wanted { file: 4, callee };
-            let found = macros.expand(&tokens(b"make(1)", line), elsewhere);
+            let found = macros.expand(&tokens(b"make(1)", line), elsewhere, &|_| None);
             assert!(found.is_none(), "of another source file");
         }
     }

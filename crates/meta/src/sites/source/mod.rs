@@ -14,8 +14,9 @@ mod shape;
 mod tokens;
 
 use super::Options;
+use super::request::Request;
 use super::typing::{Pointee, Types};
-use super::verdict::{Clue, Request};
+use super::verdict::Clue;
 use crate::facts::{Facts, Function};
 use clues::Scope;
 use macros::{Macros, Wanted};
@@ -76,11 +77,6 @@ impl<'f> Sources<'f> {
         if !self.options.sources {
             return Vec::new();
         }
-        let scope = Scope {
-            types,
-            function,
-            facts: self.facts,
-        };
         let mut handed_on = false;
         for position in self.positions(types, function, address, callee) {
             // Of what does not come back as the block, only the size that is handed in tells.
@@ -89,6 +85,12 @@ impl<'f> Sources<'f> {
             }
             let Some(text) = self.text(position.file) else {
                 continue;
+            };
+            let scope = Scope {
+                types,
+                function,
+                facts: self.facts,
+                file: position.file,
             };
             let line = position.line;
             let text = text.tokens(line.saturating_sub(BEFORE), line.saturating_add(AFTER));
@@ -99,7 +101,10 @@ impl<'f> Sources<'f> {
                     callee: &position.name,
                 };
                 let statement = statement_around(&text, line);
-                if let Some(expanded) = self.macros().expand(statement, wanted) {
+                if let Some(expanded) = self
+                    .macros()
+                    .expand(statement, wanted, &|name| types.name(name))
+                {
                     read = position.read(&scope, &expanded, untyped).or(read);
                 }
             }

@@ -4,11 +4,12 @@ use super::super::typing::Pointee;
 use super::clues::Scope;
 use super::shape::closing;
 use super::tokens::Token;
-use pointee_model::image::{TypeIndex, TypeKind};
+use pointee_model::image::{TypeIndex, TypeKind, type_flags};
 
 impl Scope<'_, '_> {
-    /// The type whose size `sizeof` takes, and the words that say it.
-    pub(super) fn sizeof(&self, rest: &[Token<'_>]) -> Option<(TypeIndex, String)> {
+    /// The type whose size `sizeof` takes, and the words that say it; several types where files of the program
+    /// each have their own of that name.
+    pub(super) fn sizeof(&self, rest: &[Token<'_>]) -> Option<(Vec<TypeIndex>, String)> {
         let inner = if rest.first()?.is("(") {
             &rest[1..closing(rest, 0)?]
         } else {
@@ -21,11 +22,12 @@ impl Scope<'_, '_> {
             &rest[..multiplied.unwrap_or(end)]
         };
         let words: Vec<&str> = inner.iter().map(Token::text).collect();
-        let index = self.type_name(inner).or_else(|| self.expression(inner))?;
-        Some((
-            self.types.strip(index),
-            format!("sizeof({})", words.join(" ")),
-        ))
+        let words = format!("sizeof({})", words.join(" "));
+        let Some(named) = self.type_name(inner) else {
+            let index = self.expression(inner)?;
+            return Some((vec![self.types.strip(index)], words));
+        };
+        Some((self.each_of_name(named), words))
     }
 
     /// A type name such as `const struct node *`.
@@ -43,22 +45,54 @@ impl Scope<'_, '_> {
             ["void"] if stars > 0 => return self.pointer_to_void(stars),
             _ => {
                 let name = base_name(&words).unwrap_or_else(|| words.join(" "));
-                self.types.named(&name).iter().copied().find(|at| {
-                    self.types.get(*at).is_some_and(|entry| {
-                        !matches!(entry.kind, TypeKind::Function | TypeKind::Unknown)
-                    })
-                })
+                self.plainly(&name)
             }
         };
         (0..stars).try_fold(base?, |target, _| self.types.pointer_to(target))
     }
 
-    fn tagged(&self, tag: &str, kinds: &[TypeKind]) -> Option<TypeIndex> {
-        self.types.named(tag).iter().copied().find(|at| {
+    /// What a name without a keyword means: in C a typedef rather than a tag, of this file rather than another.
+    fn plainly(&self, name: &str) -> Option<TypeIndex> {
+        let rank = |at: &TypeIndex| {
+            let entry = self.types.get(*at)?;
+            let is_tag = match entry.kind {
+                TypeKind::Function | TypeKind::Unknown => return None,
+                TypeKind::Struct | TypeKind::Union | TypeKind::Enum => {
+                    entry.flags & type_flags::ANONYMOUS == 0
+                }
+                _ => false,
+            };
+            Some((is_tag, entry.file != Some(self.file), *at))
+        };
+        let found = self.types.named(name).iter().filter_map(rank).min();
+        found.map(|(.., at)| at)
+    }
+
+    /// What a name may mean that is found to mean this type.
+    pub(super) fn each_of_name(&self, named: TypeIndex) -> Vec<TypeIndex> {
+        let named = self.types.strip(named);
+        let all = self.types.namesakes(named);
+        let is_own = |at: &&TypeIndex| {
             self.types
-                .get(*at)
-                .is_some_and(|entry| kinds.contains(&entry.kind))
-        })
+                .get(**at)
+                .is_some_and(|entry| entry.file == Some(self.file))
+        };
+        let own: Vec<TypeIndex> = all.iter().filter(is_own).copied().collect();
+        match (own.is_empty(), all.is_empty()) {
+            (false, _) => own,
+            (true, false) => all.to_vec(),
+            (true, true) => vec![named],
+        }
+    }
+
+    fn tagged(&self, tag: &str, kinds: &[TypeKind]) -> Option<TypeIndex> {
+        let rank = |at: &TypeIndex| {
+            let entry = self.types.get(*at)?;
+            let is_other = entry.file != Some(self.file);
+            kinds.contains(&entry.kind).then_some((is_other, *at))
+        };
+        let found = self.types.named(tag).iter().filter_map(rank).min();
+        found.map(|(_, at)| at)
     }
 
     fn pointer_to_void(&self, stars: usize) -> Option<TypeIndex> {
@@ -70,12 +104,25 @@ impl Scope<'_, '_> {
     pub(super) fn expression(&self, text: &[Token<'_>]) -> Option<TypeIndex> {
         let (first, rest) = text.split_first()?;
         match first.text() {
-            "*" => self.pointed(self.expression(rest)?),
+            "*" => match self.cast_to_pointer(rest) {
+                Some(target) => Some(target),
+                None => self.pointed(self.expression(rest)?),
+            },
             "(" if closing(text, 0) == Some(text.len() - 1) => {
                 self.expression(&text[1..text.len() - 1])
             }
             _ => self.postfix(text),
         }
+    }
+
+    /// What the cast at the start of an expression makes a pointer to: `T` in `(T *)memory`.
+    fn cast_to_pointer(&self, text: &[Token<'_>]) -> Option<TypeIndex> {
+        text.first()?.is("(").then_some(())?;
+        let end = closing(text, 0)?;
+        let (star, target) = text[1..end].split_last()?;
+        (star.is("*") && end + 1 < text.len())
+            .then(|| self.type_name(target))?
+            .map(|at| self.types.strip(at))
     }
 
     fn postfix(&self, text: &[Token<'_>]) -> Option<TypeIndex> {
@@ -133,7 +180,7 @@ impl Scope<'_, '_> {
         let entry = self.types.get(self.types.strip(index))?;
         match (entry.kind, self.types.pointee(index)) {
             (TypeKind::Array, _) => entry.target.map(|at| self.types.strip(at)),
-            (_, Some(Pointee::Type(target))) => Some(target),
+            (_, Some(Pointee::Type(target))) => Some(self.types.in_file(target, Some(self.file))),
             _ => None,
         }
     }

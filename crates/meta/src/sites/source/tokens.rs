@@ -112,6 +112,11 @@ impl<'t> Token<'t> {
         Self { line, ..self }
     }
 
+    /// Another word in its place.
+    pub(super) fn named(self, text: &'t str) -> Self {
+        Self { text, ..self }
+    }
+
     pub(super) fn comma(line: u32) -> Self {
         Self { text: ",", line }
     }

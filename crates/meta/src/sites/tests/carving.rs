@@ -126,6 +126,36 @@ fn a_reader_is_no_pool() {
     }
 }
 
+/// The blocks of what is reallocated would move.
+#[test]
+fn a_buffer_that_grows_is_no_pool() {
+    let source = format!(
+        "{HEAD}struct buffer {{ char *data; size_t size, used; }};
+        static int grow(struct buffer *b, size_t n) {{
+            char *data = realloc(b->data, b->used + n);
+            if (!data) return -1;
+            b->data = data; b->size = b->used + n;
+            return 0;
+        }}
+        __attribute__((noinline)) void *reserve(struct buffer *b, size_t n) {{
+            if (b->used + n > b->size && grow(b, n) != 0) return 0;
+            void *p = b->data + b->used;
+            b->used += n;
+            return p;
+        }}
+        struct node *first;
+        void add(struct buffer *b) {{ first = reserve(b, sizeof(struct node)); }}"
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    for level in ["-O0", "-O2"] {
+        let elf = compile(folder.path(), "buffer.c", "gcc", level, &source);
+        let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+        let found = infer(&elf, &facts, &Options::default());
+        let pools = found.wrappers.iter().filter(|wrapper| wrapper.is_pool);
+        assert_eq!(pools.count(), 0, "{level}: {found:#?}");
+    }
+}
+
 /// How long an object of an obstack is, the write of its cursor does not tell.
 #[test]
 fn of_an_obstack() {

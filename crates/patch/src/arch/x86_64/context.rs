@@ -20,20 +20,17 @@
 //!
 //! Several actions at one instruction share what is saved, and come one after the other.
 //!
-//! **Flags** are kept by `lahf` and `seto`, 0.8 ns here, rather than by `pushfq` and `popfq`, 4.8 ns; those keep the direction
-//! flag too, and are used where that is not known to be clear.
-//!
-//! **Upper halves.** With AVX a handler may change the upper halves even of registers whose lower ones it preserves, so all
-//! of a live register is saved. Loading a zero into an upper half would make the processor take it for used, and slow
-//! down all SSE code behind it: whether they are all zero is seen from what was saved, and then `vzeroupper` is what restores them.
-//! (`xgetbv` would tell too, at 13 ns here; all sixteen registers take 9 to save and restore.)
-//!
-//! **MXCSR** is written back only if a handler has changed it: `ldmxcsr` takes 5 ns.
+//! How flags are kept, and what it costs, is told in `moves.rs`; of vector registers, in `vectors.rs`.
+
+mod moves;
+mod vectors;
 
 use pointee_model::addr::RunAddr;
 
 use super::emit::{EmitError, Emitter};
 use super::liveness::{Flags, Live, Vectors};
+use moves::{constant, load, move_stack, restore_flags, save_flags, stack_operand, store};
+use vectors::{SUM, components, restore_few, save_all, save_few};
 
 /// What a handler of context [`Context::General`] or more is given, and may change.
 #[repr(C)]
@@ -140,6 +137,17 @@ pub struct Frame {
     pub moved: u16,
 }
 
+/// What a stretch of what [`act`] writes is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Part {
+    /// To keep the state.
+    Save,
+    /// The action with this number.
+    Action(usize),
+    /// To bring the state back.
+    Restore,
+}
+
 /// psABI x86-64, 3.2.2.
 const RED_ZONE: i32 = 128;
 const FRAME: i32 = size_of::<Registers>() as i32;
@@ -154,18 +162,10 @@ const SAVED_VECTORS_AT: i32 = 152;
 /// Registers in the order of their numbers; the stack pointer is none of them.
 const GENERAL: [u8; 15] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 const RAX: u8 = 0;
-/// The vector register in which the upper halves of all are added up.
-const SUM: u16 = 1;
 const RCX: u8 = 1;
-/// Offsets below the vectors' 16 × 64 bytes: MXCSR before and after, and whether an upper half is in use.
-const MXCSR_AT: i32 = 1024;
-const MXCSR_AFTER: i32 = 1028;
-const DIRTY_AT: i32 = 1032;
-const FEW_LEN: i32 = 1088;
-/// Where the header of an area of `xsave` must be zero (Intel SDM 1, 13.4.2).
-const XSAVE_ZERO: core::ops::Range<i32> = 528..576;
 
-/// Writes code that does `actions`, in order, with nothing changed behind it. `at` is the instruction that they are for.
+/// Writes code that does `actions`, in order, with nothing changed behind it. `at` is the instruction that they are for. `told` is told of
+/// each part before it is written, with its offset in the buffer.
 ///
 /// # Errors
 /// [`EmitError`].
@@ -175,6 +175,7 @@ pub fn act(
     live: Live,
     at: RunAddr,
     processor: &Processor,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Option<Frame>, EmitError> {
     let deepest = actions.iter().filter_map(|action| match action {
         Action::Call { context, .. } => Some(*context),
@@ -182,9 +183,9 @@ pub fn act(
     });
     match deepest.max() {
         Some(deepest @ (Context::General | Context::Everything)) => {
-            framed(emitter, actions, live, at, processor, deepest).map(Some)
+            framed(emitter, actions, live, at, processor, deepest, told).map(Some)
         }
-        nothing => bare(emitter, actions, live, nothing.is_some()),
+        nothing => bare(emitter, actions, live, nothing.is_some(), told),
     }
 }
 
@@ -194,6 +195,7 @@ fn bare(
     actions: &[Action],
     live: Live,
     calls: bool,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Option<Frame>, EmitError> {
     let start = emitter.len();
     let far = actions.iter().any(|action| match action {
@@ -206,12 +208,11 @@ fn bare(
     let keeps_flags = counts && live.flags != Flags::Dead;
     let saves = far || keeps_flags;
     if !saves && !calls {
-        for action in actions {
-            one(emitter, action, Scratch::None)?;
-        }
+        each(emitter, actions, Scratch::None, told)?;
         return Ok(None);
     }
     let moved = RED_ZONE + 16;
+    told(Part::Save, start);
     move_stack(emitter, -moved)?;
     let begins = (emitter.len() - start) as u16;
     if saves {
@@ -221,9 +222,8 @@ fn bare(
     if keeps_flags {
         save_flags(emitter)?;
     }
-    for action in actions {
-        one(emitter, action, Scratch::Rcx)?;
-    }
+    each(emitter, actions, Scratch::Rcx, told)?;
+    told(Part::Restore, emitter.len());
     if keeps_flags {
         restore_flags(emitter)?;
     }
@@ -249,8 +249,10 @@ fn framed(
     at: RunAddr,
     processor: &Processor,
     deepest: Context,
+    told: &mut dyn FnMut(Part, usize),
 ) -> Result<Frame, EmitError> {
     let start = emitter.len();
+    told(Part::Save, start);
     let here = |emitter: &Emitter<'_>| (emitter.len() - start) as u16;
     move_stack(emitter, -MOVED)?;
     let begins = here(emitter);
@@ -289,9 +291,8 @@ fn framed(
         Some(Vectors::All) => save_all(emitter, processor)?,
         Some(Vectors::Few(few)) => save_few(emitter, few | SUM, processor.width)?,
     }
-    for action in actions {
-        one(emitter, action, Scratch::All)?;
-    }
+    each(emitter, actions, Scratch::All, told)?;
+    told(Part::Restore, emitter.len());
     match vectors {
         None => {}
         Some(Vectors::All) => {
@@ -339,6 +340,19 @@ enum Scratch {
     All,
 }
 
+fn each(
+    emitter: &mut Emitter<'_>,
+    actions: &[Action],
+    scratch: Scratch,
+    told: &mut dyn FnMut(Part, usize),
+) -> Result<(), EmitError> {
+    for (number, action) in actions.iter().enumerate() {
+        told(Part::Action(number), emitter.len());
+        one(emitter, action, scratch)?;
+    }
+    Ok(())
+}
+
 fn one(emitter: &mut Emitter<'_>, action: &Action, scratch: Scratch) -> Result<(), EmitError> {
     match *action {
         Action::Count { cell, shared } => {
@@ -374,196 +388,4 @@ fn one(emitter: &mut Emitter<'_>, action: &Action, scratch: Scratch) -> Result<(
             emitter.bytes(&handler.0.to_le_bytes())
         }
     }
-}
-
-/// `lahf; seto al`: in `rax`, without changing what it keeps.
-fn save_flags(emitter: &mut Emitter<'_>) -> Result<(), EmitError> {
-    emitter.bytes(&[0x9f, 0x0f, 0x90, 0xc0])
-}
-
-/// `add al, 127; sahf`: the sum overflows if the flag was set.
-fn restore_flags(emitter: &mut Emitter<'_>) -> Result<(), EmitError> {
-    emitter.bytes(&[0x04, 0x7f, 0x9e])
-}
-
-/// `lea rsp, [rsp + by]`, which changes no flag.
-fn move_stack(emitter: &mut Emitter<'_>, by: i32) -> Result<(), EmitError> {
-    emitter.bytes(&[0x48, 0x8d])?;
-    stack_operand(emitter, 4, by)
-}
-
-/// ModRM, SIB and displacement of `[rsp + offset]` with `reg`.
-fn stack_operand(emitter: &mut Emitter<'_>, reg: u8, offset: i32) -> Result<(), EmitError> {
-    let reg = (reg & 7) << 3 | 4;
-    match i8::try_from(offset) {
-        Ok(short) => emitter.bytes(&[0x40 | reg, 0x24, short as u8]),
-        Err(_) => long_operand(emitter, reg, offset),
-    }
-}
-
-/// The same, always with four bytes: a shorter one is scaled under EVEX.
-fn long_operand(emitter: &mut Emitter<'_>, reg: u8, offset: i32) -> Result<(), EmitError> {
-    emitter.bytes(&[0x80 | reg, 0x24])?;
-    emitter.bytes(&offset.to_le_bytes())
-}
-
-/// `mov [rsp + offset], register`.
-fn store(emitter: &mut Emitter<'_>, register: u8, offset: i32) -> Result<(), EmitError> {
-    emitter.bytes(&[0x48 | (register >> 3) << 2, 0x89])?;
-    stack_operand(emitter, register, offset)
-}
-
-/// `mov register, [rsp + offset]`.
-fn load(emitter: &mut Emitter<'_>, register: u8, offset: i32) -> Result<(), EmitError> {
-    emitter.bytes(&[0x48 | (register >> 3) << 2, 0x8b])?;
-    stack_operand(emitter, register, offset)
-}
-
-/// `mov register, value`, in the shortest form.
-fn constant(emitter: &mut Emitter<'_>, register: u8, value: u64) -> Result<(), EmitError> {
-    match u32::try_from(value) {
-        Ok(short) => {
-            emitter.bytes(&[0xb8 | register])?;
-            emitter.bytes(&short.to_le_bytes())
-        }
-        Err(_) => {
-            emitter.bytes(&[0x48, 0xb8 | register])?;
-            emitter.bytes(&value.to_le_bytes())
-        }
-    }
-}
-
-/// `mov eax, components; xor edx, edx`.
-fn components(emitter: &mut Emitter<'_>, processor: &Processor) -> Result<(), EmitError> {
-    constant(emitter, RAX, u64::from(processor.xsave_components))?;
-    emitter.bytes(&[0x31, 0xd2])
-}
-
-/// Sets [`Registers::vectors`] to the stack pointer, and which they are to `rax`.
-fn tell_vectors(emitter: &mut Emitter<'_>) -> Result<(), EmitError> {
-    emitter.bytes(&[0x48, 0x89, 0xa3])?; // mov [rbx + …], rsp
-    emitter.bytes(&VECTORS_AT.to_le_bytes())?;
-    emitter.bytes(&[0x48, 0x89, 0x83])?; // mov [rbx + …], rax
-    emitter.bytes(&SAVED_VECTORS_AT.to_le_bytes())
-}
-
-/// Makes room of `len` bytes, a multiple of 64, below `rsp`.
-fn make_room(emitter: &mut Emitter<'_>, len: i32) -> Result<(), EmitError> {
-    emitter.bytes(&[0x48, 0x83, 0xe4, 0xc0])?; // and rsp, -64
-    emitter.bytes(&[0x48, 0x81, 0xec])?; // sub rsp, len
-    emitter.bytes(&len.to_le_bytes())
-}
-
-/// `rax` is 0.
-fn save_all(emitter: &mut Emitter<'_>, processor: &Processor) -> Result<(), EmitError> {
-    make_room(emitter, processor.xsave_len.next_multiple_of(64) as i32)?;
-    for at in XSAVE_ZERO.step_by(8) {
-        store(emitter, RAX, at)?;
-    }
-    emitter.bytes(&[0x48, 0xff, 0xc8])?; // dec rax
-    tell_vectors(emitter)?;
-    components(emitter, processor)?;
-    emitter.bytes(&[0x0f, 0xc7, 0x24, 0x24]) // xsavec [rsp]
-}
-
-fn numbers(few: u16) -> impl Iterator<Item = u8> {
-    (0..16).filter(move |number| few >> number & 1 != 0)
-}
-
-/// A move of all of a vector register to or from its place.
-fn move_vector(
-    emitter: &mut Emitter<'_>,
-    number: u8,
-    width: Width,
-    save: bool,
-) -> Result<(), EmitError> {
-    let opcode = if save { 0x29 } else { 0x28 };
-    let extended = number >= 8;
-    match width {
-        Width::Sse if extended => emitter.bytes(&[0x44, 0x0f, opcode])?,
-        Width::Sse => emitter.bytes(&[0x0f, opcode])?,
-        Width::Avx => emitter.bytes(&[0xc5, if extended { 0x7c } else { 0xfc }, opcode])?,
-        Width::Avx512 => {
-            let first = if extended { 0x71 } else { 0xf1 };
-            emitter.bytes(&[0x62, first, 0x7c, 0x48, opcode])?;
-        }
-    }
-    long_operand(emitter, (number & 7) << 3 | 4, i32::from(number) * 64)
-}
-
-fn save_few(emitter: &mut Emitter<'_>, few: u16, width: Width) -> Result<(), EmitError> {
-    make_room(emitter, FEW_LEN)?;
-    constant(emitter, RAX, u64::from(few))?;
-    tell_vectors(emitter)?;
-    for number in numbers(few) {
-        move_vector(emitter, number, width, true)?;
-    }
-    emitter.bytes(&[0x0f, 0xae])?; // stmxcsr
-    stack_operand(emitter, 3, MXCSR_AT)?;
-    if width == Width::Sse {
-        return Ok(());
-    }
-    // All that are live into register 0, whose lowest 128 bits do not count.
-    for number in numbers(few).filter(|number| *number != 0) {
-        let rm = 0xc0 | number & 7;
-        match width {
-            Width::Avx512 => {
-                let first = if number >= 8 { 0xd1 } else { 0xf1 };
-                emitter.bytes(&[0x62, first, 0xfd, 0x48, 0xeb, rm])?; // vporq zmm0, zmm0, …
-            }
-            _ if number >= 8 => emitter.bytes(&[0xc4, 0xc1, 0x7c, 0x56, rm])?, // vorps ymm0, ymm0, …
-            _ => emitter.bytes(&[0xc5, 0xfc, 0x56, rm])?,
-        }
-    }
-    emitter.bytes(&[0xc4, 0xe3, 0x7d, 0x19, 0xc2, 1])?; // vextractf128 xmm2, ymm0, 1
-    if width == Width::Avx512 {
-        emitter.bytes(&[0x62, 0xf3, 0xfd, 0x48, 0x1b, 0xc1, 1])?; // vextractf64x4 ymm1, zmm0, 1
-        emitter.bytes(&[0xc5, 0xf4, 0x56, 0xd2])?; // vorps ymm2, ymm1, ymm2
-    }
-    emitter.bytes(&[0xc4, 0xe2, 0x7d, 0x17, 0xd2])?; // vptest ymm2, ymm2
-    emitter.bytes(&[0x0f, 0x95])?; // setne [rsp + DIRTY_AT]
-    stack_operand(emitter, 0, DIRTY_AT)?;
-    emitter.bytes(&VZEROUPPER)
-}
-
-const VZEROUPPER: [u8; 3] = [0xc5, 0xf8, 0x77];
-
-fn restore_few(emitter: &mut Emitter<'_>, few: u16, width: Width) -> Result<(), EmitError> {
-    if width == Width::Sse {
-        for number in numbers(few) {
-            move_vector(emitter, number, width, false)?;
-        }
-    } else {
-        let len = |width: Width| -> u32 {
-            let each = |number: u8| match width {
-                Width::Sse => 8 + u32::from(number >= 8),
-                Width::Avx => 9,
-                Width::Avx512 => 11,
-            };
-            numbers(few).map(each).sum()
-        };
-        emitter.bytes(&VZEROUPPER)?;
-        emitter.bytes(&[0x80])?; // cmp [rsp + DIRTY_AT], 0
-        stack_operand(emitter, 7, DIRTY_AT)?;
-        emitter.bytes(&[0])?;
-        emitter.bytes(&[0x0f, 0x85])?; // jne
-        emitter.bytes(&(len(Width::Sse) + 5).to_le_bytes())?;
-        for number in numbers(few) {
-            move_vector(emitter, number, Width::Sse, false)?;
-        }
-        emitter.bytes(&[0xe9])?;
-        emitter.bytes(&len(width).to_le_bytes())?;
-        for number in numbers(few) {
-            move_vector(emitter, number, width, false)?;
-        }
-    }
-    emitter.bytes(&[0x0f, 0xae])?; // stmxcsr
-    stack_operand(emitter, 3, MXCSR_AFTER)?;
-    emitter.bytes(&[0x8b])?; // mov eax, [rsp + MXCSR_AFTER]
-    stack_operand(emitter, RAX, MXCSR_AFTER)?;
-    emitter.bytes(&[0x3b])?; // cmp eax, [rsp + MXCSR_AT]
-    stack_operand(emitter, RAX, MXCSR_AT)?;
-    emitter.bytes(&[0x74, 8])?; // je over
-    emitter.bytes(&[0x0f, 0xae])?; // ldmxcsr
-    stack_operand(emitter, 2, MXCSR_AT)
 }

@@ -1,0 +1,164 @@
+//! *Are statically linked programs recorded, and do they run as without us?* — of glibc and musl, position-independent or not.
+
+mod harness;
+
+use harness::{pointee, report};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// Debian packages of what is run here.
+pub const PACKAGES: &[&str] = &["gcc", "musl-tools"];
+
+/// How static programs are linked.
+const LINKED: [&[&str]; 3] = [
+    &["gcc", "-static"],
+    &["gcc", "-static-pie", "-fPIE"],
+    &["musl-gcc", "-static"],
+];
+
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        Self(TempDir::new().expect("a folder"))
+    }
+
+    fn build(&self, compiler: &[&str], source: &str) -> String {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/static_programs");
+        let made = self.0.path().join(source.trim_end_matches(".c"));
+        let status = Command::new(compiler[0])
+            .args(&compiler[1..])
+            .args(["-g", "-O1", "-fno-builtin", "-pthread", "-o"])
+            .arg(&made)
+            .arg(sources.join(source))
+            .status();
+        assert!(status.expect("the compiler runs").success(), "{compiler:?}");
+        made.to_str().expect("a name").to_owned()
+    }
+}
+
+fn told(output: &Output) -> (String, String, Option<i32>) {
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    (out, err, output.status.code())
+}
+
+/// Runs `command` plain and watched, which must not differ.
+fn same(command: &[&str]) -> Vec<Value> {
+    let plain = Command::new(command[0]).args(&command[1..]).output();
+    let (reports, watched) = report(command);
+    assert_eq!(told(&watched), told(&plain.expect("runs")), "{command:?}");
+    reports
+}
+
+/// Allocations and live blocks of a type.
+fn of_type(report: &Value, name: &str) -> [Option<u64>; 2] {
+    let types = report["types"].as_array().expect("a list");
+    let found = types.iter().find(|row| row["type"] == name);
+    ["allocations", "live"].map(|field| found.and_then(|row| row[field].as_u64()))
+}
+
+fn unseen(report: &Value) -> String {
+    report["unseen"].to_string()
+}
+
+#[test]
+fn threads_and_children_are_counted_exactly() {
+    let workshop = Workshop::new();
+    for compiler in LINKED {
+        let program = workshop.build(compiler, "family.c");
+        let reports = same(&[&program]);
+        let [first, rest @ ..] = reports.as_slice() else {
+            panic!("no report: {compiler:?}")
+        };
+        assert_eq!(unseen(first), "[]", "{compiler:?}");
+        assert_eq!(
+            of_type(first, "struct node"),
+            [Some(20_000), Some(0)],
+            "{first:#}"
+        );
+        let programs: Vec<&str> = rest
+            .iter()
+            .map(|report| report["program"].as_str().expect("a name"))
+            .collect();
+        let shells = programs.iter().filter(|path| !path.ends_with("family"));
+        assert_eq!(shells.count(), 2, "{compiler:?}: {programs:?}");
+        let child = rest.iter().find(|report| report["generation"] == 0);
+        let child = child.expect("the forked child's report");
+        assert_eq!(of_type(child, "struct node")[1], Some(9), "{child:#}");
+        assert_eq!(of_type(child, "struct node[]")[1], Some(1), "{child:#}");
+    }
+}
+
+#[test]
+fn a_program_begins_as_without() {
+    let workshop = Workshop::new();
+    for compiler in LINKED {
+        let program = workshop.build(compiler, "begins.c");
+        let reports = same(&[&program, "one", ""]);
+        assert_eq!(unseen(&reports[0]), "[]", "{compiler:?}");
+        // Ignored signals are inherited, those by which a tracer stops a program too.
+        let ignoring = |before: &[&str]| {
+            let script = "trap '' TRAP SEGV STOP CHLD INT; exec \"$@\"";
+            let mut command = Command::new("sh");
+            let output = command
+                .args(["-c", script, "sh"])
+                .args(before)
+                .arg(&program);
+            told(&output.output().expect("runs"))
+        };
+        let command = pointee().get_program().to_str().expect("a name").to_owned();
+        let watched = ignoring(&[&command, "run", "--report", "/dev/null", "--"]);
+        assert_eq!(watched, ignoring(&[]), "{compiler:?}");
+    }
+}
+
+#[test]
+fn real_programs_do_not_notice() {
+    for command in [
+        &[
+            "/bin/busybox",
+            "sh",
+            "-c",
+            "for i in 1 2 3; do echo $i | busybox sed s/2/x/; done; exit 4",
+        ][..],
+        &[
+            "/bin/bash-static",
+            "-c",
+            "a=(); for i in {1..300}; do a+=($i); done; echo ${#a[@]}; exit 5",
+        ],
+    ] {
+        if Path::new(command[0]).exists() {
+            // Debian strips both.
+            assert!(
+                unseen(&same(command)[0]).contains("has no symbols"),
+                "{command:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_recorded_runs_and_says_so() {
+    let workshop = Workshop::new();
+    let stripped = workshop.build(&["gcc", "-static", "-s"], "begins.c");
+    assert!(unseen(&same(&[&stripped])[0]).contains("has no symbols"));
+
+    let program = workshop.build(&["gcc", "-static"], "begins.c");
+    let without = workshop.build(&["gcc"], "without_ptrace.c");
+    let command = pointee().get_program().to_str().expect("a name").to_owned();
+    let file = workshop.0.path().join("report");
+    let file = file.to_str().expect("a name");
+    let run = ["run", "--format", "json", "--report", file, "--", &program];
+    let watched = Command::new(&without).arg(command).args(run).output();
+    let plain = Command::new(&without).arg(&program).output();
+    assert_eq!(told(&watched.expect("runs")), told(&plain.expect("runs")));
+    let reports: Value =
+        serde_json::from_slice(&std::fs::read(file).expect("a report")).expect("JSON");
+    assert!(
+        unseen(&reports[0]).contains("may not be traced"),
+        "{reports:#}"
+    );
+}

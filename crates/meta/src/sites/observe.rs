@@ -1,0 +1,246 @@
+//! *What do arguments, variables and stores show of an allocation?*
+
+use super::calls::Key;
+use super::cpp::is_constructor;
+use super::flow::Interpreter;
+use super::memory::{Address, frame_offset};
+use super::model::WRITE_TEXT;
+use super::outcome::{Observation, Seen};
+use super::parameters::{in_registers, parameters};
+use super::state::{State, dwarf};
+use super::typing::Pointee;
+use super::value::{OriginSet, Value};
+use pointee_model::evidence::Witness;
+use pointee_model::image::TypeIndex;
+
+impl<'f> Interpreter<'_, 'f> {
+    pub(super) fn observe_arguments(&mut self, callee: Key, arguments: &[Value; 6], at: u64) {
+        if !arguments
+            .iter()
+            .any(|value| Self::start_of(*value).is_some())
+        {
+            return;
+        }
+        let program = self.program;
+        let Some(body) = program.body(callee) else {
+            let name = program.name(callee);
+            if let (Some(origins), Some(text)) = (Self::start_of(arguments[0]), self.types.text())
+                && WRITE_TEXT.contains(&name)
+            {
+                let text = [Pointee::Type(text)];
+                self.note_each(origins, Witness::Parameter, &text, at, name);
+            }
+            return;
+        };
+        let known = parameters(body, self.types);
+        for (value, parameter) in arguments.iter().zip(known.by_register) {
+            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+                && let Some(pointee) = self.types.pointee(parameter.r#type)
+            {
+                let witness = if parameter.name == "this" && is_constructor(body.name) {
+                    Witness::Constructor
+                } else {
+                    Witness::Parameter
+                };
+                let what = format!("{}({})", body.name, parameter.name);
+                self.note_each(origins, witness, &[pointee], at, &what);
+            }
+        }
+    }
+
+    /// The arguments of a call through a pointer to a function of known type.
+    pub(super) fn observe_through(&mut self, function: TypeIndex, arguments: &[Value; 6], at: u64) {
+        let Some(entry) = self.types.get(function) else {
+            return;
+        };
+        let declared = entry.members.iter().map(|member| member.r#type);
+        let by_register = in_registers(declared, entry.target, self.types);
+        for (value, parameter) in arguments.iter().zip(by_register) {
+            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+                && let Some(pointee) = self.types.pointee(parameter)
+            {
+                self.note_each(origins, Witness::Parameter, &[pointee], at, "");
+            }
+        }
+    }
+
+    /// The variables that hold the start of a block before the instruction at `at`.
+    pub(super) fn observe_variables(&mut self, state: &State, at: u64) {
+        for (register, value) in state.registers.iter().enumerate() {
+            if let Value::Allocated { origins, offset } = *value {
+                let hits: Vec<_> = self
+                    .places
+                    .in_register(dwarf(register), at)
+                    .filter(|hit| offset.wrapping_add(hit.offset) == 0)
+                    .collect();
+                for hit in hits {
+                    self.observe_variable(origins, &hit, 0, at);
+                }
+            }
+        }
+        for (slot, value) in state.slots() {
+            if let Some(origins) = Self::start_of(*value) {
+                let hits = self
+                    .places
+                    .in_slot(*slot, at, |register| frame_offset(state, register));
+                for hit in hits {
+                    if self.may_own(*slot, origins, hit.index) {
+                        self.observe_variable(origins, &hit, hit.offset, at);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes which variables lie in a slot that an allocation is put into.
+    pub(super) fn own_slot(&mut self, slot: i64, value: Value, state: &State, at: u64) {
+        let Some(origins) = Self::start_of(value) else {
+            return;
+        };
+        let hits = self
+            .places
+            .in_slot(slot, at, |register| frame_offset(state, register));
+        for call in self.origins.calls(origins) {
+            let owners = self.owners.entry((slot, *call)).or_default();
+            for hit in &hits {
+                if !owners.contains(&hit.index) {
+                    owners.push(hit.index);
+                }
+            }
+        }
+    }
+
+    /// Whether a variable that lies in a slot may be what an allocation in it was put into.
+    fn may_own(&self, slot: i64, origins: OriginSet, variable: u32) -> bool {
+        self.origins.calls(origins).iter().all(|call| {
+            let owners = self.owners.get(&(slot, *call));
+            owners.is_none_or(|owners| owners.is_empty() || owners.contains(&variable))
+        })
+    }
+
+    fn observe_variable(
+        &mut self,
+        origins: OriginSet,
+        hit: &super::places::Hit<'f>,
+        offset: i64,
+        at: u64,
+    ) {
+        let fresh = self
+            .origins
+            .calls(origins)
+            .iter()
+            .any(|call| !self.seen.contains(&(*call, hit.index)));
+        if !fresh {
+            return;
+        }
+        for call in self.origins.calls(origins) {
+            self.seen.insert((*call, hit.index));
+        }
+        let inlined = hit.variable.inline.and_then(|inline| {
+            let function = self.body.function?;
+            function.inlines.get(inline as usize)
+        });
+        let owner = inlined.map_or(self.body.name, |inline| inline.name.as_str());
+        let witness = if hit.variable.name == "this" && is_constructor(owner) {
+            Witness::Constructor
+        } else {
+            Witness::Variable
+        };
+        let pointees = self.types.pointees_at(hit.r#type, offset);
+        let what = match inlined {
+            Some(inline) => format!("{}: {}", inline.name, hit.variable.name),
+            None => hit.variable.name.clone(),
+        };
+        self.note_each(origins, witness, &pointees, at, &what);
+    }
+
+    /// A store of eight bytes somewhere but to the stack.
+    pub(super) fn observe_store(&mut self, to: &Address, value: Value, state: &State, at: u64) {
+        let Some(origins) = Self::start_of(value) else {
+            return;
+        };
+        if let Value::Parameter { index, offset: 0 } = to.value {
+            let calls = self.origins.calls(origins);
+            self.outcome
+                .handed
+                .extend(calls.iter().map(|call| (*call, index)));
+        }
+        if let Value::Allocated {
+            origins: holders,
+            offset,
+        } = to.value
+        {
+            let calls = self.origins.calls(origins).to_vec();
+            for holder in self.origins.calls(holders).to_vec() {
+                for call in &calls {
+                    let seen = Seen::Into {
+                        call: holder,
+                        offset,
+                    };
+                    self.note(*call, Witness::Field, seen, at, "");
+                }
+            }
+            // What a variable says of the other block does not wait for that block's type.
+            if let Some((target, offset)) = self.variable_object(to, at) {
+                let pointees = self.types.pointees_at(target, offset);
+                let what = self.types.path(target, offset);
+                self.note_each(origins, Witness::Field, &pointees, at, &what);
+            }
+            return;
+        }
+        let witness = match to.value {
+            Value::Global(_) => Witness::Global,
+            _ => Witness::Field,
+        };
+        if let Some((target, offset)) = self.object_at(to, state, at) {
+            let pointees = self.types.pointees_at(target, offset);
+            let what = match to.value {
+                Value::Global(address) => self.allocators.global_name(address),
+                _ => self.types.path(target, offset),
+            };
+            self.note_each(origins, witness, &pointees, at, &what);
+        }
+    }
+
+    pub(super) fn note_each(
+        &mut self,
+        origins: OriginSet,
+        witness: Witness,
+        pointees: &[Pointee],
+        at: u64,
+        what: &str,
+    ) {
+        let types: Vec<TypeIndex> = pointees
+            .iter()
+            .filter_map(|pointee| match pointee {
+                Pointee::Type(index) => Some(*index),
+                Pointee::Void => None,
+            })
+            .collect();
+        let seen = match (types.is_empty(), pointees.is_empty()) {
+            (false, _) => Seen::Types(types),
+            (true, false) => Seen::Void,
+            (true, true) => return,
+        };
+        for call in self.origins.calls(origins).to_vec() {
+            self.note(call, witness, seen.clone(), at, what);
+        }
+    }
+
+    pub(super) fn note(
+        &mut self,
+        call: u64,
+        witness: Witness,
+        seen: Seen,
+        address: u64,
+        what: &str,
+    ) {
+        self.outcome.observations.push(Observation {
+            call,
+            witness,
+            seen,
+            address,
+            what: what.to_owned(),
+        });
+    }
+}

@@ -1,0 +1,100 @@
+//! *What is noted down of one function's allocations?*
+
+use super::CursorWrite;
+use super::calls::{Key, Program};
+use super::pools::Carving;
+use super::value::Value;
+use pointee_model::evidence::Witness;
+use pointee_model::image::TypeIndex;
+
+/// What an observation points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// `void`.
+    Void,
+    /// One of these types, stripped (several for the arms of a union).
+    Types(Vec<TypeIndex>),
+    /// The block is an array of these.
+    Elements(TypeIndex),
+    /// What lies at `offset` in the result of another allocation of this function.
+    Into { call: u64, offset: i64 },
+}
+
+/// One observation on the result of one allocation.
+#[derive(Clone, Debug)]
+pub(super) struct Observation {
+    /// The allocation's call.
+    pub(super) call: u64,
+    pub(super) witness: Witness,
+    pub(super) seen: Seen,
+    /// The instruction that shows it.
+    pub(super) address: u64,
+    pub(super) what: String,
+}
+
+/// One allocation met.
+#[derive(Clone, Debug)]
+pub(super) struct Met {
+    pub(super) call: u64,
+    pub(super) next: u64,
+    pub(super) callee: Key,
+    /// For [`Key::Carved`], what it is carved out of, or by.
+    pub(super) place: Option<String>,
+    pub(super) tail: bool,
+    pub(super) indirect: bool,
+    /// Bytes asked for.
+    pub(super) size: Value,
+    /// The unit, where count and unit are given apart.
+    pub(super) unit: Option<u64>,
+    /// Count and unit.
+    pub(super) factors: Option<(Value, Value)>,
+    /// The integer arguments.
+    pub(super) arguments: [Value; 6],
+}
+
+/// What the interpretation of one function found.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) met: Vec<Met>,
+    pub(super) observations: Vec<Observation>,
+    /// Allocations that are returned, with the offset in the block.
+    pub(super) returned: Vec<(u64, i64)>,
+    /// Allocations that are stored where a parameter points, with the parameter.
+    pub(super) handed: Vec<(u64, u8)>,
+    /// What was seen of cursors.
+    pub(super) carving: Carving,
+    /// Its writes of cursors.
+    pub(super) cursor_writes: Vec<CursorWrite>,
+    /// The function was too long to be looked at.
+    pub(super) incomplete: bool,
+}
+
+impl Met {
+    /// A block of no call: `place` says what the instruction at `at` carves it out of.
+    pub(super) fn carved(at: u64, next: u64, place: String, size: Value) -> Self {
+        let unit = match size {
+            Value::Linear { scale, add: 0, .. } if scale > 1 => Some(u64::from(scale)),
+            _ => None,
+        };
+        Self {
+            call: at,
+            next,
+            callee: Key::Carved,
+            place: Some(place),
+            tail: false,
+            indirect: false,
+            size,
+            unit,
+            factors: None,
+            arguments: [Value::Unknown; 6],
+        }
+    }
+
+    /// What is called, by its linker name, or what else there is in its place.
+    pub(super) fn name<'a>(&'a self, program: &Program<'a>) -> &'a str {
+        match &self.place {
+            Some(place) => place,
+            None => program.name(self.callee),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Records that are cut short, text of other characters, and names that several files use.
+
+use super::{DebugFiles, Elf, HEAD, Options, check, described, infer, read_facts};
+use std::process::Command;
+
+#[test]
+fn up_to_an_arm_of_the_union_at_the_end() {
+    check(
+        "cut.c",
+        "struct entry { long kind; union { char text[64]; char *name; } u; } *entry;
+        void name(void) {
+            entry = malloc(sizeof(struct entry) + sizeof(char *) - 64); //= Whole struct entry
+        }
+        void text(size_t n) {
+            entry = malloc(sizeof(struct entry) - 64 + n); //= Header struct entry + char
+        }",
+    );
+}
+
+#[test]
+fn text_is_of_the_characters_that_its_copier_says() {
+    check(
+        "letters.c",
+        "typedef unsigned char letter;
+        __attribute__((noinline)) letter *copy(letter *s) {
+            size_t n = strlen((char *)s) + 1;
+            letter *p = malloc(n); //= wrapper
+            return memcpy(p, s, n);
+        }
+        letter *title;
+        void name(letter *s) {
+            title = copy(s); //= Bytes unsigned char
+        }",
+    );
+}
+
+/// Each file has a `struct state` and a `data` of its own.
+#[test]
+fn names_mean_what_their_file_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |members: &str, function: &str| {
+        format!(
+            "{HEAD}struct state {{ {members} }}; typedef struct {{ {members} long more; }} data;
+            extern struct state *state;
+            data *{function}_last;
+            void *{function}(void) {{ return calloc(1, sizeof(data)); }}
+            void {function}_start(void) {{ state = calloc(1, sizeof(struct state)); }}"
+        )
+    };
+    let sources = [
+        ("one.c", file("long a, b, c;", "one")),
+        ("two.c", file("int *p; long q[4];", "two")),
+        ("state.c", "struct state *state;".to_owned()),
+    ];
+    for (name, text) in &sources {
+        std::fs::write(folder.path().join(name), text).expect("the source is written");
+    }
+    let built = Command::new("gcc")
+        .current_dir(folder.path())
+        .args(["-g", "-O2", "-fPIC", "-shared", "-w", "-o", "both.so"])
+        .args(sources.each_ref().map(|(name, _)| *name))
+        .status();
+    assert!(built.expect("the compiler runs").success());
+    let elf = Elf::open(folder.path().join("both.so")).expect("the compiler writes ELF");
+    let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+    let found = infer(&elf, &facts, &Options::default());
+    let said: Vec<String> = found
+        .sites
+        .iter()
+        .filter(|site| site.callee == "calloc")
+        .map(|site| {
+            let size = site.r#type.and_then(|at| facts.types[at as usize].size);
+            format!("{} {}", described(&facts, site), size.unwrap_or(0))
+        })
+        .collect();
+    let mut expect = [24, 40]
+        .map(|size| format!("Whole struct state {size}"))
+        .to_vec();
+    expect.extend([32, 48].map(|size| format!("Whole data {size}")));
+    assert_eq!(
+        said.iter().collect::<std::collections::BTreeSet<_>>(),
+        expect.iter().collect()
+    );
+}
