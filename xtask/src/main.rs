@@ -40,6 +40,10 @@ Usage: cargo xtask COMMAND
                       [FILE…]         these files instead of jq and Pointee's own
   bench probe       how probes are placed in files of this machine, and what they cost
                       --rounds, --pointee as above
+  bench suites      whether test suites say the same with a counter at every function
+                      --perl FOLDER   a built source tree of Perl, whose `t` is run
+                      --python FILE   an interpreter with its module `test`
+                      --pointee       as above
 ";
 
 fn main() -> ExitCode {
@@ -62,6 +66,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["bench", "images", files @ ..] => bench::images::run(files),
         ["bench", "overhead", options @ ..] => bench::run(&bench::Options::parse(options)?),
         ["truth", rest @ ..] => truth::run(rest),
+        ["bench", "suites", options @ ..] => bench::suites::run(options),
         ["bench", "probe", options @ ..] => bench::probes::run(&bench::Options::parse(options)?),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}{}", truth::USAGE);

@@ -20,6 +20,7 @@ mod programs;
 mod queries;
 mod site;
 mod start;
+pub(crate) mod suites;
 pub(crate) mod table;
 mod variant;
 mod workloads;
