@@ -20,6 +20,7 @@ mod calls;
 mod kernel;
 mod loading;
 mod object;
+mod observing;
 mod space;
 mod tasks;
 
@@ -31,6 +32,7 @@ pub(crate) use loading::{Held, Mapped};
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 use object::Object;
+pub(crate) use observing::{Call, Observed, observe};
 use pointee_probe::Plan;
 use space::{Mapping, Memory};
 use std::collections::{BTreeMap, BTreeSet};
