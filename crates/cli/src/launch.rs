@@ -208,13 +208,22 @@ fn start(what: &Start<'_>, inheritance: &Inheritance) -> Result<Started, Errno> 
     }
 }
 
-/// Lets the process execute the program, and maps the runtime into that before it begins.
-fn start_mapped(forked: Forked, mapped: &Mapped) -> anyhow::Result<()> {
+/// Starts the program, and holds it before its first instruction.
+pub(crate) fn start_held(what: &Start<'_>, inheritance: &Inheritance) -> anyhow::Result<Held> {
+    held(fork(what, inheritance, true)?)
+}
+
+fn held(forked: Forked) -> anyhow::Result<Held> {
     let held = Held::seize(forked.child)?;
     if let Some(mut gate) = forked.gate {
         gate.write_all(&[1])?;
     }
-    held.until_program()?.load(mapped)
+    held.until_program()
+}
+
+/// Lets the process execute the program, and maps the runtime into that before it begins.
+fn start_mapped(forked: Forked, mapped: &Mapped) -> anyhow::Result<()> {
+    held(forked)?.load(mapped)
 }
 
 /// A process that will execute the program, once it is let through its gate if it has one; and the pipe by which it tells why it could not.

@@ -15,6 +15,7 @@
 //! cannot be executed, 127 when it is not found; else, under `run`, the program's own.
 
 mod acquaintance;
+mod behaviour;
 mod commands;
 mod configuration;
 mod glob;
@@ -69,6 +70,7 @@ enum Subcommands {
     Histo(commands::histo::Arguments),
     What(commands::what::Arguments),
     Probe(commands::probe::Arguments),
+    Observe(commands::observe::Arguments),
     Maps(commands::maps::Arguments),
     Snapshot(commands::snapshot::Arguments),
     Sites(commands::sites::Arguments),
@@ -100,6 +102,7 @@ fn main() -> ExitCode {
         Subcommands::Histo(arguments) => commands::histo::run(arguments),
         Subcommands::What(arguments) => commands::what::run(arguments),
         Subcommands::Probe(arguments) => commands::probe::run(arguments),
+        Subcommands::Observe(arguments) => commands::observe::run(arguments),
         Subcommands::Maps(arguments) => commands::maps::run(arguments),
         Subcommands::Snapshot(arguments) => commands::snapshot::run(arguments),
         Subcommands::Sites(arguments) => commands::sites::run(arguments),

@@ -278,8 +278,10 @@ pub fn cached(elf: &Elf, options: &Options) -> Option<(PathBuf, LoadedImage)> {
 #[must_use]
 pub fn analyse(elf: &Elf, options: &Options) -> (Facts, Sites) {
     let debug = DebugFiles::find(elf, &options.search);
-    let facts = read_facts(elf, &debug);
-    let sites = find_sites(elf, &facts, &config_for(elf, options), options);
+    let config = config_for(elf, options);
+    let mut facts = read_facts(elf, &debug);
+    config::name_functions(&config, &mut facts);
+    let sites = find_sites(elf, &facts, &config, options);
     (facts, sites)
 }
 
@@ -312,9 +314,10 @@ fn make(
     progress: &dyn Fn(Stage),
 ) -> (Vec<u8>, Vec<String>) {
     progress(Stage::DebugInfo);
-    let facts = read_facts(elf, debug);
+    let mut facts = read_facts(elf, debug);
     progress(Stage::Sites);
     let config = config_for(elf, options);
+    config::name_functions(&config, &mut facts);
     let sites = find_sites(elf, &facts, &config, options);
     progress(Stage::Writing);
     let bytes = writer::write(&facts, &sites, &config, provenance);

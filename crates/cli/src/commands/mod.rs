@@ -5,6 +5,7 @@ mod explain_file;
 pub(crate) mod histo;
 pub(crate) mod maps;
 pub(crate) mod meta;
+pub(crate) mod observe;
 pub(crate) mod probe;
 pub(crate) mod run;
 pub(crate) mod runtime_path;

@@ -65,6 +65,23 @@ pub(super) fn wait(task: Pid) -> Result<Event, Errno> {
     }
 }
 
+/// Waits until anything happens to any task that is traced; `status` is what (wait(2)).
+pub(super) fn wait_any(status: &mut i32) -> Result<Pid, Errno> {
+    // SAFETY: `status` is written, nothing else.
+    Errno::result(unsafe { libc::waitpid(-1, status, libc::__WALL) }).map(Pid::from_raw)
+}
+
+/// Whether two tasks have the same memory.
+pub(super) fn share_memory(one: Pid, other: Pid) -> bool {
+    const KCMP_VM: libc::c_long = 1;
+    let (one, other) = (
+        libc::c_long::from(one.as_raw()),
+        libc::c_long::from(other.as_raw()),
+    );
+    // SAFETY: touches no memory.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
+}
+
 /// Lets `task` go on with `signal`, 0 for none: until anything happens, until its next system call, for one instruction.
 pub(super) fn go_on(request: libc::c_uint, task: Pid, signal: i32) -> Result<(), Errno> {
     // SAFETY: these requests read and write no memory of ours.

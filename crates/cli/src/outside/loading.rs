@@ -50,6 +50,11 @@ impl Held {
         Ok(Self(child))
     }
 
+    /// The process.
+    pub(super) fn pid(&self) -> Pid {
+        self.0
+    }
+
     /// Waits until it stands before the first instruction of a program.
     pub(crate) fn until_program(self) -> Result<Self> {
         loop {

@@ -6,6 +6,28 @@ use crate::sites::{Evidence, Site, Sites, Size, Wrapper};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::site_flags;
 
+/// Gives functions that the configuration knows by address the names that it calls them by.
+pub(crate) fn name_functions(config: &Config, facts: &mut Facts) {
+    for rule in &config.rules {
+        let Some(address) = rule.address else {
+            continue;
+        };
+        let known = facts.functions.iter_mut().find(|it| it.entry == address);
+        match known {
+            Some(function) => {
+                function.name.clone_from(&rule.name);
+                function.linkage_name.clone_from(&rule.name);
+            }
+            None => facts.functions.push(Function {
+                name: rule.name.clone(),
+                linkage_name: rule.name.clone(),
+                entry: address,
+                ..Function::default()
+            }),
+        }
+    }
+}
+
 /// Marks declared wrappers, forgets ignored ones and ignored cursors, corrects types. `module` is the file's path.
 pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Sites) {
     if config.is_empty() {

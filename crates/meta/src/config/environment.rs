@@ -27,6 +27,8 @@ pub fn from_environment(
                     kind,
                     name: function,
                     module: None,
+                    build_id: None,
+                    address: None,
                     signature: Some(signature),
                     role: None,
                     free: None,

@@ -6,6 +6,12 @@
 //! module = "libarena.so*"
 //! free = "arena_free"
 //!
+//! [[allocator]]                     # a function without a symbol is named by its place in one file
+//! name = "malloc"
+//! address = 0x45f210                # link-time, as objdump shows it
+//! build_id = "0daa1a3855d8…"
+//! role = "malloc"
+//!
 //! [[site]]
 //! function = "make_table"           # and/or file = "table.c", line = 42
 //! type = "struct table + struct row[]"
@@ -52,6 +58,8 @@ struct Raw {
 struct RawRule {
     name: Option<Spanned<String>>,
     module: Option<String>,
+    build_id: Option<String>,
+    address: Option<u64>,
     signature: Option<Spanned<String>>,
     role: Option<Spanned<String>>,
     free: Option<String>,
@@ -122,6 +130,12 @@ impl Reader<'_> {
             );
             return Err(self.error(place, &what));
         };
+        if raw.address.is_some() && name.as_ref().contains('*') {
+            return Err(self.error(
+                name.span(),
+                "expected one name for the function at `address`",
+            ));
+        }
         let role = match &raw.role {
             None => None,
             Some(word) => Some(role(word.as_ref()).ok_or_else(|| {
@@ -137,6 +151,8 @@ impl Reader<'_> {
             kind,
             name: name.as_ref().clone(),
             module: raw.module,
+            build_id: raw.build_id,
+            address: raw.address,
             signature,
             role,
             free: raw.free,
@@ -258,6 +274,11 @@ type = \"struct h + struct t[]\"
                 "expected one of",
             ),
             ("[[wrapper]]\nmodule = \"a\"\n", "p:1:1: ", "expected `name"),
+            (
+                "[[free]]\nname = \"f*\"\naddress = 0x1000\nrole = \"free\"\n",
+                "p:2:8: ",
+                "expected one name",
+            ),
             (
                 "\n[[free]]\nname = \"f\"\nrole = \"fre\"\n",
                 "p:4:8: ",

@@ -19,7 +19,7 @@ pub use environment::from_environment;
 pub use file::{ConfigError, parse};
 pub use signature::{Signature, SignatureError};
 
-pub(crate) use apply::apply;
+pub(crate) use apply::{apply, name_functions};
 
 use crate::elf::Elf;
 use crate::sites::Size;
@@ -106,6 +106,10 @@ pub struct Rule {
     pub name: String,
     /// File name of the modules it holds for; any if there is none.
     pub module: Option<String>,
+    /// Build ID of the one file that it holds for, in hexadecimal digits; any if there is none.
+    pub build_id: Option<String>,
+    /// Link-time address of the one function that it names, where the file has no symbol for it.
+    pub address: Option<u64>,
     /// Which argument is what.
     pub signature: Option<Signature>,
     /// What it does, where the signature does not tell.
@@ -162,10 +166,19 @@ impl Rule {
             self.kind,
             &self.name,
             &self.module,
+            (&self.build_id, self.address),
             &self.signature,
             self.role,
             &self.free,
         )
+    }
+
+    /// Whether it may hold for a file with this build ID.
+    fn is_of_build(&self, build_id: &[u8]) -> bool {
+        self.build_id.as_ref().is_none_or(|wanted| {
+            let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
+            wanted.eq_ignore_ascii_case(&hex)
+        })
     }
 }
 
@@ -243,7 +256,11 @@ impl Config {
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
-            rule.kind != Kind::Pair && rule.is_in(&module) && (is_stripped || named(rule))
+            let is_there = is_stripped || rule.address.is_some() || named(rule);
+            rule.kind != Kind::Pair
+                && rule.is_in(&module)
+                && rule.is_of_build(elf.build_id())
+                && is_there
         };
         let in_module = |correction: &&Correction| {
             let base = module.rsplit('/').next().unwrap_or("");
@@ -303,7 +320,8 @@ impl Config {
             });
             // Patterns would have to be tried on every symbol: an image tells of those.
             let is_whole = !rule.name.contains(['*', ' ', '\n']) && !pattern.contains([' ', '/']);
-            if is_whole && !is_outdone {
+            let is_named = rule.address.is_none() && rule.build_id.is_none();
+            if is_whole && is_named && !is_outdone {
                 hooked.push((declared, pattern, rule.name.as_str()));
             }
         }

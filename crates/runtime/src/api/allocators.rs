@@ -154,11 +154,18 @@ fn make(root: u32, operator: Option<bool>) -> Option<*mut Allocator> {
     Some(allocator)
 }
 
-/// The first loaded object's function `name`: the one that calls by this name reach.
+/// The first loaded object's function `name`: the one that calls by this name reach. A statically linked program exports none; it
+/// has one operator of a name, which is hooked.
 fn everywhere(name: &str) -> Option<u64> {
     let mut found = None;
     modules::each(|module| found = found.or_else(|| locate::exported(module, name)));
-    found.map(|(address, _)| address)
+    let hooked = || {
+        let mut hooks = hooks().iter();
+        hooks.find(|hook| text(hook.name).to_bytes() == name.as_bytes())
+    };
+    found
+        .map(|(address, _)| address)
+        .or_else(|| hooked().map(|hook| hook.address))
 }
 
 /// Name and address of the function that frees what `entry` of `module` gave.
