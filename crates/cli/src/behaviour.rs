@@ -74,6 +74,8 @@ pub(crate) fn judge(calls: &[Call]) -> Vec<Found> {
         .collect();
     let mut found = givers(calls, &candidates);
     if let Some(taker) = taker(calls, &by_function, &found) {
+        let givers = found.clone();
+        found.retain(|it| returns_new(calls, it.function, &givers, taker.function));
         found.push(taker);
     }
     found
@@ -203,7 +205,7 @@ fn givers(calls: &[Call], candidates: &BTreeMap<usize, (Role, Size)>) -> Vec<Fou
         let Some((function, (its, _))) = best else {
             return found;
         };
-        if its.len() < FEW || its.len() * 200 < groups.len() {
+        if its.len() < FEW {
             return found;
         }
         left.retain(|group| !its.contains(group));
@@ -251,6 +253,39 @@ fn groups(calls: &[Call], candidates: &BTreeMap<usize, (Role, Size)>) -> Vec<Vec
     groups
 }
 
+/// Whether a function returns blocks that nobody has when it is called: else it hands on what others gave, as one that takes from a list.
+fn returns_new(calls: &[Call], function: usize, givers: &[Found], taker: usize) -> bool {
+    // When it happened, to which block, and by which call it was given; taken otherwise.
+    let mut changes: Vec<(u64, u64, Option<&Call>)> = Vec::new();
+    for call in calls {
+        let giver = givers.iter().find(|it| it.function == call.function);
+        let takes = giver.map_or(call.function == taker, |it| it.role == Role::Realloc);
+        if takes {
+            changes.push((call.began, call.arguments[0], None));
+        }
+        if let (Some(_), Some(ended), true) = (giver, call.ended, call.is_in_heap) {
+            changes.push((ended, call.result, Some(call)));
+        }
+    }
+    changes.sort_by_key(|(when, ..)| *when);
+    let mut given: HashMap<u64, u64> = HashMap::new();
+    let (mut all, mut had) = (0usize, 0usize);
+    for (when, block, by) in changes {
+        let Some(call) = by else {
+            given.remove(&block);
+            continue;
+        };
+        let before = given.insert(block, when);
+        if call.function == function {
+            all += 1;
+            // What an inner function gave during the call is passed on.
+            had += usize::from(before.is_some_and(|before| before < call.began));
+        }
+    }
+    // Not every free need have been seen.
+    had * 5 <= all
+}
+
 /// Something that happened to a block.
 #[derive(Clone, Copy)]
 enum Event {
@@ -265,18 +300,8 @@ fn taker(
     givers: &[Found],
 ) -> Option<Found> {
     let gives = |function: usize| givers.iter().find(|found| found.function == function);
-    // What was given after a giver was no longer watched is not known.
-    let known_until = givers
-        .iter()
-        .filter_map(|found| {
-            by_function
-                .get(&found.function)?
-                .last()
-                .map(|call| call.began)
-        })
-        .max()?;
     let mut events: Vec<(u64, u64, Event)> = Vec::new();
-    for call in calls.iter().filter(|call| call.began <= known_until) {
+    for call in calls {
         match (gives(call.function), call.ended) {
             (Some(found), Some(ended)) if call.is_in_heap => {
                 events.push((ended, call.result, Event::Given));

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// Debian packages of what is run here.
-pub const PACKAGES: &[&str] = &["gcc", "musl-tools"];
+pub const PACKAGES: &[&str] = &["gcc", "binutils", "musl-tools"];
 
 /// How static programs are linked.
 const LINKED: [&[&str]; 3] = [
@@ -161,4 +161,75 @@ fn what_cannot_be_recorded_runs_and_says_so() {
         unseen(&reports[0]).contains("may not be traced"),
         "{reports:#}"
     );
+}
+
+/// Address and name of each function in the symbols of `program`.
+fn address_of(program: &str, function: &str) -> String {
+    let output = Command::new("nm").arg(program).output().expect("nm runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text
+        .lines()
+        .find(|line| line.ends_with(&format!(" {function}")));
+    let digits = line
+        .and_then(|line| line.split(' ').next())
+        .expect("a symbol");
+    format!(
+        "{:#x}",
+        u64::from_str_radix(digits, 16).expect("an address")
+    )
+}
+
+#[test]
+fn allocators_without_names_are_found_by_what_they_do() {
+    let workshop = Workshop::new();
+    let named = workshop.build(&["gcc", "-static"], "lists.c");
+    let stripped = format!("{named}-stripped");
+    let status = Command::new("strip")
+        .args(["-o", &stripped, &named])
+        .status();
+    assert!(status.expect("strip runs").success());
+    let found = workshop.0.path().join("found.toml");
+    let output = pointee()
+        .args(["observe", "--output"])
+        .arg(&found)
+        .args(["--", &stripped])
+        .output()
+        .expect("runs");
+    let plain = Command::new(&stripped).output().expect("runs");
+    assert_eq!(told(&output), told(&plain));
+    let text = std::fs::read_to_string(&found).expect("the configuration");
+    let tables: Vec<&str> = text.split("\n[[").skip(1).collect();
+    let expect = ["malloc", "calloc", "realloc", "free"];
+    for name in expect {
+        let is_it = |table: &&&str| table.contains(&format!("name = \"{name}\"\n"));
+        let table = tables.iter().find(is_it);
+        let address = format!("address = {}\n", address_of(&named, name));
+        assert!(
+            table.is_some_and(|table| table.contains(&address)),
+            "{name} {address}: {text}"
+        );
+    }
+    assert_eq!(tables.len(), expect.len(), "{text}");
+
+    // With that configuration it is recorded, as it is with its symbols.
+    let totals = |program: &str, config: Option<&Path>| {
+        let file = workshop.0.path().join("report");
+        let mut command = pointee();
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
+        }
+        let status = command
+            .args(["run", "--format", "json", "--report"])
+            .arg(&file)
+            .args(["--", program])
+            .status();
+        assert!(status.expect("runs").success());
+        let report = std::fs::read(&file).expect("a report");
+        let reports: Value = serde_json::from_slice(&report).expect("JSON");
+        let totals = &reports[0]["totals"];
+        ["allocations", "frees", "live"].map(|field| totals[field].as_u64())
+    };
+    let with_symbols = totals(&named, None);
+    assert!(with_symbols[0] >= Some(500), "{with_symbols:?}");
+    assert_eq!(totals(&stripped, Some(&found)), with_symbols);
 }

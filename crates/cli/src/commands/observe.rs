@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
   pointee observe --output pointee.toml -- ./stripped big.json
   pointee --config pointee.toml run -- ./stripped big.json
 
-The output is configuration: look it over, then give it to `run`. The program runs slowly, for half a minute at
-most, then at its own speed. What it does meanwhile has to allocate and to free: only what happens is seen.")]
+The output is configuration: look it over, then give it to `run`. The program runs slowly, for twenty seconds
+at most, then at its own speed. What it does meanwhile has to allocate and to free: only what happens is seen.")]
 pub(crate) struct Arguments {
     /// Where the configuration goes [default: standard error].
     #[arg(long, value_name = "FILE")]
