@@ -70,10 +70,14 @@ impl Reader {
         if address >> 47 != 0 {
             return None;
         }
-        // Blocks of one level lie apart, so one that holds the address is the only one.
-        let base = match self.nearest_start(address, 0, NEAR) {
-            Some(block) if block.holds(address) => return Some(block),
-            _ => self.base_beyond(address)?,
+        let base = if self.level == 0 {
+            // Blocks of allocators lie apart, so one that holds the address is the only one.
+            match self.nearest_start(address, 0, NEAR) {
+                Some(block) if block.holds(address) => return Some(block),
+                _ => self.base_beyond(address)?,
+            }
+        } else {
+            self.base_of_latest(address)?
         };
         let block = self.block_from(self.table_of(base)?, granule(base), base)?;
         block.holds(address).then_some(block)
@@ -90,6 +94,18 @@ impl Reader {
         });
         let in_plane = |plane| self.nearest_start(address, plane, LARGE).filter(holds);
         covering.or_else(|| in_plane(0).or_else(|| in_plane(8)).map(|block| block.base))
+    }
+
+    /// Where the block starts whose start is the nearest: a pool may cut one out of another that it took back unseen.
+    #[inline(never)]
+    fn base_of_latest(&self, address: u64) -> Option<u64> {
+        let near = [0, 8]
+            .into_iter()
+            .filter_map(|plane| self.nearest_start(address, plane, LARGE))
+            .max_by_key(|block| block.base);
+        near.filter(|block| block.holds(address))
+            .map(|block| block.base)
+            .or_else(|| self.covering(address))
     }
 
     /// Calls `each` for every live block, by table, until it says `false`. Pages of words for which `is_touched` says no are
