@@ -427,7 +427,7 @@ mod tests {
             let outer = self.call(0, [size, 7, 7]);
             let middle = self.call(1, [size, 7, 7]);
             let block = self.place(size);
-            if size % 32 == 0 {
+            if size.is_multiple_of(32) {
                 let inner = self.call(2, [0x4000, size, 7]);
                 self.end(inner, block);
             }
