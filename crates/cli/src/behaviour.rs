@@ -289,7 +289,8 @@ fn returns_new(calls: &[Call], function: usize, givers: &[Found], taker: usize) 
 /// Something that happened to a block.
 #[derive(Clone, Copy)]
 enum Event {
-    Given,
+    /// By a call that began then.
+    Given(u64),
     Taken(usize),
 }
 
@@ -304,7 +305,7 @@ fn taker(
     for call in calls {
         match (gives(call.function), call.ended) {
             (Some(found), Some(ended)) if call.is_in_heap => {
-                events.push((ended, call.result, Event::Given));
+                events.push((ended, call.result, Event::Given(call.began)));
                 if found.role == Role::Realloc && call.arguments[0] != 0 {
                     events.push((call.began, call.arguments[0], Event::Taken(call.function)));
                 }
@@ -316,25 +317,27 @@ fn taker(
         }
     }
     events.sort_by_key(|(when, ..)| *when);
-    // Of a block: who was called with it since it was given.
-    let mut blocks: HashMap<u64, Vec<usize>> = HashMap::new();
+    // Of a block: when it was given, and who was called with it since.
+    let mut blocks: HashMap<u64, (u64, Vec<usize>)> = HashMap::new();
     let mut takers: BTreeMap<usize, Takes> = BTreeMap::new();
     let mut given_again = 0;
-    for (_, block, event) in events {
+    for (when, block, event) in events {
         match event {
             Event::Taken(function) => {
                 let takes = takers.entry(function).or_default();
                 match blocks.get_mut(&block) {
                     None => takes.others += 1,
-                    Some(since) if since.contains(&function) => takes.twice += 1,
-                    Some(since) => {
+                    Some((_, since)) if since.contains(&function) => takes.twice += 1,
+                    Some((_, since)) => {
                         takes.blocks += 1;
                         since.push(function);
                     }
                 }
             }
-            Event::Given => {
-                if let Some(since) = blocks.insert(block, Vec::new())
+            // What an inner function gave during the call is passed on.
+            Event::Given(began) => {
+                if let Some((before, since)) = blocks.insert(block, (when, Vec::new()))
+                    && before < began
                     && !since.iter().any(|function| gives(*function).is_some())
                 {
                     given_again += 1;
