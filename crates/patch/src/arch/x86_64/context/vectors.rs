@@ -31,7 +31,7 @@ pub(super) fn components(
     emitter.bytes(&[0x31, 0xd2])
 }
 
-/// Sets [`Registers::vectors`] to the stack pointer, and which they are to `rax`.
+/// Sets [`Registers::vectors`](super::Registers::vectors) to the stack pointer, and which they are to `rax`.
 fn tell_vectors(emitter: &mut Emitter<'_>) -> Result<(), EmitError> {
     emitter.bytes(&[0x48, 0x89, 0xa3])?; // mov [rbx + …], rsp
     emitter.bytes(&VECTORS_AT.to_le_bytes())?;
