@@ -338,6 +338,7 @@ fn layout() -> space::Layout {
             id: 77,
             name: "program".to_owned(),
             stack: Some(span(0x7000_0000, 0x7001_0000)),
+            signal_stack: Some(span(0x60_0000, 0x60_4000)),
             frames: vec![Frame {
                 pc: RunAddr(0x40_1000),
                 is_return: true,
