@@ -33,6 +33,7 @@
 
 mod announce;
 mod api;
+mod build_id;
 mod callee;
 mod carvings;
 mod cfi;

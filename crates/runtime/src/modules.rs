@@ -7,21 +7,21 @@
 
 #![allow(unsafe_code)] // Walks the dynamic linker's structures and the headers of loaded objects.
 
+use crate::build_id::{BuildId, build_id_note};
 use crate::environment::PathBuffer;
 use crate::region::{add_string, region};
-use crate::sys::{self, map};
+use crate::sys;
 use crate::unwind_table::UnwindTable;
 use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use pointee_index::handoff::key;
 use pointee_index::layout::{PAGE, unseen};
 use pointee_index::records::{self, module_flags};
 use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
 use pointee_model::entries::is_language_library;
-use pointee_model::image::{FORMAT, Image};
+use pointee_model::image::Image;
 
 /// The public head of glibc's and musl's `struct link_map`.
 #[repr(C)]
@@ -212,19 +212,7 @@ impl Module {
 
     /// The image that was made last, from the user's cache: not known to be up to date.
     pub(crate) fn cached_image(&self) -> Option<Image<'static>> {
-        const { assert!(FORMAT < 100, "two digits of the name") };
-        let digits = [b'0' + (FORMAT / 10) as u8, b'0' + (FORMAT % 10) as u8];
-        let format = &digits[usize::from(FORMAT < 10)..];
-        let folder = region().handoff.path(key::CACHE);
-        let id = self.build_id.hex();
-        map_image(&[
-            folder.as_bytes(),
-            b"/",
-            id.as_bytes(),
-            b"-",
-            format,
-            b".image",
-        ])
+        self.build_id.cached_image()
     }
 
     /// The dynamic linker's record of it.
@@ -465,33 +453,6 @@ unsafe fn build_id_at(bias: u64) -> Option<BuildId> {
     }
 }
 
-/// The first 20 bytes of a build ID.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct BuildId {
-    bytes: [u8; 20],
-    len: usize,
-}
-
-impl BuildId {
-    fn of(id: &[u8]) -> Self {
-        let mut bytes = [0; 20];
-        let len = id.len().min(20);
-        bytes[..len].copy_from_slice(&id[..len]);
-        Self { bytes, len }
-    }
-
-    /// In hexadecimal digits.
-    fn hex(&self) -> PathBuffer {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = [0; 40];
-        for (at, byte) in self.bytes[..self.len].iter().enumerate() {
-            hex[2 * at] = DIGITS[usize::from(byte >> 4)];
-            hex[2 * at + 1] = DIGITS[usize::from(byte & 15)];
-        }
-        PathBuffer::of(&[&hex[..2 * self.len]])
-    }
-}
-
 fn add(new: Module) -> Option<&'static Module> {
     let at = MODULES.used.load(Relaxed);
     if at as usize == ROOM {
@@ -574,7 +535,7 @@ unsafe fn describe(
     }
     let number = record(start, end, bias, path.as_bytes(), build_id, flags);
     let id = BuildId::of(build_id);
-    let image = session_image(id);
+    let image = id.session_image();
     Some(Module {
         number,
         start,
@@ -609,26 +570,6 @@ unsafe fn headers_at(at: u64) -> Option<(u64, u64)> {
     let offset = u64::from_le_bytes(header[32..40].try_into().ok()?);
     let count = u16::from_le_bytes(header[56..58].try_into().ok()?);
     Some((at.wrapping_add(offset), u64::from(count)))
-}
-
-/// Place and length of the build ID among the notes in `[at, end)`.
-///
-/// # Safety
-/// The range is mapped.
-unsafe fn build_id_note(mut at: u64, end: u64) -> Option<(u64, usize)> {
-    const NT_GNU_BUILD_ID: u32 = 3;
-    while at + 16 <= end {
-        // SAFETY: twelve bytes of header and four of name are below `end`.
-        let (header, name) = unsafe { (*(at as *const [u32; 3]), *((at + 12) as *const [u8; 4])) };
-        let [name_len, len, kind] = header;
-        let text = at + 12 + u64::from(name_len).next_multiple_of(4);
-        if kind == NT_GNU_BUILD_ID && name_len == 4 && name == *b"GNU\0" {
-            let fits = text + u64::from(len) <= end && len <= 20;
-            return fits.then_some((text, len as usize));
-        }
-        at = text + u64::from(len).next_multiple_of(4);
-    }
-    None
 }
 
 fn executable_path() -> PathBuffer {
@@ -692,34 +633,4 @@ fn set_unloaded(number: u32, when: u64) {
             .unloaded
             .store(when, Relaxed);
     }
-}
-
-/// The metadata image of a build ID, if the session named a folder and it is there.
-fn session_image(build_id: BuildId) -> Option<Image<'static>> {
-    let folder = region().handoff.path(key::IMAGES);
-    map_image(&[folder.as_bytes(), b"/", build_id.hex().as_bytes(), b".img"])
-}
-
-/// Maps an image; `parts` are its path: folder, a slash, the build ID, the rest.
-fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
-    let is_named = parts.first()?.starts_with(b"/") && !parts.get(2)?.is_empty();
-    if !is_named {
-        return None;
-    }
-    let path = PathBuffer::of(parts);
-    let fd = usize::try_from(sys::open(path.as_c_str(), false)).ok()?;
-    let len = sys::file_len(fd);
-    let at = if len == 0 {
-        core::ptr::null_mut()
-    } else {
-        sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
-    };
-    sys::close(fd);
-    if at.is_null() {
-        return None;
-    }
-    let pages = len.div_ceil(PAGE as usize) as u32;
-    region().header().image_pages.fetch_add(pages, Relaxed);
-    // SAFETY: mapped for good; images are replaced by renaming, never rewritten.
-    Image::parse(unsafe { core::slice::from_raw_parts(at, len) }).ok()
 }

@@ -5,16 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "pointee_hooks.h"
-
-static int failures;
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) { \
-			printf("line %d: %s\n", __LINE__, #condition); \
-			failures++; \
-		} \
-	} while (0)
 
 enum { CALLS = 1000, THREADS = 4, PLACES = 16 };
 volatile long taken;

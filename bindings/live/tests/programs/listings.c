@@ -6,16 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "pointee_hooks.h"
-
-static int failures;
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) { \
-			printf("line %d: %s\n", __LINE__, #condition); \
-			failures++; \
-		} \
-	} while (0)
 
 volatile int sink;
 __attribute__((noinline)) int before(int x) { return sink = x * 3 + 1, sink * 7 + x; }

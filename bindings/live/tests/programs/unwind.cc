@@ -12,16 +12,8 @@
 #include <string>
 #include <unistd.h>
 
+#include "check.h"
 #include "pointee_hooks.h"
-
-static int failures;
-#define CHECK(condition) \
-	do { \
-		if (!(condition)) { \
-			printf("line %d: %s\n", __LINE__, #condition); \
-			failures++; \
-		} \
-	} while (0)
 
 static long entered, left_, destroyed;
 
