@@ -50,7 +50,7 @@ pub fn read_facts(elf: &Elf, debug: &DebugFiles) -> Facts {
     read_dwarf(source, debug, &code, &mut facts);
     let others = [Some(elf), debug.debug.as_ref(), debug.symbols_only.as_ref()];
     add_symbols(&mut facts, others.into_iter().flatten(), &code);
-    crate::sites::declare_named(&mut facts);
+    crate::sites::declare_named(elf, &mut facts);
     facts.data_symbols = data::symbols(others.into_iter().flatten(), &facts.globals);
     facts.sections = data::sections(elf);
     facts.diagnostics.truncate(MAX_DIAGNOSTICS);

@@ -69,6 +69,14 @@ impl Allocator {
         }
     }
 
+    /// Whether it is a function of a collection that knows nothing of what that holds.
+    pub(super) fn is_erased_collection(&self) -> bool {
+        !self.returns_it
+            && self.out.is_none()
+            && self.stores.is_none()
+            && self.makes == Makes::Whatever
+    }
+
     /// Where in the block the result of a call with these arguments points.
     pub(super) fn offset_of(&self, arguments: &[Value; 6]) -> i64 {
         match offset_parameter(self.offset) {

@@ -10,7 +10,7 @@ use super::pointers::pointer_read;
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 
@@ -47,6 +47,8 @@ pub(super) struct Body<'f> {
     pub(super) returns: bool,
     /// Whether any function calls it by name.
     pub(super) is_called: bool,
+    /// The functions whose address it puts into registers, if it calls through any.
+    pub(super) taken: Vec<Key>,
     /// Whether it moves the stack pointer by what a register holds.
     pub(super) moves_stack: bool,
 }
@@ -63,6 +65,8 @@ pub(super) struct Program<'f> {
     pub(super) pointers: Vec<(u64, Key)>,
     /// Such functions whose address code takes.
     pub(super) taken: Vec<Key>,
+    /// Their linkage slots.
+    pub(super) slots: HashMap<u64, Key>,
 }
 
 /// A call before its callee's key is known.
@@ -78,6 +82,16 @@ struct Scanned<'f> {
     moves_stack: bool,
     /// The linkage slots of allocation functions that it reads.
     reads: Vec<u64>,
+    /// Whether it calls what a register points to.
+    through_register: bool,
+    loads: Vec<Load>,
+}
+
+/// What may put the address of a function into a register.
+enum Load {
+    /// It is what lies here.
+    Slot(u64),
+    Address(u64),
 }
 
 impl<'f> Program<'f> {
@@ -95,12 +109,13 @@ impl<'f> Program<'f> {
             no_return: NO_RETURN.iter().copied().collect(),
             pointers: Vec::new(),
             taken: Vec::new(),
+            slots: HashMap::new(),
         };
-        let slots = program.add_pointers();
+        program.slots = program.add_pointers();
         let raw: Vec<Scanned<'f>> = program
             .bodies
             .par_iter()
-            .map(|body| scan(elf, body, &slots))
+            .map(|body| scan(elf, body, &program.slots))
             .collect();
         for (at, scanned) in raw.into_iter().enumerate() {
             let calls: Vec<Call> = scanned
@@ -119,9 +134,19 @@ impl<'f> Program<'f> {
             program.bodies[at].calls = calls;
             program.bodies[at].returns = scanned.returns;
             program.bodies[at].moves_stack = scanned.moves_stack;
-            program
-                .taken
-                .extend(scanned.reads.iter().filter_map(|slot| slots.get(slot)));
+            let imported = scanned
+                .reads
+                .iter()
+                .filter_map(|slot| program.slots.get(slot));
+            let imported: Vec<Key> = imported.copied().collect();
+            if scanned.through_register {
+                let local = scanned.loads.iter().filter_map(|load| match load {
+                    Load::Slot(slot) => program.leads_to(*slot),
+                    Load::Address(address) => program.entry(*address),
+                });
+                program.bodies[at].taken = local.chain(imported.iter().copied()).collect();
+            }
+            program.taken.extend(imported);
         }
         let callees: HashSet<Key> = program
             .bodies
@@ -168,6 +193,19 @@ impl<'f> Program<'f> {
                 }
                 Some(Key::Import(index))
             }
+        }
+    }
+
+    /// The function of this file that starts at an address.
+    pub(super) fn entry(&self, address: u64) -> Option<Key> {
+        self.entries.get(&address).copied().map(Key::Local)
+    }
+
+    /// The function of this file that a linkage slot leads to.
+    fn leads_to(&self, slot: u64) -> Option<Key> {
+        match self.elf.got_target(slot)? {
+            Callee::Local(address) => self.entry(address),
+            Callee::Imported(_) => None,
         }
     }
 
@@ -224,6 +262,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             calls: Vec::new(),
             returns: true,
             is_called: false,
+            taken: Vec::new(),
             moves_stack: false,
         })
         .collect();
@@ -236,6 +275,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         calls: Vec::new(),
         returns: true,
         is_called: false,
+        taken: Vec::new(),
         moves_stack: false,
     };
     let mut known: HashMap<u64, usize> = HashMap::new();
@@ -318,8 +358,23 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned
     let mut returns = false;
     let mut moves_stack = false;
     let mut reads = Vec::new();
+    let mut through_register = false;
+    let mut loads = Vec::new();
     each_instruction(elf, body, |instruction| {
         moves_stack |= on_stack::moves_stack(instruction);
+        if instruction.is_ip_rel_memory_operand() && instruction.op0_kind() == OpKind::Register {
+            let address = instruction.ip_rel_memory_address();
+            match instruction.mnemonic() {
+                Mnemonic::Lea => loads.push(Load::Address(address)),
+                Mnemonic::Mov => loads.push(Load::Slot(address)),
+                _ => {}
+            }
+        }
+        through_register |= instruction.op0_kind() == OpKind::Register
+            && matches!(
+                instruction.flow_control(),
+                FlowControl::IndirectCall | FlowControl::IndirectBranch
+            );
         reads.extend(pointer_read(instruction).filter(|slot| slots.contains_key(slot)));
         let leaves = |target: u64| !contains(&body.ranges, target);
         let found = match instruction.flow_control() {
@@ -357,6 +412,8 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned
         returns,
         moves_stack,
         reads,
+        through_register,
+        loads: if through_register { loads } else { Vec::new() },
     }
 }
 

@@ -3,7 +3,9 @@
 //! Observations of the code, what the library's model, the compiler, names and the source say, each as a clue of one form.
 
 use super::Context;
+use super::calls::Body;
 use super::model::Makes;
+use super::moved;
 use super::outcome::{Met, Observation, Outcome, Seen};
 use super::request::Request;
 use super::rust::{self, Stored};
@@ -132,10 +134,13 @@ impl Context<'_, '_> {
                     (made, if many { Some(Role::Element) } else { None }, what)
                 })
             } else if rust::is_allocator(name) || erased || rust::is_rust(function) {
-                for clue in &mut clues {
+                // A raw pointer to bytes is Rust's `void *`; a collection of bytes is one.
+                let pointed =
+                    |clue: &&mut Clue| clue.role.is_none() && clue.witness != Witness::Model;
+                for clue in clues.iter_mut().filter(pointed) {
                     clue.types.retain(|at| !self.types.is_byte(*at));
                 }
-                self.stored(function, met)
+                self.stored(body, function, met)
                     .map(|(made, role, what)| (made, Some(role), what))
             } else {
                 None
@@ -164,10 +169,24 @@ impl Context<'_, '_> {
 
     /// What a function of Rust's library stores that allocates at a call: what its type says, or
     /// what the frames around the call say.
-    fn stored(&self, function: &Function, met: &Met) -> Option<(TypeIndex, Role, String)> {
+    fn stored(
+        &self,
+        body: &Body<'_>,
+        function: &Function,
+        met: &Met,
+    ) -> Option<(TypeIndex, Role, String)> {
+        let is_erased = |at: u64| rust::is_erased_at(function, at);
+        let moved_from =
+            || moved::straight_before(self.program, self.facts, body, met.call, is_erased);
+        let stored = match rust::stored(function, self.types, met.call) {
+            erased @ Stored::Erased { .. } => {
+                moved_from().map_or(erased, |before| rust::stored(function, self.types, before))
+            }
+            stored => stored,
+        };
         if let Stored::Type {
             index, role, what, ..
-        } = rust::stored(function, self.types, met.call)
+        } = stored
         {
             return Some((index, role, what.to_owned()));
         }

@@ -2,11 +2,13 @@
 
 use super::allocators::Allocator;
 use super::calls::Key;
+use super::collection;
 use super::flow::Interpreter;
 use super::handing::handed_back;
+use super::memory::frame_offset;
 use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
 use super::outcome::{Met, Seen};
-use super::state::{ARGUMENTS, RESULT, State, dwarf};
+use super::state::{ARGUMENTS, RESULT, State, dwarf, general};
 use super::typing::Pointee;
 use super::value::{Computed, Value};
 use iced_x86::{Instruction, OpKind};
@@ -22,7 +24,10 @@ impl<'f> Interpreter<'_, 'f> {
         tail: bool,
     ) -> bool {
         let at = instruction.ip();
-        let listed = self.callee_at(at).filter(|key| *key != Key::Indirect);
+        let listed = self
+            .callee_at(at)
+            .filter(|key| *key != Key::Indirect)
+            .or_else(|| self.callee_in_register(instruction, state));
         let through = if listed.is_none() {
             self.function_type(instruction, state)
         } else {
@@ -117,6 +122,22 @@ impl<'f> Interpreter<'_, 'f> {
         }
     }
 
+    /// The function whose address lies in the register that a call or jump goes through.
+    pub(super) fn callee_in_register(
+        &self,
+        instruction: &Instruction,
+        state: &State,
+    ) -> Option<Key> {
+        if instruction.op0_kind() != OpKind::Register {
+            return None;
+        }
+        match state.registers[general(instruction.op0_register())?] {
+            Value::Global(address) => self.program.entry(address),
+            Value::Linked(slot) => self.program.slots.get(&slot).copied(),
+            _ => None,
+        }
+    }
+
     /// What a call through a pointer in data leads to when the program starts, if that is an allocation function.
     fn initial_callee(&self, instruction: &Instruction, state: &State) -> Option<Key> {
         if instruction.op0_kind() != OpKind::Memory {
@@ -142,7 +163,7 @@ impl<'f> Interpreter<'_, 'f> {
     ) -> Option<TypeIndex> {
         let value = self.read(instruction, 0, state);
         let object = self.object_of(value, state, instruction.ip()).or_else(|| {
-            let register = super::state::general(instruction.op0_register())?;
+            let register = general(instruction.op0_register())?;
             (instruction.op0_kind() == OpKind::Register)
                 .then(|| self.variable_in(register, instruction.ip()))?
         });
@@ -202,6 +223,12 @@ impl<'f> Interpreter<'_, 'f> {
             }
             Size::Derived(_) | Size::Unknown => {}
         }
+        if allocator.is_erased_collection()
+            && let Some(element) = self.element_of(met.arguments[0], state, met.call)
+        {
+            let seen = Seen::Elements(element);
+            self.note(met.call, Witness::Parameter, seen, met.call, "");
+        }
         if let Some(unit) = allocator.unit
             && let Value::Constant(bytes) = argument(unit)
         {
@@ -227,6 +254,25 @@ impl<'f> Interpreter<'_, 'f> {
             }
         }
         self.outcome.met.push(met);
+    }
+
+    /// What a collection holds, given a pointer to its untyped part.
+    fn element_of(&self, collection: Value, state: &State, at: u64) -> Option<TypeIndex> {
+        let objects = match collection {
+            // Variables share slots.
+            Value::Stack(slot) => self
+                .places
+                .in_slot(slot, at, |register| frame_offset(state, register)),
+            _ => {
+                let (object, offset) = self.object_of(collection, state, at)?;
+                return collection::element(self.types, object, offset);
+            }
+        };
+        let mut held = objects
+            .iter()
+            .filter_map(|hit| collection::element(self.types, hit.r#type, hit.offset));
+        let first = held.next()?;
+        held.all(|other| other == first).then_some(first)
     }
 
     fn result_of(&mut self, callee: Key, arguments: &[Value; 6]) -> Value {

@@ -424,6 +424,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         let known = self
             .callee_at(instruction.ip())
             .is_some_and(|key| key != Key::Indirect)
+            || self.callee_in_register(instruction, state).is_some()
             || self.function_type(instruction, state).is_some();
         if known {
             self.call(instruction, state, true);

@@ -259,6 +259,9 @@ impl<'f> Interpreter<'_, 'f> {
         match address.value {
             Value::Global(slot) if !address.indexed => match self.program.elf.got_target(slot) {
                 Some(Callee::Local(address)) => Value::Global(address),
+                Some(Callee::Imported(_)) if self.program.slots.contains_key(&slot) => {
+                    Value::Linked(slot)
+                }
                 _ => Value::Unknown,
             },
             _ => Value::Unknown,

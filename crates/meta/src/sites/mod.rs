@@ -20,8 +20,10 @@ mod beneath;
 mod blocks;
 mod calls;
 mod clues;
+mod collection;
 mod cpp;
 mod cursors;
+mod declare;
 mod dropped;
 mod effects;
 mod flow;
@@ -31,6 +33,7 @@ mod join;
 mod members;
 mod memory;
 mod model;
+mod moved;
 mod observe;
 mod on_stack;
 mod outcome;
@@ -55,6 +58,7 @@ mod value;
 mod verdict;
 mod wrappers;
 
+pub(crate) use declare::declare_named;
 pub use model::Size;
 pub use request::Request;
 
@@ -240,11 +244,6 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         cursor_writes,
         diagnostics,
     }
-}
-
-/// Declares the types that names of functions state and debug info does not describe.
-pub(crate) fn declare_named(facts: &mut Facts) {
-    rust::declare(facts);
 }
 
 struct Context<'a, 'f> {

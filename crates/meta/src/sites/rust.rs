@@ -11,12 +11,12 @@
 //! function hands its callers the one type it stores.
 
 use super::calls::Body;
+use super::declare::declared;
 use super::typing::Types;
-use crate::facts::{Facts, Function, Type};
+use crate::facts::{Facts, Function, Inline};
 use pointee_model::evidence::Role;
-use pointee_model::image::{TypeIndex, TypeKind, type_flags};
+use pointee_model::image::TypeIndex;
 use std::collections::BTreeSet;
-use xxhash_rust::xxh3::xxh3_128;
 
 /// What an owner of memory keeps there of its first type argument.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +30,7 @@ enum Holds {
 }
 
 /// Generic owners of memory, as names of their methods start.
-const OWNERS: [(&str, Holds); 12] = [
+const OWNERS: [(&str, Holds); 13] = [
     ("alloc::boxed::Box<", Holds::One),
     ("alloc::boxed::Box::<", Holds::One),
     ("alloc::raw_vec::RawVec<", Holds::Many),
@@ -39,6 +39,8 @@ const OWNERS: [(&str, Holds); 12] = [
     ("alloc::collections::vec_deque::VecDeque<", Holds::Many),
     // Control bytes follow the objects.
     ("hashbrown::raw::RawTable<", Holds::Many),
+    // Before its version 0.14.
+    ("hashbrown::raw::inner::RawTable<", Holds::Many),
     ("std::collections::hash::map::HashMap<", Holds::Pairs),
     ("hashbrown::map::HashMap<", Holds::Pairs),
     ("alloc::sync::Arc<", Holds::Inside("alloc::sync::ArcInner")),
@@ -55,15 +57,24 @@ const ALLOCATOR: &str = " as core::alloc::global::GlobalAlloc>::";
 /// Crates of collections and smart pointers.
 const COLLECTIONS: [&str; 2] = ["alloc::", "hashbrown::"];
 /// What knows no type at all: its callers do.
-const ERASED: [&str; 5] = [
+const ERASED: [&str; 6] = [
     "alloc::raw_vec::RawVecInner",
     "alloc::raw_vec::finish_grow",
     "alloc::alloc::",
     "alloc::boxed::box_new_uninit",
     "hashbrown::raw::RawTableInner",
+    "hashbrown::raw::inner::RawTableInner",
 ];
 /// Text is kept as bytes, whatever the type arguments of its methods.
 const STRING: &str = "alloc::string::String";
+/// Functions of crates that Rust's library comes with, built without debug info, and what the vectors that they fill hold.
+const BARE: [(&str, &str); 2] = [
+    ("addr2line::line::path_push", "u8"),
+    (
+        "gimli::read::abbrev::Attributes>::push",
+        "gimli::read::abbrev::AttributeSpecification",
+    ),
+];
 /// `DW_LANG_Rust`.
 const RUST: u16 = 0x1c;
 
@@ -113,19 +124,29 @@ pub(super) fn is_erased(body: &Body<'_>) -> bool {
     ERASED.iter().any(|part| path(body.name).starts_with(part))
 }
 
+/// Whether the innermost inlined call around `at` is to a function that is type-erased.
+pub(super) fn is_erased_at(function: &Function, at: u64) -> bool {
+    let around = around(function, at);
+    let innermost = around.first().map(|inline| path(&inline.name));
+    innermost.is_some_and(|name| ERASED.iter().any(|part| name.starts_with(part)))
+}
+
+/// The inlined calls around `at`, the innermost first.
+fn around(function: &Function, at: u64) -> Vec<&Inline> {
+    let holds = |ranges: &[(u64, u64)]| {
+        ranges
+            .iter()
+            .any(|(start, end)| (*start..*end).contains(&at))
+    };
+    let inlines = function.inlines.iter();
+    let mut around: Vec<_> = inlines.filter(|inline| holds(&inline.ranges)).collect();
+    around.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
+    around
+}
+
 /// What the library calls around `at` say.
 pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> Stored<'f> {
-    let mut around: Vec<_> = function
-        .inlines
-        .iter()
-        .filter(|inline| {
-            inline
-                .ranges
-                .iter()
-                .any(|(start, end)| (*start..*end).contains(&at))
-        })
-        .collect();
-    around.sort_by_key(|inline| std::cmp::Reverse(inline.depth));
+    let around = around(function, at);
     let own = (function.name.as_str(), &function.arguments);
     let frames: Vec<(&str, &Vec<TypeIndex>)> = around
         .iter()
@@ -134,16 +155,26 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
         .collect();
     let through = frames.iter().all(|(name, _)| is_library(name));
     for (name, arguments) in frames {
-        if let Some((written, holds)) = owned(name) {
+        if let Some(owned) = owned(name) {
+            let (written, holds) = if arguments.is_empty() {
+                by_name_only(owned)
+            } else {
+                owned
+            };
             let argument = arguments
                 .first()
                 .filter(|_| !path(name).starts_with(STRING))
                 .map(|at| types.strip(*at));
             let second = arguments.get(1).copied();
             if let Some(index) = kept(types, written, argument, second, holds) {
+                // `Box<[T; 3]>`, as `vec![a, b, c]` makes one, is three objects of T.
+                let (index, role) = match (holds, types.element(index)) {
+                    (Holds::One, Some(element)) => (element, Role::Element),
+                    _ => (index, holds.role()),
+                };
                 return Stored::Type {
                     index,
-                    role: holds.role(),
+                    role,
                     what: name,
                     through,
                 };
@@ -163,7 +194,8 @@ pub(super) fn stored<'f>(function: &'f Function, types: &Types<'_>, at: u64) -> 
 
 /// What a method of a generic owner stores, where there is no debug info but its name.
 pub(super) fn stored_by_name(body: &Body<'_>, types: &Types<'_>) -> Option<(TypeIndex, Role)> {
-    let (written, holds) = owned(body.name).filter(|_| is_collection(body))?;
+    let is_known = is_collection(body) || bare(body.name).is_some();
+    let (written, holds) = owned(body.name).filter(|_| is_known).map(by_name_only)?;
     let index = kept(types, written, None, None, holds)?;
     Some((index, holds.role()))
 }
@@ -219,7 +251,7 @@ fn inside(generic: &str, argument: &str) -> String {
 
 /// Declares the types that functions of Rust's library store and that only their names state: its own
 /// debug info has no types.
-pub(crate) fn declare(facts: &mut Facts) {
+pub(super) fn declare(facts: &mut Facts) {
     // A crate of the library may have no debug info at all.
     let rust = |function: &&Function| {
         is_rust(function) || (!function.has_dwarf && function.linkage_name.starts_with("_R"))
@@ -234,9 +266,10 @@ pub(crate) fn declare(facts: &mut Facts) {
     });
     let mut missing: BTreeSet<String> = BTreeSet::new();
     for (name, arguments) in names {
-        let Some((written, holds)) = owned(name).filter(|_| arguments.is_empty()) else {
+        let Some(owned) = owned(name).filter(|_| arguments.is_empty()) else {
             continue;
         };
+        let (written, holds) = by_name_only(owned);
         let unsized_type = written.starts_with(['[', ' ']) || written.starts_with("dyn ");
         if is_placeholder(written) || unsized_type || written == "str" {
             continue;
@@ -247,32 +280,15 @@ pub(crate) fn declare(facts: &mut Facts) {
             Holds::One | Holds::Many => written.to_owned(),
         });
     }
-    if missing.is_empty() {
-        return;
-    }
     for known in &facts.types {
         missing.remove(&known.name);
         if let Some(plain) = known.name.strip_suffix(", alloc::alloc::Global>") {
             missing.remove(&format!("{plain}>"));
         }
     }
-    for name in missing {
-        let identity = xxh3_128(format!("declared by name: {name}").as_bytes());
-        facts.types.push(Type {
-            kind: TypeKind::Struct,
-            size: None,
-            name,
-            target: None,
-            count: None,
-            members: Vec::new(),
-            enumerators: Vec::new(),
-            encoding: 0,
-            flags: type_flags::DECLARATION,
-            arguments: Vec::new(),
-            identity: identity.to_le_bytes(),
-            file: None,
-        });
-    }
+    facts
+        .types
+        .extend(missing.iter().map(|name| declared(name)));
 }
 
 /// A qualified name from its first identifier on: `<&[core::…` → `core::…`.
@@ -305,6 +321,9 @@ fn owned(name: &str) -> Option<(&str, Holds)> {
     {
         return Some(("u8", Holds::Many));
     }
+    if let Some(element) = bare(path) {
+        return Some((element, Holds::Many));
+    }
     let (owner, holds) = OWNERS.iter().find(|(owner, _)| path.starts_with(owner))?;
     let arguments = path.get(owner.len()..)?;
     let mut depth = 0_u32;
@@ -324,6 +343,23 @@ fn owned(name: &str) -> Option<(&str, Holds)> {
         _ => slice_of(written),
     };
     Some(element.map_or((written, *holds), |element| (element, Holds::Many)))
+}
+
+/// Of an array that has only a name the elements are known: `[T; 4]`.
+fn by_name_only((written, holds): (&str, Holds)) -> (&str, Holds) {
+    let inner = written
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    match (holds, inner.and_then(|inner| inner.rsplit_once("; "))) {
+        (Holds::One | Holds::Many, Some((element, _))) => (element, Holds::Many),
+        _ => (written, holds),
+    }
+}
+
+/// What the vector that a function fills holds, where only its name is known.
+fn bare(name: &str) -> Option<&'static str> {
+    let known = BARE.iter().find(|(known, _)| path(name) == *known)?;
+    Some(known.1)
 }
 
 /// The element of a slice type as written: `[T]`, not `[T; 4]`.
@@ -386,6 +422,7 @@ mod tests {
             ),
             ("alloc::string::String::push_str", Some("u8")),
             ("alloc::vec::Vec<", None),
+            ("addr2line::line::path_push", Some("u8")),
         ];
         for (name, expect) in rows {
             assert_eq!(owned(name).map(|found| found.0), expect, "{name}");

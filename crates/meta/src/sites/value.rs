@@ -37,6 +37,8 @@ pub(super) enum Value {
     Typed { target: TypeIndex, offset: i64 },
     /// A fixed link-time address.
     Global(u64),
+    /// What the linkage slot here holds: the address of an allocation function of another file.
+    Linked(u64),
     /// Canonical frame address plus this.
     Stack(i64),
 }
@@ -185,7 +187,7 @@ impl Value {
                 scale,
                 add: add.wrapping_add(number),
             },
-            Self::Product(..) | Self::Multiple { .. } if number == 0 => self,
+            Self::Product(..) | Self::Multiple { .. } | Self::Linked(_) if number == 0 => self,
             Self::Product(..) | Self::Multiple { .. } => Self::Linear {
                 from: self.from(),
                 x: Computed::Somehow,
@@ -213,7 +215,7 @@ impl Value {
                 scale: 1,
                 add: number,
             },
-            Self::Unknown => Self::Unknown,
+            Self::Unknown | Self::Linked(_) => Self::Unknown,
         }
     }
 

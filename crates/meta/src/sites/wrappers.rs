@@ -207,6 +207,7 @@ fn view(program: &Program<'_>, body: &Body<'_>, allocators: &Allocators<'_>) -> 
         .calls
         .iter()
         .map(|call| call.callee)
+        .chain(body.taken.iter().copied())
         .filter(|callee| allocators.by_key.contains_key(callee))
         .collect();
     if body.calls.iter().any(|call| call.callee == Key::Indirect) && body.function.is_some() {
