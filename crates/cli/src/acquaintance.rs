@@ -187,6 +187,7 @@ fn locates(elf: &Elf, options: &Options) -> bool {
     options.config.selected_for(elf).rules.iter().any(declares)
         || elf.section(".debug_info").is_some()
         || elf.section(".note.pointee").is_some()
+        || (elf.section(".symtab").is_none() && config::built_in().names_behind_exports_of(elf))
         || (elf.section(".symtab").is_none() && !DebugFiles::find(elf, &options.search).is_empty())
 }
 

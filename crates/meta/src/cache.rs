@@ -16,7 +16,7 @@ use crate::debug_files::{DebugFiles, Search};
 use crate::dwarf::read_facts;
 use crate::elf::{Elf, ElfError, FileBytes};
 use crate::facts::Facts;
-use crate::sites::{self, Sites};
+use crate::sites::{self, Sites, guards};
 use crate::writer::{self, Provenance};
 use pointee_model::image::{FORMAT, Image, ImageError};
 use std::fs;
@@ -280,7 +280,7 @@ pub fn analyse(elf: &Elf, options: &Options) -> (Facts, Sites) {
     let debug = DebugFiles::find(elf, &options.search);
     let config = config_for(elf, options);
     let mut facts = read_facts(elf, &debug);
-    config::name_functions(&config, &mut facts);
+    config::name_functions(&config, elf, &mut facts);
     let sites = find_sites(elf, &facts, &config, options);
     (facts, sites)
 }
@@ -302,6 +302,7 @@ fn find_sites(elf: &Elf, facts: &Facts, config: &Config, options: &Options) -> S
         .path()
         .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
     config::apply(config, &path, facts, &mut sites);
+    sites.guards = guards::find(elf, &config.pools_of(facts));
     sites
 }
 
@@ -317,7 +318,7 @@ fn make(
     let mut facts = read_facts(elf, debug);
     progress(Stage::Sites);
     let config = config_for(elf, options);
-    config::name_functions(&config, &mut facts);
+    config::name_functions(&config, elf, &mut facts);
     let sites = find_sites(elf, &facts, &config, options);
     progress(Stage::Writing);
     let bytes = writer::write(&facts, &sites, &config, provenance);

@@ -68,6 +68,7 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
     layout.add(section_kind::LOCALS, &locals);
     layout.add(section_kind::SYSTEM_CALLS, &sites.system_calls);
     layout.add(section_kind::CURSORS, &cursors);
+    layout.add(section_kind::GUARDS, &sites.guards);
     layout.add(section_kind::FILES, &files);
     layout.add(section_kind::STRINGS, &strings.bytes);
     let mut flags = 0;

@@ -97,6 +97,7 @@ pub mod section_kind {
     pub const LOCALS: u32 = 14;
     pub const SYSTEM_CALLS: u32 = 15;
     pub const CURSORS: u32 = 16;
+    pub const GUARDS: u32 = 17;
 }
 
 /// What a [`TypeRecord`] is.
@@ -536,4 +537,27 @@ pub struct CursorRecord {
 pub mod cursor_flags {
     /// Blocks are carved downwards.
     pub const DOWN: u16 = 1;
+}
+
+/// A branch that decides whether a call through a pointer runs a copy of the function that it nearly always leads to, in order of `address`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GuardRecord {
+    /// First byte of the branch.
+    pub address: u64,
+    /// The function that there is a copy of.
+    pub function: u64,
+    /// What the branch is.
+    pub original: [u8; Self::LONGEST],
+    /// What is to be there, for the call to be made always.
+    pub always: [u8; Self::LONGEST],
+    /// Bytes of both.
+    pub len: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+impl GuardRecord {
+    /// Bytes at most: of a near branch on a condition.
+    pub const LONGEST: usize = 6;
 }

@@ -43,7 +43,7 @@ pub(crate) fn note(module: &Module, placement: &Placement<'_>, delta: i64) {
     for pad in placement.pads() {
         if let Some(written) = pad.written(delta) {
             let at = pad.at.0.wrapping_add(module.bias);
-            plant::note_pad(module, at, pad.len, pad.original, written);
+            plant::note_pad(module, b"cursor", at, pad.len, pad.original, written);
         }
     }
 }

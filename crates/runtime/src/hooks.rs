@@ -22,13 +22,16 @@ mod system_calls;
 
 use crate::region::{Region, region};
 use crate::threads::{State, WRITING};
-use crate::{fast, mismatch, peak, pools, process, threads};
+use crate::{fast, fast_pool, mismatch, peak, pools, process, threads};
 use call::{Call, Hook, hooks};
 pub(crate) use carved::carve;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;
-pub(crate) use planted::{CLASS, ORIGINAL, Pad, Planted, ROOT, ROOT_KEY, planted_at};
+pub(crate) use planted::{
+    CLASS, COUNT_AT, ORIGINAL, Pad, Planted, ROOT, ROOT_KEY, SIZE_AT, planted_at,
+};
+pub(crate) use pooled::{allocated_from_pool, enter_pool, taken_back};
 use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::table::Recorded;
@@ -72,10 +75,12 @@ fn hook(says: Declared) -> Hook {
         Role::Exit => on_exit,
         Role::Brk => on_brk,
         Role::SigAltStack => on_signal_stack,
-        Role::PoolAlloc => pooled::allocating(says),
         Role::PoolRealloc => pooled::on_pool_realloc,
-        Role::PoolFree | Role::PoolReset | Role::PoolTrim => pooled::on_pool_free,
         Role::LinkMap
+        | Role::PoolAlloc
+        | Role::PoolFree
+        | Role::PoolReset
+        | Role::PoolTrim
         | Role::Other
         | Role::SystemCall
         | Role::Dlsym
@@ -90,13 +95,18 @@ fn hook(says: Declared) -> Hook {
     }
 }
 
-/// Where the relay of an entry with this role goes, with the record in `r11` and every other register as the caller left it.
-pub(crate) fn destination(role: Role) -> u64 {
-    let code: unsafe extern "C" fn() = match role {
+/// Where the relay of an entry that does what is said of it goes, with the record in `r11` and every other register as the caller left it.
+pub(crate) fn destination(says: Declared) -> u64 {
+    let code: unsafe extern "C" fn() = match says.role {
         Role::Malloc | Role::Valloc | Role::Pvalloc | Role::New => fast::malloc,
         Role::Calloc => fast::calloc,
         Role::Memalign | Role::AlignedAlloc => fast::memalign,
         Role::Free | Role::Delete => fast::free,
+        Role::PoolAlloc => fast_pool::allocating,
+        Role::PoolFree if says.argument == 0 => fast_pool::freeing_first,
+        Role::PoolFree if says.argument == 1 => fast_pool::freeing_second,
+        Role::PoolFree if says.argument == 2 => fast_pool::freeing_third,
+        Role::PoolFree | Role::PoolReset | Role::PoolTrim => fast_pool::taking_back,
         Role::Prctl => prctl_stub,
         Role::Syscall => syscall_stub,
         Role::ExecAt => exec_stub,

@@ -215,7 +215,7 @@ impl Planter {
         )
         .ok_or(Refusal::RelayOutOfReach)?;
         let record = ptr::from_ref(planted) as u64;
-        let relay = relay(relay_at, record, RunAddr(hooks::destination(function.role)));
+        let relay = relay(relay_at, record, RunAddr(hooks::destination(function.says())));
         let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
             && self.write(relay_at.0, relay.as_slice())
             && self.write(pad.at.0, &pad.bytes);
@@ -243,6 +243,38 @@ impl Planter {
     fn write(&self, at: u64, bytes: &[u8]) -> bool {
         // SAFETY: the bytes were planned for that place, and no thread runs there.
         unsafe { sys::pwrite(self.memory, bytes.as_ptr(), bytes.len(), at as usize) }
+    }
+}
+
+impl Planter {
+    /// Leads branches of `module` past its copies of functions that are hooked.
+    pub(crate) fn open_guards(&self, module: &Module) {
+        let Some(image) = &module.image else {
+            return;
+        };
+        for guard in image.guards {
+            let at = guard.address.wrapping_add(module.bias);
+            let len = usize::from(guard.len);
+            let (Some(original), Some(always)) =
+                (guard.original.get(..len), guard.always.get(..len))
+            else {
+                continue;
+            };
+            let (start, end) = module.text;
+            let is_code = (start..end).contains(&at) && end - at >= len as u64;
+            let function = guard.function.wrapping_add(module.bias);
+            if !is_code || hooks::planted_at(function).is_none() {
+                continue;
+            }
+            // SAFETY: inside the module's executable segment, which is readable.
+            let now = unsafe { core::slice::from_raw_parts(at as *const u8, len) };
+            if now == original && self.write(at, always) {
+                let (mut before, mut after) = ([0; 16], [0; 16]);
+                before[..len].copy_from_slice(original);
+                after[..len].copy_from_slice(always);
+                note_pad(module, b"guard", at, guard.len, before, after);
+            }
+        }
     }
 }
 
@@ -275,15 +307,22 @@ pub(crate) fn root_of_cursor(module: &Module, name: &'static str, address: u64) 
     root | class.bits()
 }
 
-/// Records bytes of `module` that tell of a cursor, unless functions that are hooked need the room.
-pub(crate) fn note_pad(module: &Module, at: u64, len: u8, before: [u8; 16], after: [u8; 16]) {
+/// Records bytes of `module` that were changed for what `name` says, unless functions that are hooked need the room.
+pub(crate) fn note_pad(
+    module: &Module,
+    name: &[u8],
+    at: u64,
+    len: u8,
+    before: [u8; 16],
+    after: [u8; 16],
+) {
     if region().header().hooks.load(Relaxed) >= region().geometry.hooks / 2 {
         return;
     }
     append(Hook {
         address: at,
         trampoline: 0,
-        name: add_string(b"cursor"),
+        name: add_string(name),
         module: module.number,
         before,
         after,

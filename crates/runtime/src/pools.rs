@@ -162,16 +162,6 @@ fn has_blocks(region: &Region, page: u64) -> bool {
     found.is_some() || starts.into_iter().any(|at| region.writer.is_start(at))
 }
 
-/// Opens a call of a pool's function, in the usual case that none was left by a `longjmp`. `false` inside another.
-#[inline(always)]
-pub(crate) fn enter_first(state: &State, slot: *const u64) -> bool {
-    let is_first = state.pool.load(Relaxed) == 0;
-    if is_first {
-        state.pool.store((slot as u64 >> 3) as u32, Relaxed);
-    }
-    is_first
-}
-
 /// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another.
 #[inline(always)]
 pub(crate) fn enter(state: &State, slot: *const u64) -> bool {

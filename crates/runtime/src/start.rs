@@ -197,6 +197,7 @@ fn plant_all(program: Program) -> Option<Planter> {
             allocators += u32::from(function.role == Role::Malloc);
             planter.plant(module, &function);
         });
+        planter.open_guards(module);
     });
     modules::each(|module| {
         operators::arrived(module, |function, end| {
@@ -246,6 +247,9 @@ pub(crate) fn link_map_changed() {
                     planter.plant(module, &function);
                 }
             });
+            if let Some(Some(planter)) = &planter {
+                planter.open_guards(module);
+            }
             if let Some(place) = newcomers.get_mut(count) {
                 *place = Some(module);
                 count += 1;

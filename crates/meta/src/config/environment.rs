@@ -29,6 +29,7 @@ pub fn from_environment(
                     module: None,
                     build_id: None,
                     address: None,
+                    behind: None,
                     signature: Some(signature),
                     role: None,
                     free: None,

@@ -12,6 +12,10 @@
 //! build_id = "0daa1a3855d8…"
 //! role = "malloc"
 //!
+//! [[pool]]                          # or by an exported function, which compares the pointer that it calls through with it
+//! signature = "_inner_alloc(pZ)p"
+//! behind = "exported_alloc"
+//!
 //! [[site]]
 //! function = "make_table"           # and/or file = "table.c", line = 42
 //! type = "struct table + struct row[]"
@@ -60,6 +64,7 @@ struct RawRule {
     module: Option<String>,
     build_id: Option<String>,
     address: Option<u64>,
+    behind: Option<String>,
     signature: Option<Spanned<String>>,
     role: Option<Spanned<String>>,
     free: Option<String>,
@@ -153,6 +158,7 @@ impl Reader<'_> {
             module: raw.module,
             build_id: raw.build_id,
             address: raw.address,
+            behind: raw.behind,
             signature,
             role,
             free: raw.free,

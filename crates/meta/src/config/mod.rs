@@ -22,8 +22,10 @@ pub use signature::{Signature, SignatureError};
 pub(crate) use apply::{apply, name_functions};
 
 use crate::elf::Elf;
+use crate::facts::Facts;
 use crate::sites::Size;
 use pointee_model::entries::{self, FAMILIES, Role, matches};
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -110,6 +112,9 @@ pub struct Rule {
     pub build_id: Option<String>,
     /// Link-time address of the one function that it names, where the file has no symbol for it.
     pub address: Option<u64>,
+    /// Where the file has no symbol for it: the exported function that calls it through a pointer, and has a copy of it for the case that the
+    /// pointer leads there.
+    pub behind: Option<String>,
     /// Which argument is what.
     pub signature: Option<Signature>,
     /// What it does, where the signature does not tell.
@@ -166,7 +171,7 @@ impl Rule {
             self.kind,
             &self.name,
             &self.module,
-            (&self.build_id, self.address),
+            (&self.build_id, self.address, &self.behind),
             &self.signature,
             self.role,
             &self.free,
@@ -251,8 +256,11 @@ impl Config {
         let names: Vec<&str> = elf.symbols().map(|symbol| symbol.name).collect();
         // A pool's cursor, which may be ignored too, is a member and no symbol.
         let is_member = |rule: &Rule| rule.kind == Kind::Ignore && rule.name.contains('.');
+        let means = |rule: &Rule, name| {
+            matches(&rule.name, name) || rule.behind.as_deref() == Some(name)
+        };
         let named =
-            |rule: &Rule| is_member(rule) || names.iter().any(|name| matches(&rule.name, name));
+            |rule: &Rule| is_member(rule) || names.iter().any(|name| means(rule, *name));
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
@@ -281,6 +289,25 @@ impl Config {
         self.rules
             .iter()
             .any(|rule| rule.is_in(&file) && hooked(rule))
+    }
+
+    /// Whether it tells of a function of `elf` by what is exported ([`Rule::behind`]).
+    #[must_use]
+    pub fn names_behind_exports_of(&self, elf: &Elf) -> bool {
+        let wanted: HashSet<&str> = self.rules.iter().filter_map(|rule| rule.behind.as_deref()).collect();
+        !wanted.is_empty() && elf.symbols().any(|symbol| wanted.contains(symbol.name))
+    }
+
+    /// First byte of each of a pool's functions that are hooked, and one past the last, in order.
+    pub(crate) fn pools_of(&self, facts: &Facts) -> Vec<(u64, u64)> {
+        let is_pool = |name: &str| {
+            let said = self.rules.iter().rev().find(|rule| rule.names(name));
+            said.is_some_and(|rule| rule.kind == Kind::Pool && rule.hooked_as().is_some())
+        };
+        let pools = facts.functions.iter().filter(|function| is_pool(&function.linkage_name));
+        let mut ranges: Vec<_> = pools.filter_map(|function| function.ranges.first().copied()).collect();
+        ranges.sort_unstable();
+        ranges
     }
 
     /// What the analysis of sites is to take for allocation functions.

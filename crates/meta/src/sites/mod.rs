@@ -27,6 +27,7 @@ mod declare;
 mod dropped;
 mod effects;
 mod flow;
+pub(crate) mod guards;
 mod handing;
 mod identity;
 mod join;
@@ -70,7 +71,7 @@ use flow::Interpreter;
 use model::Makes;
 use outcome::{Met, Observation, Outcome, Seen};
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{SystemCallRecord, TypeIndex, site_flags};
+use pointee_model::image::{GuardRecord, SystemCallRecord, TypeIndex, site_flags};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -110,6 +111,8 @@ pub struct Sites {
     pub system_calls: Vec<SystemCallRecord>,
     /// In order of address.
     pub cursor_writes: Vec<CursorWrite>,
+    /// Of copies of pools' functions.
+    pub guards: Vec<GuardRecord>,
     /// What was not looked at, and why.
     pub diagnostics: Vec<String>,
     /// Whether any source file was read.
@@ -242,6 +245,7 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         wrappers: found.wrappers,
         system_calls: system_calls::find(elf),
         cursor_writes,
+        guards: Vec::new(),
         diagnostics,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord,
-    Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section,
+    GuardRecord, Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section,
     SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord, VariableRecord,
     section_kind, variable_flags,
 };
@@ -68,6 +68,8 @@ pub struct Image<'a> {
     pub system_calls: &'a [SystemCallRecord],
     /// Writes of pools' cursors.
     pub cursors: &'a [CursorRecord],
+    /// Branches to copies of pools' functions.
+    pub guards: &'a [GuardRecord],
     files: &'a [StrRef],
 }
 
@@ -108,6 +110,7 @@ impl<'a> Image<'a> {
             locals: section(bytes, sections, section_kind::LOCALS)?,
             system_calls: section(bytes, sections, section_kind::SYSTEM_CALLS)?,
             cursors: section(bytes, sections, section_kind::CURSORS)?,
+            guards: section(bytes, sections, section_kind::GUARDS)?,
             files: section(bytes, sections, section_kind::FILES)?,
         })
     }
@@ -141,6 +144,7 @@ impl<'a> Image<'a> {
             locals: &[],
             system_calls: &[],
             cursors: &[],
+            guards: &[],
             files: &[],
         }
     }

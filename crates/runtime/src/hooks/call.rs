@@ -61,13 +61,6 @@ impl Call {
         unsafe { walk::origin(self.planted.root(), self.slot, self.rbp) }
     }
 
-    /// Where it comes from, if all of the path has been met before.
-    #[inline(always)]
-    pub(super) fn known_origin(&self) -> Option<u32> {
-        // SAFETY: `slot` is the stack pointer at the entry.
-        unsafe { walk::known_origin(self.planted.root(), self.slot, self.rbp) }
-    }
-
     /// Where it returns to.
     pub(super) fn return_address(&self) -> u64 {
         // SAFETY: the call lasts.

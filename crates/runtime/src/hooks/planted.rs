@@ -27,6 +27,9 @@ pub(crate) struct Planted {
     role: Role,
     /// What the configuration says of it, if it does.
     declared: Declared,
+    /// Of a pool's function: the arguments that are multiplied for the size; 3 stands for one.
+    size_at: u8,
+    count_at: u8,
     /// The launch pad: what is there when it is planted, what was there before.
     pad: Pad,
 }
@@ -44,6 +47,8 @@ pub(crate) const ORIGINAL: usize = offset_of!(Planted, original);
 pub(crate) const ROOT_KEY: usize = offset_of!(Planted, root_key);
 pub(crate) const ROOT: usize = offset_of!(Planted, root);
 pub(crate) const CLASS: usize = offset_of!(Planted, class);
+pub(crate) const SIZE_AT: usize = offset_of!(Planted, size_at);
+pub(crate) const COUNT_AT: usize = offset_of!(Planted, count_at);
 pub(super) const HOOK: usize = offset_of!(Planted, hook);
 
 const ROOM: usize = 2048;
@@ -67,6 +72,8 @@ static TABLE: Table = Table {
                 class: 0,
                 role: Role::Other,
                 declared: Declared::from_word(0),
+                size_at: 0,
+                count_at: 0,
                 pad: Pad {
                     at: 0,
                     planted: [0; 5],
@@ -114,6 +121,8 @@ impl Planted {
                 class: class.bits(),
                 role,
                 declared,
+                size_at: declared.argument.min(Declared::SEEN),
+                count_at: declared.count.unwrap_or(Declared::SEEN).min(Declared::SEEN),
                 pad,
             });
             &*to

@@ -1,24 +1,24 @@
-//! *What runs instead of a pool's functions?* — of whatever names, as they were declared ([`Declared`]).
+//! *What runs before and after a pool's functions?* — of whatever names, as they were declared (`pointee_model::entries::Declared`).
+//!
+//! The usual case of those that cut out a block, or take one back, is written in assembly ([`crate::fast_pool`]); what is here does all cases.
 
 #![allow(unsafe_code)] // Hooks are entered from assembly.
 
-use super::call::{Call, Hook, hooks};
+use super::call::{Call, hooks};
 use super::{Planted, begin_writing, end_writing};
+use crate::pools;
 use crate::region::region;
-use crate::threads::{self, State, WRITING};
-use crate::{pools, process};
-use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use core::sync::atomic::compiler_fence;
-use pointee_model::entries::{Declared, Role};
+use crate::threads::{self, State};
+use pointee_model::entries::Role;
 
 fn argument(call: &Call, number: Option<u8>) -> Option<usize> {
     call.args.get(usize::from(number?)).copied()
 }
 
-/// This thread, if it is outside, and in no function of a pool.
-#[inline(always)]
-fn enter_pool(call: &Call) -> Option<&'static State> {
-    call.enter().filter(|state| pools::enter(state, call.slot))
+/// This thread, if it is outside at a call whose return address lies at `slot`, and in no function of a pool: from here on it is.
+fn enter(slot: *const u64) -> Option<&'static State> {
+    let state = threads::current().filter(|state| state.is_outside(slot));
+    state.filter(|state| pools::enter(state, slot))
 }
 
 /// Records the block that a call returned.
@@ -38,46 +38,9 @@ fn record(state: &State, call: &Call, block: usize) {
     );
 }
 
-/// The hook of a function that cuts out blocks.
-pub(super) fn allocating(says: Declared) -> Hook {
-    match (says.argument, says.count) {
-        (0, None) => on_pool_alloc::<0>,
-        (1, None) => on_pool_alloc::<1>,
-        (2, None) => on_pool_alloc::<2>,
-        _ => on_any_pool_alloc,
-    }
-}
-
 hooks! {
-    /// A function whose argument `SIZE` is the size: what nearly every call is, in the fewest instructions.
-    fn on_pool_alloc[SIZE](call) {
-        let usual = threads::outside().filter(|state| pools::enter_first(state, call.slot));
-        let Some(state) = usual else {
-            return allocate(&call);
-        };
-        let block = call.original();
-        pools::leave(state);
-        state.gate.store(WRITING, Relaxed);
-        compiler_fence(Acquire);
-        let size = call.args[SIZE] as u64;
-        let is_recorded = !process::is_gate_closed()
-            && call.known_origin().is_some_and(|origin| {
-                pools::record_new(region(), state.thread(), origin, block as u64, size)
-            });
-        if is_recorded {
-            end_writing(state);
-        } else {
-            finish(state, &call, block);
-        }
-        block
-    }
-
-    fn on_any_pool_alloc(call) {
-        allocate(&call)
-    }
-
     pub(super) fn on_pool_realloc(call) {
-        let Some(state) = enter_pool(&call) else {
+        let Some(state) = enter(call.slot) else {
             return call.original();
         };
         let (region, declared) = (region(), call.planted.declared());
@@ -102,49 +65,64 @@ hooks! {
         end_writing(state);
         block
     }
-
-    /// Of all functions that take something back: before they do.
-    pub(super) fn on_pool_free(call) {
-        let declared = call.planted.declared();
-        let what = argument(&call, Some(declared.argument)).unwrap_or(0) as u64;
-        if let Some(state) = threads::outside().or_else(|| call.enter())
-            && what != 0
-            && region().nested.any()
-        {
-            let (region, thread) = (region(), state.thread());
-            begin_writing(state);
-            match declared.role {
-                Role::PoolReset => pools::take_back_all(region, thread, what),
-                Role::PoolTrim => pools::take_back_from(region, thread, what),
-                _ => {
-                    if let Some(block) = region.nested.erase(what) {
-                        pools::forget(region, thread, block);
-                    }
-                }
-            }
-            end_writing(state);
-        }
-        call.original()
-    }
 }
 
-/// Any call of a function that cuts out blocks.
-#[inline(never)]
-fn allocate(call: &Call) -> usize {
-    let Some(state) = enter_pool(call) else {
-        return call.original();
+/// Opens a call of a function that cuts out blocks, of a thread that is not in the usual state. `false`: it is not recorded.
+pub(crate) unsafe extern "C" fn enter_pool(slot: *const u64) -> bool {
+    enter(slot).is_some()
+}
+
+/// Closes such a call, which returned `block`, whatever it is, and records that; gives it back.
+///
+/// # Safety
+/// As [`crate::fast_pool::allocating`] calls it: `arguments` are those of the call, whose return address lies at `slot`.
+pub(crate) unsafe extern "C" fn allocated_from_pool(
+    block: usize,
+    arguments: &[usize; 3],
+    slot: *const u64,
+    rbp: u64,
+    planted: &'static Planted,
+) -> usize {
+    let Some(state) = threads::current() else {
+        return block;
     };
-    let block = call.original();
+    // SAFETY: the caller's promise.
+    let call = unsafe { Call::new(*arguments, slot, rbp, planted) };
     pools::leave(state);
-    finish(state, call, block);
+    begin_writing(state);
+    if block != 0 {
+        record(state, &call, block);
+    }
+    end_writing(state);
     block
 }
 
-#[cold]
-fn finish(state: &State, call: &Call, block: usize) {
+/// What is done before a function takes something back.
+///
+/// # Safety
+/// As [`crate::fast_pool::taking_back`] calls it: `arguments` are those of the call, whose return address lies at `slot`.
+pub(crate) unsafe extern "C" fn taken_back(
+    arguments: &[usize; 3],
+    slot: *const u64,
+    planted: &'static Planted,
+) {
+    let declared = planted.declared();
+    let what = arguments.get(usize::from(declared.argument)).copied();
+    let what = what.unwrap_or(0) as u64;
+    let state = threads::current().filter(|state| state.is_outside(slot));
+    let Some(state) = state.filter(|_| what != 0 && region().nested.any()) else {
+        return;
+    };
+    let (region, thread) = (region(), state.thread());
     begin_writing(state);
-    if block != 0 {
-        record(state, call, block);
+    match declared.role {
+        Role::PoolReset => pools::take_back_all(region, thread, what),
+        Role::PoolTrim => pools::take_back_from(region, thread, what),
+        _ => {
+            if let Some(block) = region.nested.erase(what) {
+                pools::forget(region, thread, block);
+            }
+        }
     }
     end_writing(state);
 }

@@ -27,7 +27,7 @@ const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 impl Planter {
     /// Hooks the system calls of `module` that may change what is mapped.
     pub(crate) fn plant_system_calls(&self, module: &'static Module) {
-        let own = hooks::destination as fn(Role) -> u64 as usize as u64;
+        let own = hooks::destination as fn(Declared) -> u64 as usize as u64;
         // The kernel's own object maps nothing.
         if module.holds(own) || module.file_name().starts_with(b"linux-vdso") {
             return;
@@ -89,7 +89,7 @@ impl Planter {
             return None;
         }
         let at = ledger.room_near(window)?;
-        let stub = RunAddr(hooks::destination(Role::SystemCall));
+        let stub = RunAddr(hooks::destination(Declared::of(Role::SystemCall)));
         let mut slot = Slot::at(at);
         slot.relocated(before, window)?;
         let way = slot.here();
