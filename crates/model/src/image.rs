@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 32;
+pub const FORMAT: u32 = 33;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -460,6 +460,13 @@ pub enum LocalPlace {
     Frame = 3,
     /// Nowhere: its value is register + offset.
     Value = 4,
+    /// In memory, at the address that is kept at register + offset ([`LocalRecord::CFA`]: at the canonical frame address + offset).
+    Behind = 5,
+}
+
+impl LocalRecord {
+    /// Stands for the canonical frame address among the registers.
+    pub const CFA: u16 = u16::MAX;
 }
 
 impl LocalPlace {
@@ -471,6 +478,7 @@ impl LocalPlace {
             2 => Self::Memory,
             3 => Self::Frame,
             4 => Self::Value,
+            5 => Self::Behind,
             _ => Self::Unknown,
         }
     }

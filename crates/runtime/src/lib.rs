@@ -44,6 +44,7 @@ mod environment;
 mod exec;
 mod fast;
 mod fast_carve;
+mod following;
 mod freestanding;
 mod heap;
 mod hooks;
