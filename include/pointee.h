@@ -87,7 +87,9 @@ enum pointee_kind {
     POINTEE_THREAD = 7,    /* a thread-local variable */
     POINTEE_MAPPING = 8,   /* memory that is mapped, and nothing else is known */
     POINTEE_SIGNAL_STACK = 9, /* what a thread set aside for its signal handlers, outside of the asking thread's frames */
-    POINTEE_STACK = 10     /* the stack of a thread, outside of the asking thread's frames */
+    POINTEE_STACK = 10,    /* the stack of a thread, outside of the asking thread's frames */
+    POINTEE_ALLOCA = 11    /* made by alloca in a frame of the asking thread, where a pointer to it is a variable in memory;
+                              up to what lies next in the frame */
 };
 
 struct pointee_allocator;

@@ -28,6 +28,8 @@ use std::path::Path;
 pub(crate) struct HandOff<'a> {
     /// The session's socket.
     pub(crate) socket: &'a Path,
+    /// The socket where the command is asked to follow into statically linked programs, if it does.
+    pub(crate) next: Option<&'a Path>,
     /// Folder of images, if there is one.
     pub(crate) images: Option<&'a Path>,
     /// The user's cache of images, if there is one.
@@ -80,6 +82,9 @@ pub(crate) fn hand_off_text(handoff: &HandOff<'_>) -> Vec<u8> {
         (key::FOLLOW, OsStr::new(follow)),
         (key::GENERATION, OsStr::new("0")),
     ];
+    if let Some(next) = handoff.next {
+        fields.push((key::NEXT, next.as_os_str()));
+    }
     if let Some(images) = handoff.images {
         fields.push((key::IMAGES, images.as_os_str()));
     }
@@ -105,6 +110,19 @@ pub(crate) fn hand_off_text(handoff: &HandOff<'_>) -> Vec<u8> {
         text.extend_from_slice(value.as_bytes());
     }
     text
+}
+
+/// The same `text` for a program before which `generation` others were executed in its process.
+pub(crate) fn with_generation(text: &[u8], generation: u32) -> Vec<u8> {
+    let name = format!("{}=", key::GENERATION).into_bytes();
+    let fields = text.split(|byte| *byte == SEPARATOR).map(|field| {
+        if field.starts_with(&name) {
+            format!("{}={generation}", key::GENERATION).into_bytes()
+        } else {
+            field.to_vec()
+        }
+    });
+    fields.collect::<Vec<_>>().join(&SEPARATOR)
 }
 
 /// Whether part of an index may be private memory of its process: others of the user's processes may read that, and memory that
@@ -323,6 +341,7 @@ mod tests {
     fn check(given: &[(&str, &str)], expect: &[&str]) {
         let handoff = HandOff {
             socket: Path::new("/s"),
+            next: None,
             images: None,
             cache: None,
             follow: true,
@@ -337,6 +356,15 @@ mod tests {
         let made = environment(given, &handoff);
         let expect: Vec<OsString> = expect.iter().map(OsString::from).collect();
         assert_eq!(made, expect);
+    }
+
+    #[test]
+    fn only_the_generation_differs() {
+        let text = b"socket=/s\x1fgeneration=0\x1fpeak=1";
+        assert_eq!(
+            with_generation(text, 12),
+            b"socket=/s\x1fgeneration=12\x1fpeak=1"
+        );
     }
 
     #[test]

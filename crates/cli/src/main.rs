@@ -18,6 +18,7 @@ mod acquaintance;
 mod behaviour;
 mod commands;
 mod configuration;
+mod following;
 mod glob;
 mod group_witness;
 mod images;

@@ -5,6 +5,7 @@
 //! group; signals sent to the supervisor alone by `kill` are passed on. When the program stops, the supervisor stops by the same signal, so that
 //! the shell sees what it would see without it; it ends with the program's status, or by its signal.
 
+use crate::following::Following;
 use crate::group_witness::GroupWitness;
 use crate::session::{Arrival, Session};
 use anyhow::{Context, Result};
@@ -96,12 +97,13 @@ impl Drop for Signals {
     }
 }
 
-/// Waits until `child` has ended. `arrived` gets every process that announces itself; `due` is called
+/// Waits until `child` has ended. `arrived` gets every process that announces itself; those that ask for it are followed; `due` is called
 /// once, `after` the start, if the program still runs then.
 pub(crate) fn supervise(
     child: Pid,
     signals: &mut Signals,
     session: &Session,
+    following: Option<&Following>,
     after: Option<Duration>,
     mut arrived: impl FnMut(Arrival),
     mut due: impl FnMut(),
@@ -117,15 +119,20 @@ pub(crate) fn supervise(
                     .unwrap_or(PollTimeout::MAX)
             }
         };
-        let mut sources = [
+        let mut sources = vec![
             PollFd::new(session.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.queue.as_fd(), PollFlags::POLLIN),
         ];
+        sources
+            .extend(following.map(|following| PollFd::new(following.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("waiting for the program"),
         }
         session.receive().into_iter().for_each(&mut arrived);
+        if let Some(following) = following {
+            following.serve();
+        }
         signals.pass_on(child);
         if let Some(end) = look_after(child, signals)? {
             // What was sent before the end is in the queue by now.

@@ -45,6 +45,8 @@ pub mod key {
     pub const BLOCKS: &str = "blocks";
     /// Path of the socket that placements are asked for at. Then probes are put in, and allocations not recorded.
     pub const PROBES: &str = "probes";
+    /// Path of the socket where the command is asked to follow a process into a statically linked program ([`Next`](super::Next)).
+    pub const NEXT: &str = "next";
     /// Path of the runtime itself, to be preloaded again at exec.
     pub const RUNTIME: &str = "runtime";
 }
@@ -89,6 +91,42 @@ pub struct Answer;
 impl Answer {
     /// Bytes of one.
     pub const LEN: usize = 8;
+}
+
+/// First field of [`Next`].
+pub const NEXT_MAGIC: u64 = u64::from_le_bytes(*b"PTEENEXT");
+/// The command's answer to [`Next`]: the process is traced, and may execute the program.
+pub const NEXT_TRACED: u8 = 1;
+/// What the process says after that if the program could not be executed. When it could, the connection closes.
+pub const NEXT_FAILED: u8 = 2;
+
+/// What a process sends that is about to execute a statically linked program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// How many execs will have come before in the process.
+    pub generation: u32,
+}
+
+impl Next {
+    /// Bytes of one.
+    pub const LEN: usize = 12;
+
+    /// As bytes: [`NEXT_MAGIC`], then the field, little-endian.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&NEXT_MAGIC.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.generation.to_le_bytes());
+        bytes
+    }
+
+    /// Reads one; `None` if it is none.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (magic, rest) = bytes.split_first_chunk::<8>()?;
+        let generation = u32::from_le_bytes(rest.try_into().ok()?);
+        (u64::from_le_bytes(*magic) == NEXT_MAGIC).then_some(Self { generation })
+    }
 }
 
 /// First field of [`Hello`].

@@ -1,6 +1,8 @@
 //! *What is all of this address space?* — every mapped byte under one leaf, summed by kind.
 
-use crate::space::{Kind, Mapper, PagesSeen, Space, What};
+use crate::space::{Frame, Kind, Mapper, PagesSeen, Space, What};
+use pointee_model::addr::LinkAddr;
+use pointee_model::image::{Image, header_flags};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -55,8 +57,12 @@ pub struct Shares {
     pub writable_static_bytes_by_section_only: u64,
     pub arena_bytes: u64,
     pub arena_bytes_by_mapping_only: u64,
+    /// In files with debug info; the kernel's own are not counted.
     pub frames: u64,
     pub frames_without_function: u64,
+    /// In files without, and in code of no file.
+    pub other_frames: u64,
+    pub other_frames_without_function: u64,
 }
 
 /// One mapping with what it is made of.
@@ -121,9 +127,19 @@ pub fn census(space: &Space<'_>, pid: u32) -> Census {
             .enumerate()
             .filter(|(_, frame)| !frame.is_signal)
         {
-            shares.frames += 1;
-            if !has_function(space, frame) {
-                shares.frames_without_function += 1;
+            let (image, link) = image_of(space, frame).unzip();
+            let has_function = image
+                .zip(link)
+                .is_some_and(|(image, link)| image.function_at(link).is_some());
+            let (frames, without) = if image.is_some_and(has_debug_info) {
+                (&mut shares.frames, &mut shares.frames_without_function)
+            } else {
+                let without = &mut shares.other_frames_without_function;
+                (&mut shares.other_frames, without)
+            };
+            *frames += 1;
+            if !has_function {
+                *without += 1;
                 let code = code_of(space, frame);
                 unnamed_frames.push(format!("#{number} of thread {} at {code}", thread.id));
             }
@@ -211,23 +227,20 @@ impl Shares {
     }
 }
 
-fn has_debug_info(image: &pointee_model::image::Image<'_>) -> bool {
-    image.header().flags & pointee_model::image::header_flags::HAS_DWARF != 0
+fn has_debug_info(image: &Image<'_>) -> bool {
+    image.header().flags & header_flags::HAS_DWARF != 0
 }
 
-fn has_function(space: &Space<'_>, frame: &crate::space::Frame) -> bool {
+/// The image of the file that a frame executes in, and where.
+fn image_of<'a>(space: &Space<'a>, frame: &Frame) -> Option<(&'a Image<'a>, LinkAddr)> {
     let executing = frame.executing();
-    let Some((object, record)) = space.layout().object_at(executing) else {
-        return false;
-    };
-    let link = record.bias.to_link(executing);
-    space
-        .image(object)
-        .is_some_and(|image| image.function_at(link).is_some())
+    let (object, record) = space.layout().object_at(executing)?;
+    let image = space.image(object)?;
+    Some((image, record.bias.to_link(executing)))
 }
 
 /// Where a frame executes: the file and the link-time address.
-fn code_of(space: &Space<'_>, frame: &crate::space::Frame) -> String {
+fn code_of(space: &Space<'_>, frame: &Frame) -> String {
     let executing = frame.executing();
     match space.layout().object_at(executing) {
         Some((_, object)) => format!("{}+{}", object.path, object.bias.to_link(executing)),

@@ -212,6 +212,15 @@ pub fn size_of_type(image: &Image<'_>, index: TypeIndex) -> Option<u64> {
     (record.size != UNKNOWN).then_some(record.size)
 }
 
+/// The element of an array whose length is not part of its type.
+#[must_use]
+pub fn open_element(image: &Image<'_>, index: TypeIndex) -> Option<TypeIndex> {
+    let (_, record) = underlying(image, index)?;
+    let is_open = TypeKind::from_byte(record.kind) == TypeKind::Array
+        && size_of_type(image, index).is_none_or(|size| size == 0);
+    is_open.then_some(record.target)
+}
+
 /// What lies at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {

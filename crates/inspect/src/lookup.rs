@@ -8,16 +8,16 @@
 
 mod chain;
 
-use crate::describe::{Shape, field_at, size_of_type, type_name};
+use crate::describe::{Shape, field_at, open_element, size_of_type, type_name, underlying};
 use crate::report::PlaceRow;
-use crate::resolve::{Position, Resolver, Site, function_at, position_at};
+use crate::resolve::{Position, Resolver, Site, function_at, position_at, shape_of};
 use crate::space::{Kind, Leaf, Space, What};
 use crate::value::{self, Contents};
 pub use chain::Link;
 use pointee_index::read::Block;
 use pointee_model::addr::{Alleged, LinkAddr, RunAddr};
 use pointee_model::evidence::Role;
-use pointee_model::image::{Image, NO_TYPE, TypeIndex};
+use pointee_model::image::{Image, LocalRecord, NO_TYPE, SiteRecord, TypeIndex};
 use serde::Serialize;
 
 /// The answer for one address.
@@ -178,6 +178,16 @@ impl Answer {
                     self.variable(space, object, record.r#type, leaf.span.start);
                 }
             }
+            What::Carved {
+                thread,
+                frame,
+                object,
+                pointer,
+                site,
+            } => {
+                self.in_frame(space, thread, frame);
+                self.carved(space, object, pointer, site, leaf.span.start);
+            }
             What::Saved {
                 thread,
                 frame,
@@ -254,14 +264,59 @@ impl Answer {
         let (Some(image), Some(module)) = (space.image(object), space.module(object)) else {
             return;
         };
+        // Of an array of variable length the element is known.
+        let element = open_element(image, index);
+        if element.is_some() && self.frame.is_some() {
+            let text =
+                "its length is not stated: it is taken to reach up to what lies next in the frame";
+            self.note = Some(text.to_owned());
+        }
         let shape = Shape {
             module,
-            role: Role::Whole,
-            r#type: index,
+            role: element.map_or(Role::Whole, |_| Role::Element),
+            r#type: element.unwrap_or(index),
             tail: NO_TYPE,
         };
         let size = self.size.unwrap_or(0);
         self.typed(space, image, &shape, size, Alleged(start.0));
+    }
+
+    /// What `pointer` leads to on the stack, made at `site` if that is clear.
+    fn carved(
+        &mut self,
+        space: &Space<'_>,
+        object: usize,
+        pointer: &LocalRecord,
+        site: Option<&SiteRecord>,
+        start: RunAddr,
+    ) {
+        let (Some(image), Some(module)) = (space.image(object), space.module(object)) else {
+            return;
+        };
+        self.note = Some(format!(
+            "what {} points to; it reaches up to what lies next in the frame",
+            image.string(pointer.name)
+        ));
+        let of_pointer = || {
+            let (_, pointer) = underlying(image, pointer.r#type)?;
+            size_of_type(image, pointer.target)?;
+            Some(Shape {
+                module,
+                role: Role::Element,
+                r#type: pointer.target,
+                tail: NO_TYPE,
+            })
+        };
+        let shape = site.and_then(|site| shape_of(site, module));
+        if let Some(shape) = shape.or_else(of_pointer) {
+            let size = self.size.unwrap_or(0);
+            self.typed(space, image, &shape, size, Alleged(start.0));
+        }
+        if let Some(site) = site {
+            let resolver = space.resolver();
+            let site = resolver.site_on_stack(module, site);
+            self.site = Some(site_answer(resolver, site));
+        }
     }
 
     fn section(&mut self, space: &Space<'_>, object: usize, number: usize, at: RunAddr) {

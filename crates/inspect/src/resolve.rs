@@ -220,6 +220,20 @@ impl<'a> Resolver<'a> {
         }
     }
 
+    /// The site of a block that module `number` carved out of its stack, as `record` says.
+    #[must_use]
+    pub fn site_on_stack(&self, number: u32, record: &SiteRecord) -> Site {
+        let frame = Frame {
+            module: number,
+            return_address: LinkAddr(record.return_address),
+        };
+        let callee = self
+            .image(number)
+            .map_or("", |image| image.string(record.callee));
+        let (allocator, entry) = ("stack".to_owned(), callee.to_owned());
+        self.site(&frame, Some(record), Vec::new(), allocator, entry)
+    }
+
     /// Where a frame is, in words.
     #[must_use]
     pub fn position(&self, frame: &Frame) -> Position {

@@ -131,6 +131,16 @@ impl Printer<'_, '_> {
             .then(|| u64::from_le_bytes(bytes))
     }
 
+    /// As short as it can be read back, with an exponent where there would be more zeros than digits.
+    fn float(&mut self, number: impl Copy + Into<f64> + std::fmt::Display + std::fmt::LowerExp) {
+        let size = number.into().abs();
+        if size == 0.0 || !size.is_finite() || (1e-5..1e17).contains(&size) {
+            self.put(number);
+        } else {
+            self.put(format_args!("{number:e}"));
+        }
+    }
+
     fn base(&mut self, record: &TypeRecord, address: Alleged) {
         // DWARF 5, table 7.11.
         const BOOLEAN: u8 = 2;
@@ -163,8 +173,8 @@ impl Printer<'_, '_> {
                 1 => "true".to_owned(),
                 other => other.to_string(),
             }),
-            (FLOAT, 4) => self.put(f32::from_bits(number as u32)),
-            (FLOAT, 8) => self.put(f64::from_bits(number)),
+            (FLOAT, 4) => self.float(f32::from_bits(number as u32)),
+            (FLOAT, 8) => self.float(f64::from_bits(number)),
             (SIGNED_CHAR | UNSIGNED_CHAR, 1) => {
                 self.put(format_args!("{number} {:?}", char::from(number as u8)));
             }

@@ -454,11 +454,16 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
         (Place::Frame(offset), FrameBase::Register(register)) => {
             (LocalPlace::Memory, register, offset)
         }
-        // At a fixed address it is no local; what the frame base is, is not known.
-        (Place::Frame(_), FrameBase::Unknown)
-        | (Place::Address(_) | Place::Behind(..) | Place::Constant(_), _) => {
-            return None;
+        (Place::Behind(Some(register), offset), _)
+        | (Place::Behind(None, offset), FrameBase::Register(register)) => {
+            (LocalPlace::Behind, register, offset)
         }
+        (Place::Behind(None, offset), FrameBase::Cfa) => {
+            (LocalPlace::Behind, LocalRecord::CFA, offset)
+        }
+        // At a fixed address it is no local; what the frame base is, is not known.
+        (Place::Frame(_) | Place::Behind(None, _), FrameBase::Unknown)
+        | (Place::Address(_) | Place::Constant(_), _) => return None,
     })
 }
 

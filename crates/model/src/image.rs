@@ -461,6 +461,13 @@ pub enum LocalPlace {
     Frame = 3,
     /// Nowhere: its value is register + offset.
     Value = 4,
+    /// In memory, at the address that is kept at register + offset ([`LocalRecord::CFA`]: at the canonical frame address + offset).
+    Behind = 5,
+}
+
+impl LocalRecord {
+    /// Stands for the canonical frame address among the registers.
+    pub const CFA: u16 = u16::MAX;
 }
 
 impl LocalPlace {
@@ -472,6 +479,7 @@ impl LocalPlace {
             2 => Self::Memory,
             3 => Self::Frame,
             4 => Self::Value,
+            5 => Self::Behind,
             _ => Self::Unknown,
         }
     }

@@ -2,15 +2,15 @@
 //!
 //! The environment given to `execve`, `fexecve`, `execveat` or their system calls by way of `syscall` gets the two variables of [`pointee_index::handoff`] again, in
 //! arrays on the stack: after `vfork` this is the parent's memory, and nothing may be left behind in
-//! it ([`crate::spare_stack`] has room where the program's stack may not). A program that would see them, or not run as it does without us, gets its environment as it is: static ones, other C
-//! libraries, sanitized ones, set-user-id ones.
+//! it ([`crate::spare_stack`] has room where the program's stack may not). A program that would see them, or not run as it does without us, gets its environment as it is: other C
+//! libraries, sanitized ones, set-user-id ones; and static ones, of which the command is told ([`crate::following`]).
 
 #![allow(unsafe_code)] // Reads the arguments of execve.
 
 use crate::environment::PathBuffer;
 use crate::hooks::is_filtered;
 use crate::region::{generation, is_disabled, region};
-use crate::{spare_stack, sys, threads};
+use crate::{following, spare_stack, sys, threads};
 use core::ffi::CStr;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
@@ -198,8 +198,23 @@ unsafe fn exec_with(
             count += 1;
         }
     }
-    if !sys::readable(runtime.as_c_str()) || !is_preloadable(path) {
-        return original(environment);
+    let generation = if own { generation() + 1 } else { 1 };
+    let next = if sys::readable(runtime.as_c_str()) {
+        kind_of(path)
+    } else {
+        Next::Unseen
+    };
+    match next {
+        Next::Preloadable => {}
+        Next::Static => {
+            let followed = following::ask(generation);
+            let result = original(environment);
+            if let Some(followed) = followed {
+                followed.failed();
+            }
+            return result;
+        }
+        Next::Unseen => return original(environment),
     }
     let mut library = Text::<2048>::new();
     library.push(b"LD_PRELOAD=");
@@ -213,6 +228,7 @@ unsafe fn exec_with(
     handed.push(b"=");
     for name in [
         key::SOCKET,
+        key::NEXT,
         key::IMAGES,
         key::CACHE,
         key::RUNTIME,
@@ -228,7 +244,7 @@ unsafe fn exec_with(
     }
     handed.push(key::GENERATION.as_bytes());
     handed.push(b"=");
-    handed.push_number(if own { generation() + 1 } else { 1 });
+    handed.push_number(generation);
     variables[count] = library.bytes.as_ptr() as usize;
     variables[count + 1] = handed.bytes.as_ptr() as usize;
     variables[count + 2] = 0;
@@ -238,32 +254,43 @@ unsafe fn exec_with(
     original(variables.as_ptr() as usize)
 }
 
-/// Whether the program at `path` is one that glibc's dynamic linker will load with a preloaded
-/// library, unharmed. A script is as its interpreter is.
-fn is_preloadable(mut path: PathBuffer) -> bool {
+/// What a program is like that is about to be executed.
+enum Next {
+    /// glibc's dynamic linker will load it with a preloaded library, unharmed.
+    Preloadable,
+    /// No dynamic linker will be loaded with it.
+    Static,
+    /// It has to be left alone.
+    Unseen,
+}
+
+/// Of the program at `path`. A script is as its interpreter is.
+fn kind_of(mut path: PathBuffer) -> Next {
     // The kernel follows interpreters of interpreters four deep.
     for _ in 0..5 {
         let Ok(fd) = usize::try_from(sys::open(path.as_c_str(), false)) else {
-            return false;
+            return Next::Unseen;
         };
         let mut head = [0; 256];
         let read = usize::try_from(sys::pread(fd, &mut head, 0)).unwrap_or(0);
         let verdict = match head[..read.min(256)] {
-            [0x7f, b'E', b'L', b'F', ..] => {
-                Some(!sys::is_set_id(fd) && elf_is_preloadable(fd, &head))
-            }
+            [0x7f, b'E', b'L', b'F', ..] => Some(if sys::is_set_id(fd) {
+                Next::Unseen
+            } else {
+                kind_of_elf(fd, &head)
+            }),
             [b'#', b'!', ref line @ ..] => {
                 path = interpreter(line);
-                path.is_empty().then_some(false)
+                path.is_empty().then_some(Next::Unseen)
             }
-            _ => Some(false),
+            _ => Some(Next::Unseen),
         };
         sys::close(fd);
         if let Some(verdict) = verdict {
             return verdict;
         }
     }
-    false
+    Next::Unseen
 }
 
 /// The interpreter that a script's first line names.
@@ -295,7 +322,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
         .map_or(0, u32::from_le_bytes)
 }
 
-fn elf_is_preloadable(fd: usize, head: &[u8; 256]) -> bool {
+fn kind_of_elf(fd: usize, head: &[u8; 256]) -> Next {
     const SEGMENT: usize = 56;
     const SEGMENTS: usize = 32;
     const PT_LOAD: u32 = 1;
@@ -304,17 +331,17 @@ fn elf_is_preloadable(fd: usize, head: &[u8; 256]) -> bool {
     const ELFCLASS64: u8 = 2;
     const EM_X86_64: u32 = 62;
     if head[4] != ELFCLASS64 || u32_at(head, 18) & 0xffff != EM_X86_64 {
-        return false;
+        return Next::Unseen;
     }
     let count = (u32_at(head, 56) & 0xffff) as usize;
     let mut table = [0; SEGMENT * SEGMENTS];
     if count > SEGMENTS || sys::pread(fd, &mut table, u64_at(head, 32) as usize) <= 0 {
-        return false;
+        return Next::Unseen;
     }
     let segments = || table.chunks_exact(SEGMENT).take(count);
     let of_kind = |kind| segments().find(move |segment| u32_at(segment, 0) == kind);
     let Some(interpreter) = of_kind(PT_INTERP) else {
-        return false;
+        return Next::Static;
     };
     let mut name = [0; 64];
     sys::pread(fd, &mut name, u64_at(interpreter, 8) as usize);
@@ -322,10 +349,10 @@ fn elf_is_preloadable(fd: usize, head: &[u8; 256]) -> bool {
         .min(name.len())
         .saturating_sub(1);
     if !name[..len].ends_with(b"/ld-linux-x86-64.so.2") {
-        return false;
+        return Next::Unseen;
     }
     let Some(dynamic) = of_kind(PT_DYNAMIC) else {
-        return false;
+        return Next::Unseen;
     };
     let file_offset = |address: u64| {
         segments().find_map(|segment| {
@@ -334,7 +361,11 @@ fn elf_is_preloadable(fd: usize, head: &[u8; 256]) -> bool {
             loaded.then(|| into + u64_at(segment, 8))
         })
     };
-    !needs_sanitizer(fd, u64_at(dynamic, 8), u64_at(dynamic, 32), file_offset)
+    if needs_sanitizer(fd, u64_at(dynamic, 8), u64_at(dynamic, 32), file_offset) {
+        Next::Unseen
+    } else {
+        Next::Preloadable
+    }
 }
 
 /// Whether a needed library is a sanitizer's runtime, which insists on being loaded first.

@@ -45,6 +45,7 @@ mod exec;
 mod fast;
 mod fast_carve;
 mod fast_pool;
+mod following;
 mod freestanding;
 mod heap;
 mod hooks;

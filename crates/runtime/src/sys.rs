@@ -16,7 +16,7 @@ macro_rules! numbers {
 // arch/x86/entry/syscalls/syscall_64.tbl
 numbers! {
     CLOSE = 3, SCHED_YIELD = 24, FSTAT = 5, MMAP = 9, MPROTECT = 10, MUNMAP = 11, BRK = 12, RT_SIGACTION = 13, RT_SIGPROCMASK = 14, PREAD64 = 17, PWRITE64 = 18, MINCORE = 27,
-    MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDMSG = 46, RECVMSG = 47, SETSOCKOPT = 54, FTRUNCATE = 77, READLINK = 89,
+    MADVISE = 28, GETPID = 39, SOCKET = 41, CONNECT = 42, SENDTO = 44, RECVFROM = 45, SENDMSG = 46, RECVMSG = 47, SETSOCKOPT = 54, FTRUNCATE = 77, READLINK = 89,
     GETPPID = 110, PRCTL = 157, GETTID = 186, FUTEX = 202, CLOCK_GETTIME = 228, EXIT_GROUP = 231,
     ARCH_PRCTL = 158, TGKILL = 234, OPENAT = 257,
     FACCESSAT = 269, RT_TGSIGQUEUEINFO = 297, PRLIMIT64 = 302, PROCESS_VM_READV = 310, KCMP = 312, MEMFD_CREATE = 319, MEMBARRIER = 324,
@@ -465,18 +465,39 @@ pub(crate) fn memfd(name: &core::ffi::CStr) -> isize {
     }
 }
 
-/// Has sending at socket `fd` fail rather than wait for longer than `seconds`.
-pub(crate) fn set_send_deadline(fd: usize, seconds: i64) {
+/// Has sending at socket `fd`, and receiving from it, fail rather than wait for longer than `seconds`.
+pub(crate) fn set_deadlines(fd: usize, seconds: i64) {
     const SOL_SOCKET: usize = 1;
+    const SO_RCVTIMEO: usize = 20;
     const SO_SNDTIMEO: usize = 21;
     let time = [seconds, 0];
-    // SAFETY: reads sixteen bytes.
-    unsafe {
-        call(
-            SETSOCKOPT,
-            [fd, SOL_SOCKET, SO_SNDTIMEO, time.as_ptr() as usize, 16, 0],
-        )
-    };
+    for option in [SO_SNDTIMEO, SO_RCVTIMEO] {
+        let time = time.as_ptr() as usize;
+        // SAFETY: reads sixteen bytes.
+        unsafe { call(SETSOCKOPT, [fd, SOL_SOCKET, option, time, 16, 0]) };
+    }
+}
+
+/// Sends a packet, without SIGPIPE. `false` if that failed.
+pub(crate) fn send(fd: usize, bytes: &[u8]) -> bool {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    let (at, len) = (bytes.as_ptr() as usize, bytes.len());
+    // SAFETY: reads the bytes.
+    let sent = unsafe { call(SENDTO, [fd, at, len, MSG_NOSIGNAL, 0, 0]) };
+    sent == len as isize
+}
+
+/// Receives a packet of exactly `bytes.len()` bytes. `false` if none came, or another one.
+pub(crate) fn receive(fd: usize, bytes: &mut [u8]) -> bool {
+    const EINTR: isize = -4;
+    let (at, len) = (bytes.as_mut_ptr() as usize, bytes.len());
+    loop {
+        // SAFETY: writes the bytes.
+        let received = unsafe { call(RECVFROM, [fd, at, len, 0, 0, 0]) };
+        if received != EINTR {
+            return received == len as isize;
+        }
+    }
 }
 
 /// `sendmsg` with a prepared header, without SIGPIPE.

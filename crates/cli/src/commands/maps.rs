@@ -83,7 +83,13 @@ fn render(census: &Census, style: Style) -> String {
         &mut out,
         shares.frames_without_function,
         shares.frames,
-        "frames, without function",
+        "frames, in files with debug info, without function",
+    );
+    share(
+        &mut out,
+        shares.other_frames_without_function,
+        shares.other_frames,
+        "frames, in other code, without function",
     );
     for frame in &census.unnamed_frames {
         let _ = writeln!(out, "{}", style.faint(&format!("  {frame}")));

@@ -433,6 +433,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let inheritance = Inheritance::of(&signals)?;
     let handoff = HandOff {
         socket: &session.socket_path(),
+        next: None,
         images: None,
         cache: None,
         follow: false,
@@ -451,7 +452,7 @@ fn run_program(arguments: &Arguments, wish: Wish) -> Result<()> {
     let (session, started) = launch::start_or_end(&start, &inheritance, session);
     let child = started.child;
     planner.serve();
-    let end = supervise::supervise(child, &mut signals, &session, None, |_| {}, || {})?;
+    let end = supervise::supervise(child, &mut signals, &session, None, None, |_| {}, || {})?;
     drop(signals);
     drop(session);
     let rows = planner.planned().into_iter().map(|planned| row(&planned));

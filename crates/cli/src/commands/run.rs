@@ -1,6 +1,7 @@
 //! `pointee run`: *what is the heap of this program made of?*
 
 use crate::acquaintance::{self, Acquaintance};
+use crate::following::{Following, Lost};
 use crate::images::ImageSource;
 use crate::launch::{self, HandOff, Inheritance, Start};
 use crate::output::{Format, Listing, json};
@@ -96,6 +97,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         child,
         &mut signals,
         &session,
+        setting.following.as_ref(),
         arguments.snapshot_at.after(),
         |arrival| processes.borrow_mut().add(arrival),
         || {
@@ -120,7 +122,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         saving::at_end(&processes, &mut source, first, file, at, arguments.memory);
     }
     let path = program.path.to_string_lossy().into_owned();
-    let mut reports = reports(processes, &mut source, first, end, &path, unseen);
+    let lost = setting
+        .following
+        .map_or_else(Vec::new, Following::into_lost);
+    let mut reports = reports(processes, &mut source, first, end, &path, unseen, &lost);
     if !arguments.cost {
         for report in &mut reports {
             report.recording = None;
@@ -139,6 +144,8 @@ struct Setting {
     environment: Vec<OsString>,
     /// What is mapped into it.
     mapped: Option<Mapped>,
+    /// Who sees to descendants that become statically linked programs.
+    following: Option<Following>,
     /// Why it is not recorded, if so.
     unseen: Option<String>,
 }
@@ -155,6 +162,7 @@ fn setting(
             .map(|(name, value)| launch::assignment(name, value))
             .collect(),
         mapped,
+        following: None,
         unseen,
     };
     if let Way::Unseen(reason) = &program.way {
@@ -165,8 +173,10 @@ fn setting(
         Err(error) => return plain(None, Some(format!("{error:#}"))),
     };
     let cache = Places::default().user;
+    let next = session.folder().join("next");
     let handoff = HandOff {
         socket: &session.socket_path(),
+        next: (!arguments.no_follow).then_some(&*next),
         images,
         cache: cache.as_deref(),
         follow: !arguments.no_follow,
@@ -175,20 +185,26 @@ fn setting(
         runtime: &runtime,
         probes: None,
     };
-    match &program.way {
+    let text = launch::hand_off_text(&handoff);
+    let mut setting = match &program.way {
         Way::Mapped(file) => match static_program::why_unseen(file) {
-            Some(reason) => plain(None, Some(reason)),
+            Some(reason) => return plain(None, Some(reason)),
             None => {
-                let handoff = launch::hand_off_text(&handoff);
+                let handoff = text.clone();
+                let runtime = runtime.clone();
                 plain(Some(Mapped { runtime, handoff }), None)
             }
         },
         _ => Setting {
             environment: launch::environment(std::env::vars_os(), &handoff),
-            mapped: None,
-            unseen: None,
+            ..plain(None, None)
         },
+    };
+    if !arguments.no_follow {
+        // Who asks in vain goes on unseen.
+        setting.following = Following::open(&next, runtime, text).ok();
     }
+    setting
 }
 
 /// One report a program that allocated, the first process's first.
@@ -199,16 +215,17 @@ fn reports(
     end: End,
     program: &str,
     unseen: Option<String>,
+    lost: &[Lost],
 ) -> Vec<ProcessReport> {
     let mut reports = Vec::new();
-    let mut first_went_on = None;
+    let mut went_on = Vec::new();
     for (tracked, mut circumstances) in processes {
         let is_first = tracked.pid == first;
         let copies = tracked.size_of_copies();
         match tracked.into_data() {
             Ok(data) => {
-                if is_first && tracked::went_on_unseen(&data, &circumstances) {
-                    first_went_on = Some(circumstances.clone());
+                if tracked::went_on_unseen(&data, &circumstances) {
+                    went_on.push(circumstances.clone());
                 }
                 let is_running = circumstances.state == State::Running;
                 if data.ending == Ending::Exec {
@@ -236,16 +253,35 @@ fn reports(
             }
         }
     }
-    if let Some(mut circumstances) = first_went_on {
+    for mut circumstances in went_on {
         circumstances.generation += 1;
-        circumstances.unseen = vec![
-            "it became a program in which the runtime cannot be, or is not, loaded".to_owned(),
-        ];
+        let generation = (circumstances.pid, circumstances.generation);
+        if lost
+            .iter()
+            .any(|lost| (lost.pid, lost.generation) == generation)
+        {
+            continue;
+        }
+        let reason = "it became a program in which the runtime cannot be, or is not, loaded";
+        circumstances.unseen = vec![reason.to_owned()];
         reports.push(ProcessReport::unseen(
             "(not known)".to_owned(),
             circumstances,
         ));
-    } else if !reports.iter().any(|report| report.pid == first) {
+    }
+    for lost in lost {
+        let is_first = lost.pid == first;
+        let circumstances = Circumstances {
+            pid: lost.pid,
+            parent: lost.parent,
+            generation: lost.generation,
+            state: State::Ended,
+            exit: is_first.then(|| tracked::exit_of(end)),
+            unseen: vec![lost.reason.clone()],
+        };
+        reports.push(ProcessReport::unseen(lost.program.clone(), circumstances));
+    }
+    if !reports.iter().any(|report| report.pid == first) {
         let reason = unseen.unwrap_or_else(|| "the runtime did not start in it".to_owned());
         let circumstances = Circumstances {
             pid: first,

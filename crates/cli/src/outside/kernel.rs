@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use std::time::{Duration, Instant};
 
 /// How long a task may take to stop. One that waits for a disk, or for a `vfork`ed child, takes as long as that does.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -30,7 +30,12 @@ pub(super) enum Event {
 
 /// The next event of `task`.
 pub(super) fn wait(task: Pid) -> Result<Event, Errno> {
-    let deadline = Instant::now() + PATIENCE;
+    wait_within(task, PATIENCE)
+}
+
+/// The same; `ETIMEDOUT` where there is none for so long.
+pub(super) fn wait_within(task: Pid, patience: Duration) -> Result<Event, Errno> {
+    let deadline = Instant::now() + patience;
     let mut looks = 0u32;
     loop {
         let mut status = 0;

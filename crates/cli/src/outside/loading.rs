@@ -21,11 +21,15 @@ use ::object::{
     Endianness, Object, ObjectSymbol, ObjectSymbolTable, RelocationFlags, RelocationTarget,
 };
 use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
+/// Between two looks whether a program could not be executed.
+const A_MOMENT: Duration = Duration::from_millis(20);
 
 /// What is mapped into a program.
 #[derive(Debug)]
@@ -65,15 +69,55 @@ impl Held {
                 Event::Call | Event::Interrupted => kernel::go_on(libc::PTRACE_CONT, self.0, 0)?,
             }
         }
-        // Out of the call that it stands in.
-        ptrace::interrupt(self.0)?;
-        kernel::go_on(libc::PTRACE_CONT, self.0, 0)?;
-        ensure!(kernel::settle(self.0)?, "it has ended");
+        self.leave_call()?;
         Ok(self)
     }
 
+    /// The same; `false` when `has_failed` says that it goes on as the program that it is.
+    pub(crate) fn until_program_unless(&self, has_failed: impl Fn() -> bool) -> Result<bool> {
+        let deadline = Instant::now() + kernel::PATIENCE;
+        loop {
+            match kernel::wait_within(self.0, A_MOMENT) {
+                Ok(Event::Exec) => break,
+                Ok(Event::Gone) => bail!("it has ended"),
+                Ok(Event::Signal(signal)) => kernel::go_on(libc::PTRACE_CONT, self.0, signal)?,
+                Ok(Event::Call | Event::Interrupted) => {
+                    kernel::go_on(libc::PTRACE_CONT, self.0, 0)?;
+                }
+                Err(Errno::ETIMEDOUT) if Instant::now() > deadline || has_failed() => {
+                    return Ok(false);
+                }
+                Err(Errno::ETIMEDOUT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.leave_call()?;
+        Ok(true)
+    }
+
+    /// Out of the `execve` that it stands in.
+    fn leave_call(&self) -> Result<()> {
+        ptrace::interrupt(self.0)?;
+        kernel::go_on(libc::PTRACE_CONT, self.0, 0)?;
+        ensure!(kernel::settle(self.0)?, "it has ended");
+        Ok(())
+    }
+
+    /// Lets it run on as it is.
+    pub(crate) fn let_go(&self) -> Result<()> {
+        // It stands already, or does so soon.
+        let _ = ptrace::interrupt(self.0);
+        if ptrace::detach(self.0, None).is_ok() {
+            return Ok(());
+        }
+        if kernel::settle(self.0)? {
+            ptrace::detach(self.0, None).context("ptrace")?;
+        }
+        Ok(())
+    }
+
     /// Maps the runtime into the program, starts it there, and lets the program go.
-    pub(crate) fn load(self, what: &Mapped) -> Result<()> {
+    pub(crate) fn load(&self, what: &Mapped) -> Result<()> {
         ensure!(
             !has_linker_or_privilege(self.0)?,
             "it is another program now"

@@ -92,7 +92,7 @@ fn around_signal_stack(
             arena(space, &below, address, links);
         }
         // Its own frames again.
-        What::Local { .. } | What::Saved { .. } | What::Frame { .. } => {}
+        What::Local { .. } | What::Carved { .. } | What::Saved { .. } | What::Frame { .. } => {}
         _ => {
             links.extend(as_link(space, &below));
             enclosing(space, &below, links);
@@ -141,7 +141,9 @@ fn enclosing(space: &Space<'_>, leaf: &Leaf<'_>, links: &mut Vec<Link>) {
             links.extend(stack(space, thread, leaf.span.start));
         }
         What::ControlBlock { thread } => links.extend(stack(space, thread, leaf.span.start)),
-        What::Local { thread, frame, .. } | What::Saved { thread, frame, .. } => {
+        What::Local { thread, frame, .. }
+        | What::Carved { thread, frame, .. }
+        | What::Saved { thread, frame, .. } => {
             links.extend(self::frame(space, thread, frame));
             links.extend(stack(space, thread, leaf.span.start));
         }
@@ -223,7 +225,7 @@ fn arena(space: &Space<'_>, leaf: &Leaf<'_>, address: RunAddr, links: &mut Vec<L
             space.allocator_of(&outer)
         }
         _ => space
-            .block_of(number)
+            .block_of_arena(address)
             .and_then(|block| space.allocator_of(&block)),
     };
     let which = match space.glibc_arena(number) {

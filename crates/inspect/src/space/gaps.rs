@@ -49,18 +49,22 @@ impl<'a> Space<'a> {
             }
             _ if mapping.inode != 0 => whole(Kind::File, What::Mapping),
             _ if self.glibc_arena(number).is_some() => whole(Kind::Arena, What::Mapping),
-            _ => match (self.block_of(number), self.contents) {
-                (Some(block), Some(contents)) => {
-                    // A pool's arena has no chunk's header.
-                    let is_outer = self.index.and_then(|index| index.block_at(block.base));
-                    let alone =
-                        is_outer.is_some() && is_mapped_alone(contents, RunAddr(block.base));
-                    self.between_blocks(gap, if alone { Kind::Anonymous } else { Kind::Hole })
-                }
-                (Some(_), None) => whole(Kind::Hole, What::Mapping),
-                (None, _) => whole(Kind::Anonymous, What::Mapping),
-            },
+            _ => self.in_areas(number, gap),
         }
+    }
+
+    /// In no chain of chunks: holes of arenas, and what nothing is known of than who mapped it.
+    fn in_areas(&self, number: usize, gap: Span) -> Vec<(Span, Leaf<'a>)> {
+        let pieces = self.areas_in(number, gap).into_iter().map(|area| {
+            let kind = match self.arena_of(&area) {
+                Some(_) => Kind::Hole,
+                None => Kind::Anonymous,
+            };
+            let start = gap.start.max(area.span.start);
+            let end = gap.end.min(area.span.end);
+            self.between_blocks(Span { start, end }, kind)
+        });
+        pieces.flatten().collect()
     }
 
     /// Between blocks where no chain of chunks is: the header of one that was mapped on its own, what fills its last
@@ -186,11 +190,15 @@ impl<'a> Space<'a> {
             .variables
             .iter()
             .any(|variable| variable.flags & variable_flags::THREAD_LOCAL == 0);
-        if has_names && gap.end.0 - gap.start.0 < PADDING && self.is_zero(gap) {
-            return cut.push(whole(Kind::Padding));
+        let is_writable = mapping.permissions.starts_with("rw");
+        if has_names && gap.end.0 - gap.start.0 < PADDING {
+            let is_padding = self.is_zero(gap);
+            if is_padding.unwrap_or(is_writable && aligns(gap)) {
+                return cut.push(whole(Kind::Padding));
+            }
         }
         // Relocated constants are writable in the file, and not any more in the process.
-        if mapping.permissions.starts_with("rw") {
+        if is_writable {
             return cut.push(whole(Kind::Data));
         }
         match self.contents {
@@ -199,16 +207,19 @@ impl<'a> Space<'a> {
         }
     }
 
-    fn is_zero(&self, span: Span) -> bool {
+    /// Whether all bytes of a short `span` are zero; `None` where they cannot be read.
+    fn is_zero(&self, span: Span) -> Option<bool> {
         let mut bytes = [0; PADDING as usize];
-        let Some(bytes) = bytes.get_mut(..(span.end.0 - span.start.0) as usize) else {
-            return false;
-        };
-        let there = self
-            .contents
-            .is_some_and(|contents| contents.read(Alleged(span.start.0), bytes));
-        there && bytes.iter().all(|byte| *byte == 0)
+        let bytes = bytes.get_mut(..(span.end.0 - span.start.0) as usize)?;
+        let is_there = self.contents?.read(Alleged(span.start.0), bytes);
+        is_there.then(|| bytes.iter().all(|byte| *byte == 0))
     }
+}
+
+/// Whether what begins behind `gap` needs it for its alignment.
+fn aligns(gap: Span) -> bool {
+    let alignment = 1 << gap.end.0.trailing_zeros().min(PADDING.ilog2());
+    gap.end.0 - gap.start.0 < alignment
 }
 
 /// Whether `address` lies in a segment of `object`, or on a page that one starts or ends on.

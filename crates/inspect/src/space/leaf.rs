@@ -3,7 +3,7 @@
 use super::Span;
 use pointee_index::read::Block;
 use pointee_model::addr::RunAddr;
-use pointee_model::image::{LocalRecord, VariableRecord};
+use pointee_model::image::{LocalRecord, SiteRecord, VariableRecord};
 
 /// What kind of thing a leaf is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,6 +43,8 @@ pub enum Kind {
     /// A thread's control block.
     Thread,
     Local,
+    /// Made by `alloca`.
+    Alloca,
     /// A caller's register, kept in a frame; the return address.
     Saved,
     /// In a frame, in no variable: what the compiler keeps there for itself.
@@ -90,6 +92,7 @@ impl Kind {
             Self::ThreadLocal => "thread-local",
             Self::Thread => "thread",
             Self::Local => "local",
+            Self::Alloca => "alloca",
             Self::Saved => "saved",
             Self::Frame => "frame",
             Self::Stack => "stack",
@@ -141,6 +144,15 @@ pub enum What<'a> {
         frame: usize,
         object: usize,
         record: &'a LocalRecord,
+    },
+    /// A block that the function made on its stack, behind a pointer of its own.
+    Carved {
+        thread: usize,
+        frame: usize,
+        object: usize,
+        pointer: &'a LocalRecord,
+        /// Where, if that is clear.
+        site: Option<&'a SiteRecord>,
     },
     Saved {
         thread: usize,

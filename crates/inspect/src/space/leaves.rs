@@ -6,6 +6,7 @@
 //!   signal stacks │ live blocks │ Pointee's own │ start, thread-local blocks, frames │ chunks │ functions, variables │ literals │ sections │ the mapping
 //! ```
 
+use super::arenas::Areas;
 use super::chunks::{self, Arena, ChunkState};
 use super::layers::fold;
 use super::leaf::{Kind, Leaf, What};
@@ -18,7 +19,7 @@ use pointee_index::read::Block;
 use pointee_index::records::module_flags;
 use pointee_model::addr::{LinkAddr, RunAddr};
 use pointee_model::image::Image;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 
 /// How far around an address its neighbours are looked at.
 pub(super) const AROUND: u64 = 4096;
@@ -35,6 +36,7 @@ pub struct Space<'a> {
     nested_blocks: OnceCell<Vec<Block>>,
     arenas: OnceCell<Vec<Arena>>,
     pub(super) signal_stacks: OnceCell<Vec<(usize, Span)>>,
+    pub(super) areas: RefCell<Areas>,
 }
 
 impl std::fmt::Debug for Space<'_> {
@@ -63,6 +65,7 @@ impl<'a> Space<'a> {
             nested_blocks: OnceCell::new(),
             arenas: OnceCell::new(),
             signal_stacks: OnceCell::new(),
+            areas: RefCell::default(),
         }
     }
 
@@ -160,7 +163,7 @@ impl<'a> Space<'a> {
     }
 
     /// All live blocks, in order of address.
-    fn blocks(&self) -> &[Block] {
+    pub(super) fn blocks(&self) -> &[Block] {
         self.blocks.get_or_init(|| {
             let mut blocks = Vec::new();
             if let Some(index) = self.index {
@@ -172,7 +175,7 @@ impl<'a> Space<'a> {
     }
 
     /// All live blocks of pools, in order of address.
-    fn nested_blocks(&self) -> &[Block] {
+    pub(super) fn nested_blocks(&self) -> &[Block] {
         self.nested_blocks.get_or_init(|| {
             let mut blocks = Vec::new();
             if let Some(index) = self.index {
@@ -181,18 +184,6 @@ impl<'a> Space<'a> {
             blocks.sort_unstable_by_key(|block| block.base);
             blocks
         })
-    }
-
-    /// A live block in mapping `number`, a pool's if there is no other: what it says of its allocator holds for the rest of the mapping.
-    #[must_use]
-    pub fn block_of(&self, number: usize) -> Option<Block> {
-        let mapping = self.layout.mappings.get(number)?;
-        let first_of = |blocks: &[Block]| {
-            let first = blocks.partition_point(|block| block.base < mapping.start.0);
-            let block = blocks.get(first).copied();
-            block.filter(|block| block.base < mapping.end.0)
-        };
-        first_of(self.blocks()).or_else(|| first_of(self.nested_blocks()))
     }
 
     /// The allocator that handed out `block`.

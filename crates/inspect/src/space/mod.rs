@@ -20,6 +20,8 @@
 //!
 //! Invariant: nothing runs in the process. Threads go on, unless [`Stop::Briefly`] asks for their registers.
 
+mod arenas;
+mod carved;
 mod chunks;
 mod gaps;
 mod layers;

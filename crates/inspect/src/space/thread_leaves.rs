@@ -1,5 +1,6 @@
 //! *What of a thread lies in memory?* — its control block, its thread-local variables, its frames and their variables.
 
+use super::chunks::word;
 use super::layers::fold;
 use super::leaf::{Kind, Leaf, What};
 use super::leaves::{Space, overlaps};
@@ -88,17 +89,20 @@ impl<'a> Space<'a> {
                 Leaf::new(slot.0, slot.0.wrapping_add(8), Kind::Saved, what)
             })
             .collect();
+        let mut fixed: Vec<Leaf<'a>> = parts.iter().chain(&saved).copied().collect();
+        fixed.sort_by_key(|leaf| leaf.span.start);
+        let carved = self.carved((thread, number), frame, &fixed);
         let what = What::Frame {
             thread,
             frame: number,
         };
         let whole = Leaf::new(frame.span.start.0, frame.span.end.0, Kind::Frame, what);
-        let cut = fold(frame.span, &[parts, saved], &mut |gap| {
+        let cut = fold(frame.span, &[parts, saved, carved], &mut |gap| {
             vec![(gap, Leaf { span: gap, ..whole })]
         });
         leaves.extend(cut.into_iter().map(|(seen, leaf)| match leaf.what {
             // A variable stays whole: the offset in it counts from its start.
-            What::Local { .. } => leaf,
+            What::Local { .. } | What::Carved { .. } => leaf,
             _ => Leaf { span: seen, ..leaf },
         }));
     }
@@ -137,7 +141,7 @@ impl<'a> Space<'a> {
     }
 
     /// The variables of a frame and where they are now.
-    fn locals(&self, frame: &Frame) -> Vec<(usize, &'a LocalRecord, Place)> {
+    pub(super) fn locals(&self, frame: &Frame) -> Vec<(usize, &'a LocalRecord, Place)> {
         let executing = frame.executing();
         let Some((object, record)) = self.layout.object_at(executing) else {
             return Vec::new();
@@ -158,6 +162,14 @@ impl<'a> Space<'a> {
                         let base = register(local.register)?;
                         Place::Memory(RunAddr(base.wrapping_add_signed(local.offset)))
                     }
+                    LocalPlace::Behind => {
+                        let base = match local.register {
+                            LocalRecord::CFA => frame.span.end.0,
+                            number => register(number)?,
+                        };
+                        let slot = base.wrapping_add_signed(local.offset);
+                        Place::Memory(RunAddr(word(self.contents?, slot)?))
+                    }
                     LocalPlace::Register => Place::Register(local.register),
                     LocalPlace::Value | LocalPlace::Unknown => return None,
                 };
@@ -169,7 +181,7 @@ impl<'a> Space<'a> {
 
 /// Where a local variable is at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// In memory.
     Memory(RunAddr),
     /// In a register, by DWARF number.

@@ -3,8 +3,9 @@
 #![allow(unsafe_code)] // Called from C, with pointers from there.
 
 use super::allocators::{self, Allocator};
+use super::frames::{Caller, Saved};
 use super::types::{self, Record};
-use super::what::{Answer, Caller, in_mapping, string, tell, tell_block};
+use super::what::{Answer, in_mapping, string, tell, tell_block};
 use super::{frames, index, lookup, objects, sites, stated, subobjects};
 use crate::hooks::is_filtered;
 use crate::mappings;
@@ -75,14 +76,22 @@ pub(super) static CALLS: Calls = Calls {
 };
 
 macro_rules! stubs {
-    ($($(#[$doc:meta])* $name:ident($slot:literal, $rbp:literal) = $to:ident;)+) => { $(
+    ($($(#[$doc:meta])* $name:ident($slot:literal, $rbp:literal, $saved:literal) = $to:ident;)+) => { $(
         $(#[$doc])*
         #[unsafe(naked)]
         unsafe extern "C" fn $name() {
             naked_asm!(
-                concat!("mov ", $slot, ", rsp"),
+                "push r15",
+                "push r14",
+                "push r13",
+                "push r12",
+                "push rbx",
+                concat!("lea ", $slot, ", [rsp + 40]"),
                 concat!("mov ", $rbp, ", rbp"),
-                "jmp {to}",
+                concat!("mov ", $saved, ", rsp"),
+                "call {to}",
+                "add rsp, 40",
+                "ret",
                 to = sym $to,
             );
         }
@@ -91,11 +100,11 @@ macro_rules! stubs {
 
 stubs! {
     /// `int what(const void *, unsigned skip, struct pointee_answer *)`, and the caller.
-    what_stub("rcx", "r8") = what;
+    what_stub("rcx", "r8", "r9") = what;
     /// `int is(const void *, unsigned how, const void *wanted)`, and the caller.
-    is_stub("rcx", "r8") = is;
+    is_stub("rcx", "r8", "r9") = is;
     /// `int walk_stack(callback, void *)`, and the caller.
-    walk_stack_stub("rdx", "rcx") = walk_stack;
+    walk_stack_stub("rdx", "rcx", "r8") = walk_stack;
 }
 
 unsafe extern "C" fn what(
@@ -104,9 +113,11 @@ unsafe extern "C" fn what(
     answer: &mut Answer,
     slot: u64,
     rbp: u64,
+    saved: &Saved,
 ) -> i32 {
+    let caller = Caller { slot, rbp, saved };
     // SAFETY: the stub's registers.
-    let is_known = unsafe { tell(address, skip, answer, Caller { slot, rbp }) };
+    let is_known = unsafe { tell(address, skip, answer, caller) };
     i32::from(is_known || (skip == 0 && in_mapping(address, answer)))
 }
 
@@ -123,10 +134,18 @@ const NO: i32 = 0;
 const YES: i32 = 1;
 const NOT_KNOWN: i32 = -1;
 
-unsafe extern "C" fn is(address: u64, how: u32, wanted: *const c_void, slot: u64, rbp: u64) -> i32 {
+unsafe extern "C" fn is(
+    address: u64,
+    how: u32,
+    wanted: *const c_void,
+    slot: u64,
+    rbp: u64,
+    saved: &Saved,
+) -> i32 {
     let mut answer = Answer::EMPTY;
+    let caller = Caller { slot, rbp, saved };
     // SAFETY: the stub's registers.
-    let is_known = unsafe { tell(address, 0, &mut answer, Caller { slot, rbp }) };
+    let is_known = unsafe { tell(address, 0, &mut answer, caller) };
     let Some(r#type) = types::given(answer.r#type).filter(|_| is_known) else {
         return NOT_KNOWN;
     };
@@ -167,6 +186,7 @@ unsafe extern "C" fn walk_stack(
     argument: *mut c_void,
     slot: u64,
     rbp: u64,
+    saved: &Saved,
 ) -> i32 {
     if index().is_none() {
         return NOT_KNOWN;
@@ -174,7 +194,7 @@ unsafe extern "C" fn walk_stack(
     let mut result = 0;
     // SAFETY: the stub's registers; the program's own function.
     unsafe {
-        frames::walk(slot, rbp, |frame| {
+        frames::walk(Caller { slot, rbp, saved }, |frame| {
             let pointer = |address: u64| address as *mut c_void;
             result = visit(
                 pointer(frame.goes_on_at),

@@ -7,7 +7,8 @@
 
 #![allow(unsafe_code)] // Reads the asking thread's stack.
 
-use super::objects;
+use super::carved::{self, Carved};
+use super::{objects, types};
 use crate::cfi;
 use crate::modules::Module;
 use core::sync::atomic::AtomicU64;
@@ -24,9 +25,21 @@ const LARGEST: u64 = 16 << 20;
 const RBP: u16 = 6;
 const RSP: u16 = 7;
 
+/// Where a call came from, and what the registers hold that calls preserve.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    /// The stack pointer at its entry.
+    pub(super) slot: u64,
+    pub(super) rbp: u64,
+    pub(super) saved: &'a Saved,
+}
+
+/// `rbx`, `r12` to `r15`, as the stubs push them.
+pub(super) type Saved = [u64; 5];
+
 /// A frame of the asking thread, seen from a call that it made.
 #[derive(Clone, Copy)]
-pub(super) struct Frame {
+pub(super) struct Frame<'a> {
     /// Where it goes on: where the call returns to, or what was interrupted.
     pub(super) goes_on_at: u64,
     /// An address in the instruction that is being executed.
@@ -38,6 +51,8 @@ pub(super) struct Frame {
     /// One past its last byte: the canonical frame address.
     pub(super) end: u64,
     module: &'static Module,
+    /// Of the innermost frame.
+    saved: Option<&'a Saved>,
 }
 
 /// Kept rules: a return address, mixed with the rule, and the rule. A torn pair does not match.
@@ -60,8 +75,14 @@ fn rule(return_address: u64, module: &'static Module) -> Option<Rule> {
 /// Calls `each` for the frames from the one that made the call whose return address lies at `slot`, until it says stop.
 ///
 /// # Safety
-/// `slot` is the stack pointer at the entry of a function called by this thread, `rbp` the frame pointer there.
-pub(super) unsafe fn walk(mut slot: u64, mut rbp: u64, mut each: impl FnMut(&Frame) -> bool) {
+/// `caller` is a call of this thread that goes on.
+pub(super) unsafe fn walk(caller: Caller<'_>, mut each: impl FnMut(&Frame<'_>) -> bool) {
+    let Caller {
+        mut slot,
+        mut rbp,
+        saved,
+    } = caller;
+    let mut saved = Some(saved);
     // SAFETY: the caller's promise.
     let mut goes_on_at = unsafe { *(slot as *const u64) };
     let mut code = goes_on_at.wrapping_sub(1);
@@ -76,6 +97,7 @@ pub(super) unsafe fn walk(mut slot: u64, mut rbp: u64, mut each: impl FnMut(&Fra
             }
             // SAFETY: a handler returns here with the kernel's frame on top of the stack.
             let interrupted = unsafe { Interrupted::at(slot + 8) };
+            saved = None;
             rbp = interrupted.rbp;
             slot = interrupted.rsp.wrapping_sub(8);
             goes_on_at = interrupted.rip;
@@ -89,6 +111,7 @@ pub(super) unsafe fn walk(mut slot: u64, mut rbp: u64, mut each: impl FnMut(&Fra
             rbp,
             end: next + 8,
             module,
+            saved: saved.take(),
         };
         if each(&frame) {
             return;
@@ -135,14 +158,19 @@ impl Interrupted {
     }
 }
 
+/// What lies in a frame.
+pub(super) enum InFrame {
+    Variable(Local),
+    Carved(Carved),
+}
+
 /// A variable in a frame.
 pub(super) struct Local {
-    pub(super) module: &'static Module,
     pub(super) record: &'static LocalRecord,
     pub(super) start: u64,
 }
 
-impl Frame {
+impl Frame<'_> {
     /// Whether the address lies in it.
     pub(super) fn spans(&self, address: u64) -> bool {
         (self.slot + 8..self.end).contains(&address)
@@ -153,16 +181,39 @@ impl Frame {
         self.module
     }
 
-    /// The variable that holds `address`: the smallest, where several do.
-    pub(super) fn local_at(&self, address: u64) -> Option<Local> {
+    /// Where it executes, as its file states it.
+    pub(super) fn link(&self) -> LinkAddr {
+        LinkAddr(self.code.wrapping_sub(self.module.bias))
+    }
+
+    /// An address of its file, as the process has it.
+    pub(super) fn run(&self, link: LinkAddr) -> u64 {
+        link.0.wrapping_add(self.module.bias)
+    }
+
+    /// Where its return address is kept: the end of what is its own.
+    pub(super) fn return_slot(&self) -> u64 {
+        self.end - 8
+    }
+
+    /// The variable that holds `address`: the smallest, where several do. Else the block that was carved out there.
+    pub(super) fn holding(&self, address: u64) -> Option<InFrame> {
         let asked = Asked::of(self, address);
-        let record = asked.known().unwrap_or_else(|| {
-            let found = self.find_local(address);
+        if let Some(known) = asked.known() {
+            return Some(InFrame::Variable(self.local(known?)?));
+        }
+        let found = self.find_local(address);
+        let sites = carved::sites_of(self);
+        if sites.is_empty() {
             asked.remember(found);
-            found
-        })?;
+        } else if found.is_none() {
+            return carved::at(self, sites, address).map(InFrame::Carved);
+        }
+        Some(InFrame::Variable(self.local(found?)?))
+    }
+
+    fn local(&self, record: &'static LocalRecord) -> Option<Local> {
         Some(Local {
-            module: self.module,
             record,
             start: self.start_of(record)?,
         })
@@ -174,21 +225,41 @@ impl Frame {
     }
 
     /// Where a variable lies that is in the frame's memory.
-    fn start_of(&self, record: &LocalRecord) -> Option<u64> {
-        let base = match (LocalPlace::from_byte(record.place), record.register) {
-            (LocalPlace::Frame, _) => self.end,
-            (LocalPlace::Memory, RBP) => self.frame_pointer()?,
-            (LocalPlace::Memory, RSP) => self.slot + 8,
+    pub(super) fn start_of(&self, record: &LocalRecord) -> Option<u64> {
+        let place = LocalPlace::from_byte(record.place);
+        let base = match (place, record.register) {
+            (LocalPlace::Frame, _) | (LocalPlace::Behind, LocalRecord::CFA) => self.end,
+            (LocalPlace::Memory | LocalPlace::Behind, RBP) => self.frame_pointer()?,
+            (LocalPlace::Memory | LocalPlace::Behind, RSP) => self.slot + 8,
             _ => return None,
         };
-        Some(base.wrapping_add_signed(record.offset))
+        let at = base.wrapping_add_signed(record.offset);
+        if place != LocalPlace::Behind {
+            return Some(at);
+        }
+        let is_slot = at % 8 == 0 && self.spans(at);
+        // SAFETY: a slot of a frame of the asking thread that goes on.
+        is_slot.then(|| unsafe { *(at as *const u64) })
+    }
+
+    /// What a register held when the frame made its call, by DWARF number.
+    pub(super) fn register(&self, number: u16) -> Option<u64> {
+        /// Places in [`Saved`], by DWARF number.
+        const PLACES: [(u16, usize); 5] = [(3, 0), (12, 1), (13, 2), (14, 3), (15, 4)];
+        match number {
+            RBP => Some(self.rbp),
+            RSP => Some(self.slot + 8),
+            _ => {
+                let place = PLACES.iter().find(|(known, _)| *known == number);
+                Some(self.saved?[place?.1])
+            }
+        }
     }
 
     fn find_local(&self, address: u64) -> Option<&'static LocalRecord> {
         let image = objects::image(self.module)?;
-        let code = LinkAddr(self.code.wrapping_sub(self.module.bias));
         let mut found: Option<(&LocalRecord, u64)> = None;
-        for record in image.locals_at(code).take(1024) {
+        for record in image.locals_at(self.link()).take(1024) {
             let Some(start) = self.start_of(record) else {
                 continue;
             };
@@ -200,7 +271,9 @@ impl Frame {
             else {
                 continue;
             };
-            if address - start < size && found.is_none_or(|(_, least)| size < least) {
+            // Of an array of variable length the length is not known.
+            let is_in = size != types::UNKNOWN && address - start < size;
+            if is_in && found.is_none_or(|(_, least)| size < least) {
                 found = Some((record, size));
             }
         }
@@ -218,7 +291,7 @@ static ANSWERS: [[AtomicU64; 6]; 1024] = [const { [const { AtomicU64::new(0) }; 
 const NOTHING: u64 = 1;
 
 impl Asked {
-    fn of(frame: &Frame, address: u64) -> Self {
+    fn of(frame: &Frame<'_>, address: u64) -> Self {
         let below = |at: u64| frame.end.wrapping_sub(at);
         // Stacks are smaller than 4 GiB, or the question is another each time.
         let whose = below(frame.slot) << 32 ^ u64::from(frame.module.number);

@@ -9,6 +9,7 @@
 //!     sites        origin ─▶ site and type
 //!     objects      address ─▶ module ─▶ variable, function, section
 //!     frames       address ─▶ frame of the asking thread ─▶ variable
+//!     carved       address ─▶ array of variable length or alloca block in such a frame
 //!     thread_locals  address ─▶ variable of a thread
 //!     signal_stacks  address ─▶ alternate signal stack
 //!     mappings     address ─▶ mapping
@@ -25,6 +26,7 @@
 
 mod allocators;
 mod calls;
+mod carved;
 mod frames;
 mod lookup;
 mod names;

@@ -40,7 +40,7 @@ pub(super) const TRAILED: u8 = 32;
 /// Kind of what stands for another record: a declaration whose definition was found. Never handed out.
 const ALIAS: u8 = 33;
 /// Typedefs, qualifiers and derivations that are followed.
-const DEEPEST: u32 = 32;
+pub(super) const DEEPEST: u32 = 32;
 const RESERVED: u32 = 1;
 const LINKED: u32 = 2;
 const NAMED: u32 = 3;

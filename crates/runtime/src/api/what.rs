@@ -3,6 +3,8 @@
 #![allow(unsafe_code)] // Answers hold pointers for C; the asking thread's stack is read.
 
 use super::allocators::{self, Allocator};
+use super::carved::Carved;
+use super::frames::{Caller, InFrame};
 use super::types::Record;
 use super::{frames, index, objects, sites, stated, thread_locals};
 use crate::modules::Module;
@@ -26,6 +28,7 @@ mod kind {
     pub(super) const MAPPING: u32 = 8;
     pub(super) const SIGNAL_STACK: u32 = 9;
     pub(super) const STACK: u32 = 10;
+    pub(super) const ALLOCA: u32 = 11;
 }
 
 /// `struct pointee_answer`.
@@ -57,17 +60,15 @@ impl Answer {
     };
 }
 
-/// Where a call came from: the stack pointer at its entry, and the frame pointer.
-#[derive(Clone, Copy)]
-pub(super) struct Caller {
-    pub(super) slot: u64,
-    pub(super) rbp: u64,
-}
-
 /// # Safety
 /// `caller` is a call of this thread that goes on.
 #[inline(always)]
-pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: Caller) -> bool {
+pub(super) unsafe fn tell(
+    address: u64,
+    skip: u32,
+    answer: &mut Answer,
+    caller: Caller<'_>,
+) -> bool {
     let Some(index) = index() else {
         *answer = Answer::EMPTY;
         return false;
@@ -123,7 +124,7 @@ pub(super) unsafe fn tell(address: u64, skip: u32, answer: &mut Answer, caller: 
 /// # Safety
 /// As for [`tell`].
 #[cold]
-unsafe fn on_signal_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
+unsafe fn on_signal_stack(address: u64, answer: &mut Answer, caller: Caller<'_>) -> bool {
     let Some(stack) = signal_stacks::holding(address) else {
         return false;
     };
@@ -248,12 +249,12 @@ pub(super) fn in_mapping(address: u64, answer: &mut Answer) -> bool {
 
 /// # Safety
 /// As for [`tell`].
-unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
+unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller<'_>) -> bool {
     // What a handler on a stack of its own interrupted may lie below.
     let is_upward = signal_stacks::own().is_none_or(|stack| !stack.holds(caller.slot));
     // SAFETY: the caller's promise.
     unsafe {
-        frames::walk(caller.slot, caller.rbp, |frame| {
+        frames::walk(caller, |frame| {
             if !frame.spans(address) {
                 return is_upward && frame.end > address;
             }
@@ -263,15 +264,34 @@ unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller) -> bool {
             answer.site = frame.goes_on_at;
             answer.allocator = &raw const allocators::STACK;
             answer.module = frame.module().path.as_c_str().as_ptr();
-            if let Some(local) = frame.local_at(address) {
-                answer.kind = kind::LOCAL;
-                answer.base = local.start;
-                answer.name = string(local.module, local.record.name);
-                fill_type(answer, local.module, local.record.r#type);
-                answer.size = answer.r#type.as_ref().map_or(0, |record| record.size);
+            match frame.holding(address) {
+                Some(InFrame::Variable(local)) => {
+                    answer.kind = kind::LOCAL;
+                    answer.base = local.start;
+                    answer.name = string(frame.module(), local.record.name);
+                    fill_type(answer, frame.module(), local.record.r#type);
+                    answer.size = answer.r#type.as_ref().map_or(0, |record| record.size);
+                }
+                Some(InFrame::Carved(carved)) => fill_carved(answer, frame.module(), &carved),
+                None => {}
             }
             true
         });
     }
     answer.kind != kind::NOTHING
+}
+
+fn fill_carved(answer: &mut Answer, module: &'static Module, carved: &Carved) {
+    answer.kind = kind::ALLOCA;
+    answer.base = carved.start;
+    answer.size = carved.len;
+    if let Some(record) = carved.r#type {
+        answer.r#type = record;
+    }
+    if let Some(variable) = carved.variable {
+        answer.kind = kind::LOCAL;
+        answer.name = string(module, variable.name);
+    } else if carved.site != 0 {
+        answer.site = carved.site;
+    }
 }
