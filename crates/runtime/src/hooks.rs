@@ -31,11 +31,11 @@ use core::sync::atomic::compiler_fence;
 pub(crate) use planted::{
     CLASS, COUNT_AT, ORIGINAL, Pad, Planted, ROOT, ROOT_KEY, SIZE_AT, planted_at,
 };
-pub(crate) use pooled::{allocated_from_pool, enter_pool, taken_back};
 use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::table::Recorded;
 use pointee_model::entries::{Declared, Role};
+pub(crate) use pooled::{allocated_from_pool, enter_pool, taken_back};
 pub(crate) use processes::is_filtered;
 use processes::{
     dlsym_stub, exec_stub, on_brk, on_exec, on_exit, on_fork, on_link_map, on_signal_stack,

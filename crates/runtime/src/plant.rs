@@ -215,7 +215,11 @@ impl Planter {
         )
         .ok_or(Refusal::RelayOutOfReach)?;
         let record = ptr::from_ref(planted) as u64;
-        let relay = relay(relay_at, record, RunAddr(hooks::destination(function.says())));
+        let relay = relay(
+            relay_at,
+            record,
+            RunAddr(hooks::destination(function.says())),
+        );
         let written = self.write(trampoline_at.0, plan.trampoline.as_slice())
             && self.write(relay_at.0, relay.as_slice())
             && self.write(pad.at.0, &pad.bytes);

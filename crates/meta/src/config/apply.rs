@@ -1,16 +1,20 @@
 //! *How does the configuration change what analysis found in a file?*
 
 use super::{Config, Correction, Kind, Rule, Signature, type_text};
-use crate::facts::{Facts, Function};
 use crate::elf::Elf;
-use crate::sites::{Evidence, Site, Sites, Size, Wrapper, guards};
+use crate::facts::{Facts, Function};
+use crate::sites::{Evidence, Site, Sites, Size, Wrapper, behind};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::site_flags;
 
 /// Gives functions that the configuration knows by address, or by what is exported, the names that it calls them by.
 pub(crate) fn name_functions(config: &Config, elf: &Elf, facts: &mut Facts) {
     for rule in &config.rules {
-        let Some(address) = rule.address.or_else(|| address_behind(rule, elf, facts)) else {
+        let place = match rule.address {
+            Some(address) => Some((address, None)),
+            None => place_behind(rule, elf, facts).map(|(start, end)| (start, Some((start, end)))),
+        };
+        let Some((address, range)) = place else {
             continue;
         };
         let known = facts.functions.iter_mut().find(|it| it.entry == address);
@@ -23,22 +27,22 @@ pub(crate) fn name_functions(config: &Config, elf: &Elf, facts: &mut Facts) {
                 name: rule.name.clone(),
                 linkage_name: rule.name.clone(),
                 entry: address,
-                ranges: guards::extent(elf, address).into_iter().collect(),
+                ranges: range.into_iter().collect(),
                 ..Function::default()
             }),
         }
     }
 }
 
-/// The function that a rule means by an exported one, if none goes by its name.
-fn address_behind(rule: &Rule, elf: &Elf, facts: &Facts) -> Option<u64> {
+/// Where the function lies that a rule means by an exported one, if none goes by its name.
+fn place_behind(rule: &Rule, elf: &Elf, facts: &Facts) -> Option<(u64, u64)> {
     let named = |name: &str| facts.functions.iter().find(|it| it.linkage_name == name);
     let exported = rule.behind.as_deref().and_then(named)?;
     if named(&rule.name).is_some() {
         return None;
     }
     let (start, end) = *exported.ranges.first()?;
-    guards::function_behind(elf, start, end)
+    behind::find(elf, start, end)
 }
 
 /// Marks declared wrappers, forgets ignored ones and ignored cursors, corrects types. `module` is the file's path.

@@ -12,7 +12,7 @@
 //! build_id = "0daa1a3855d8…"
 //! role = "malloc"
 //!
-//! [[pool]]                          # or by an exported function, which compares the pointer that it calls through with it
+//! [[pool]]                          # or by an exported function, which calls it through a pointer
 //! signature = "_inner_alloc(pZ)p"
 //! behind = "exported_alloc"
 //!

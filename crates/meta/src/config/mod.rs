@@ -112,8 +112,7 @@ pub struct Rule {
     pub build_id: Option<String>,
     /// Link-time address of the one function that it names, where the file has no symbol for it.
     pub address: Option<u64>,
-    /// Where the file has no symbol for it: the exported function that calls it through a pointer, and has a copy of it for the case that the
-    /// pointer leads there.
+    /// Where the file has no symbol for it: the exported function that calls it through a pointer.
     pub behind: Option<String>,
     /// Which argument is what.
     pub signature: Option<Signature>,
@@ -256,11 +255,9 @@ impl Config {
         let names: Vec<&str> = elf.symbols().map(|symbol| symbol.name).collect();
         // A pool's cursor, which may be ignored too, is a member and no symbol.
         let is_member = |rule: &Rule| rule.kind == Kind::Ignore && rule.name.contains('.');
-        let means = |rule: &Rule, name| {
-            matches(&rule.name, name) || rule.behind.as_deref() == Some(name)
-        };
-        let named =
-            |rule: &Rule| is_member(rule) || names.iter().any(|name| means(rule, *name));
+        let means =
+            |rule: &Rule, name| matches(&rule.name, name) || rule.behind.as_deref() == Some(name);
+        let named = |rule: &Rule| is_member(rule) || names.iter().any(|name| means(rule, *name));
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
@@ -294,7 +291,11 @@ impl Config {
     /// Whether it tells of a function of `elf` by what is exported ([`Rule::behind`]).
     #[must_use]
     pub fn names_behind_exports_of(&self, elf: &Elf) -> bool {
-        let wanted: HashSet<&str> = self.rules.iter().filter_map(|rule| rule.behind.as_deref()).collect();
+        let wanted: HashSet<&str> = self
+            .rules
+            .iter()
+            .filter_map(|rule| rule.behind.as_deref())
+            .collect();
         !wanted.is_empty() && elf.symbols().any(|symbol| wanted.contains(symbol.name))
     }
 
@@ -304,8 +305,13 @@ impl Config {
             let said = self.rules.iter().rev().find(|rule| rule.names(name));
             said.is_some_and(|rule| rule.kind == Kind::Pool && rule.hooked_as().is_some())
         };
-        let pools = facts.functions.iter().filter(|function| is_pool(&function.linkage_name));
-        let mut ranges: Vec<_> = pools.filter_map(|function| function.ranges.first().copied()).collect();
+        let pools = facts
+            .functions
+            .iter()
+            .filter(|function| is_pool(&function.linkage_name));
+        let mut ranges: Vec<_> = pools
+            .filter_map(|function| function.ranges.first().copied())
+            .collect();
         ranges.sort_unstable();
         ranges
     }

@@ -57,21 +57,6 @@ pub(crate) fn find(elf: &Elf, functions: &[(u64, u64)]) -> Vec<GuardRecord> {
     found
 }
 
-/// The one function that the guards in `[start, end)` are for.
-pub(crate) fn function_behind(elf: &Elf, start: u64, end: u64) -> Option<u64> {
-    let is_function = |address| elf.is_code(address) && !(start..end).contains(&address);
-    let guards = in_function(elf, (start, end), is_function);
-    let first = guards.first()?.function;
-    let is_only = guards.iter().all(|guard| guard.function == first);
-    is_only.then_some(first)
-}
-
-/// The piece of code that unwind tables state to begin at `entry`.
-pub(crate) fn extent(elf: &Elf, entry: u64) -> Option<(u64, u64)> {
-    let mut functions = unnamed::functions(elf).into_iter();
-    functions.find(|(start, _)| *start == entry)
-}
-
 /// Where code holds the address of one of `functions` as an operand, as it seems from the bytes.
 fn mentions(elf: &Elf, functions: &[(u64, u64)]) -> Vec<u64> {
     let mut found = Vec::new();
@@ -102,11 +87,7 @@ struct Guard {
     holds_copy: bool,
 }
 
-fn in_function(
-    elf: &Elf,
-    (start, end): (u64, u64),
-    is_wanted: impl Fn(u64) -> bool,
-) -> Vec<Guard> {
+fn in_function(elf: &Elf, (start, end): (u64, u64), is_wanted: impl Fn(u64) -> bool) -> Vec<Guard> {
     let len = end.saturating_sub(start).min(LONGEST) as usize;
     let Some(code) = elf.code_at(start, len) else {
         return Vec::new();
@@ -213,8 +194,8 @@ fn comes_to_call(elf: &Elf, at: u64, pointer: Register) -> bool {
         }
         FlowControl::UnconditionalBranch => None,
         FlowControl::Next if instruction.rflags_read() == 0 => {
-            let is_copied =
-                instruction.code() == Code::Mov_r64_rm64 || instruction.code() == Code::Mov_rm64_r64;
+            let is_copied = instruction.code() == Code::Mov_r64_rm64
+                || instruction.code() == Code::Mov_rm64_r64;
             let is_copied = is_copied
                 && instruction.op1_kind() == OpKind::Register
                 && holders.contains(&instruction.op1_register());
@@ -234,9 +215,9 @@ fn calls(elf: &Elf, at: u64, function: u64) -> bool {
     let is_it = |instruction: &Instruction| branch_target(instruction) == Some(function);
     along(elf, at, |instruction| match instruction.flow_control() {
         FlowControl::Call | FlowControl::UnconditionalBranch if is_it(instruction) => Some(true),
-            FlowControl::Next | FlowControl::UnconditionalBranch => None,
-            _ => Some(false),
-        })
+        FlowControl::Next | FlowControl::UnconditionalBranch => None,
+        _ => Some(false),
+    })
 }
 
 /// What `decide` says of the first instruction, from `at` on along direct jumps, of which it says something.
@@ -328,7 +309,8 @@ impl Held {
             _ => None,
         };
         if let Some(value) = value {
-            self.0.push((instruction.op0_register().full_register(), value));
+            self.0
+                .push((instruction.op0_register().full_register(), value));
         }
     }
 }

@@ -16,6 +16,7 @@
 mod alike;
 mod allocators;
 mod base;
+pub(crate) mod behind;
 mod beneath;
 mod blocks;
 mod calls;

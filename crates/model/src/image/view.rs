@@ -2,9 +2,9 @@
 
 use super::{
     CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord,
-    GuardRecord, Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX, Section,
-    SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord, VariableRecord,
-    section_kind, variable_flags,
+    GuardRecord, Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX,
+    Section, SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord,
+    VariableRecord, section_kind, variable_flags,
 };
 use crate::addr::LinkAddr;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
