@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -61,6 +61,14 @@ for program in ${*:-$all}; do
     vim) fetch vim; (cd vim-9.0.1378 && ./configure --with-features=tiny --disable-gui CFLAGS="$flags" && make) ;;
     busybox) fetch busybox; (cd busybox-1.35.0 && make defconfig && sed -i 's/^CONFIG_TC=y/# CONFIG_TC is not set/' .config && make CONFIG_EXTRA_CFLAGS="-g" SKIP_STRIP=y busybox_unstripped) ;;
     qpdf) fetch qpdf; (cd qpdf-11.3.0 && cmake -B build -DCMAKE_CXX_FLAGS="-g -O2" -DCMAKE_BUILD_TYPE=None -DBUILD_SHARED_LIBS=OFF && make -C build qpdf) ;;
+    mawk) fetch mawk; (cd mawk-1.3.4-20200120 && ./configure CFLAGS="$flags" && make) ;;
+    patch) fetch patch; (cd patch-2.7.6 && ./configure CFLAGS="$flags" && make) ;;
+    libxml2) fetch libxml2; (cd libxml2-2.9.14 && autoreconf -fi && ./configure --disable-shared --without-python --without-icu CFLAGS="$flags" && make xmllint) ;;
+    wget) fetch wget; (cd wget-1.21.3 && ./configure --with-ssl=openssl CFLAGS="$flags" && make -C lib && make -C src) ;;
+    openssh) fetch openssh; (cd openssh-9.2p1 && ./configure CFLAGS="$flags" --without-hardening && make sshd) ;;
+    iproute2) fetch iproute2; (cd iproute2-6.1.0 && ./configure && make CCOPTS="$flags" SUBDIRS="lib ip") ;;
+    e2fsprogs) fetch e2fsprogs; (cd e2fsprogs-1.47.0 && ./configure CFLAGS="$flags" && make libs && make -C e2fsck) ;;
+    grep) fetch grep; (cd grep-3.8 && ./configure CFLAGS="$flags" && make) ;;
     tokei) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root tokei tokei --version 12.1.2 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac

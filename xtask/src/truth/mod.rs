@@ -14,6 +14,7 @@
 //! | answered | one type in one role, and the verdict says single or agreed; base-of and conflicts are no answers |
 
 mod builds;
+mod compare;
 mod counts;
 mod draw;
 mod layouts;
@@ -32,6 +33,7 @@ pub(crate) const USAGE: &str = "\
                                 --seed N        [default: 1]
                                 --rows FILE     leave out the places that these rows have
   truth score ROWS FILE       scores a file's sites against rows; further pairs may follow
+  truth compare FILE [FILE]   the lines on which two builds of a program, or one with its sources and without, say different types
   truth counts COMMAND…       runs each command line under `pointee run`; how many allocations have a type
   truth wrappers LIST FILE    which wrappers of a list are found; further pairs may follow
   truth layouts FILE…         compares every record's members with what pahole says
@@ -96,6 +98,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         "wrappers" => wrappers::run(&options),
         "layouts" => layouts::run(&options),
         "builds" => builds::run(&options),
+        "compare" => compare::run(&options),
         _ => bail!("truth {command} is not known"),
     }
 }

@@ -82,14 +82,16 @@ fn score(row: &Row, found: &[Site]) -> Option<Score> {
         };
         println!("  {word}: {place}: {}", row.r#type);
         for site in here.iter().filter(|site| one(site) == worst).take(2) {
-            let (kind, role, verdict) = (&site.r#type, &site.role, &site.verdict);
-            println!(
-                "      said {kind} ({role}, {verdict}): {}",
-                site.evidence.join("; ")
-            );
+            println!("      said {}", said(site));
         }
     }
     Some(worst)
+}
+
+/// A site's answer and what it rests on.
+pub(super) fn said(site: &Site) -> String {
+    let (kind, role, verdict) = (&site.r#type, &site.role, &site.verdict);
+    format!("{kind} ({role}, {verdict}): {}", site.evidence.join("; "))
 }
 
 /// Whether a site is at a row's place, and inlined into the caller that the row may name.

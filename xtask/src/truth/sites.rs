@@ -40,7 +40,12 @@ impl Site {
 
 /// The sites of a file, those in wrappers left out.
 pub(super) fn of(file: &Path, options: &Options) -> Result<Vec<Site>> {
-    let parsed = said(file, options)?;
+    with_sources(file, options, options.sources)
+}
+
+/// The same, whether sources are to be read being said.
+pub(super) fn with_sources(file: &Path, options: &Options, sources: bool) -> Result<Vec<Site>> {
+    let parsed = said(file, options, sources)?;
     let outside = parsed.iter().filter(|row| row["wrapper"] == false);
     Ok(outside.map(site).collect())
 }
@@ -51,7 +56,7 @@ pub(super) fn wrappers(
     file: &Path,
     options: &Options,
 ) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
-    let parsed = said(file, options)?;
+    let parsed = said(file, options, options.sources)?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let (mut found, mut inlined) = (BTreeSet::new(), BTreeSet::new());
     for row in &parsed {
@@ -70,14 +75,14 @@ pub(super) fn wrappers(
     Ok((found, inlined))
 }
 
-fn said(file: &Path, options: &Options) -> Result<Vec<Value>> {
+fn said(file: &Path, options: &Options, sources: bool) -> Result<Vec<Value>> {
     let pointee = match &options.pointee {
         Some(pointee) => pointee.clone(),
         None => Workspace::open()?.build_pointee()?,
     };
     let mut command = Command::new(pointee);
     command.arg("sites").arg(file).args(["--format", "json"]);
-    if !options.sources {
+    if !sources {
         command.arg("--no-sources");
     }
     let parsed: Value = serde_json::from_str(&shell::output(&mut command)?)?;

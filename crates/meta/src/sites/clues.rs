@@ -9,6 +9,7 @@ use super::moved;
 use super::outcome::{Met, Observation, Outcome, Seen};
 use super::request::Request;
 use super::rust::{self, Stored};
+use super::source::Call;
 use super::typing::Pointee;
 use super::verdict::Clue;
 use super::{cpp, value};
@@ -45,6 +46,7 @@ impl Context<'_, '_> {
             role: None,
             what: self.types.path(holder, offset),
             address: seen.address,
+            open: pointees.contains(&Pointee::Void),
         })
     }
 
@@ -66,6 +68,7 @@ impl Context<'_, '_> {
                     role,
                     what: seen.what.clone(),
                     address: seen.address,
+                    open: seen.open,
                 })
             })
             .collect();
@@ -77,6 +80,7 @@ impl Context<'_, '_> {
                 role: None,
                 what: String::new(),
                 address: met.call,
+                open: false,
             });
         }
         let name = met.name(self.program);
@@ -93,6 +97,7 @@ impl Context<'_, '_> {
                     role: None,
                     what: name.to_owned(),
                     address: met.call,
+                    open: false,
                 });
             }
             if let Some(base) = allocator.base
@@ -104,6 +109,7 @@ impl Context<'_, '_> {
                     role: None,
                     what: name.to_owned(),
                     address: met.call,
+                    open: false,
                 });
             }
         }
@@ -117,6 +123,7 @@ impl Context<'_, '_> {
                 role: Some(role),
                 what: body.name.to_owned(),
                 address: met.call,
+                open: false,
             });
         }
         if let Some(function) = body.function {
@@ -151,14 +158,39 @@ impl Context<'_, '_> {
                 role,
                 what,
                 address: met.call,
+                open: false,
             }));
             let request = Request::of(met, false);
             // The arms of a union are no answer.
             let untyped = clues.iter().all(|clue| clue.types.len() != 1);
-            clues.extend(
-                self.sources
-                    .clues(self.types, function, met.call, name, request, untyped),
-            );
+            // A call through a pointer is written with the pointer's name, or with that of a macro for it.
+            let names = met.pointer.iter().map(String::as_str).chain([name]);
+            let sized = self
+                .found
+                .allocators
+                .get(met.callee)
+                .map_or(0, |it| it.size.arguments());
+            let mut said = names.map(|name| {
+                let call = Call {
+                    address: met.call,
+                    name,
+                    request,
+                    sized,
+                };
+                self.sources.clues(self.types, function, &call, untyped)
+            });
+            clues.extend(said.find(|said| !said.is_empty()).into_iter().flatten());
+        }
+        // What hands out elements of an array has no header.
+        if self
+            .found
+            .allocators
+            .get(met.callee)
+            .is_some_and(|it| it.element)
+        {
+            clues.retain(|clue| {
+                clue.witness != Witness::SizeofInSource || clue.role != Some(Role::Header)
+            });
         }
         let file = body.function.and_then(|function| function.file);
         for known in clues.iter_mut().flat_map(|clue| &mut clue.types) {

@@ -8,6 +8,7 @@ use super::handing::handed_back;
 use super::memory::frame_offset;
 use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
 use super::outcome::{Met, Seen};
+use super::pointers::pointer_read;
 use super::state::{ARGUMENTS, RESULT, State, dwarf, general};
 use super::typing::Pointee;
 use super::value::{Computed, Value};
@@ -66,6 +67,7 @@ impl<'f> Interpreter<'_, 'f> {
                     place: None,
                     tail,
                     indirect: listed.is_none() || instruction.op0_kind() != OpKind::NearBranch64,
+                    pointer: self.pointer_called(instruction, state),
                     size: Value::Unknown,
                     unit: None,
                     factors: None,
@@ -153,6 +155,40 @@ impl<'f> Interpreter<'_, 'f> {
             .ok()
             .filter(|_| !address.indexed)
             .map(|at| pointers[at].1)
+    }
+
+    /// What keeps the pointer that a call goes through, by its name.
+    fn pointer_called(&self, instruction: &Instruction, state: &State) -> Option<String> {
+        /// Instructions between reading a pointer and the call.
+        const FARTHEST: usize = 16;
+        if !self.recording {
+            return None;
+        }
+        let path = match instruction.op0_kind() {
+            OpKind::Memory => {
+                let address = self.address(instruction, state);
+                match address.value {
+                    Value::Global(cell) => self.allocators.global_name(cell),
+                    _ => {
+                        let (target, offset) = self.object_at(&address, state, instruction.ip())?;
+                        self.types.path(target, offset)
+                    }
+                }
+            }
+            OpKind::Register => {
+                let called = instruction.op0_register();
+                let here = self
+                    .code
+                    .binary_search_by_key(&instruction.ip(), Instruction::ip)
+                    .ok()?;
+                let mut before = self.code[..here].iter().rev().take(FARTHEST);
+                let read = before.find(|before| before.op0_register() == called)?;
+                self.allocators.global_name(pointer_read(read)?)
+            }
+            _ => return None,
+        };
+        let name = path.rsplit('.').next().unwrap_or_default();
+        (!name.is_empty()).then(|| name.to_owned())
     }
 
     /// The function type that an indirect call goes through.

@@ -58,6 +58,7 @@ mod typing;
 mod unnamed;
 mod value;
 mod verdict;
+mod weak;
 mod wrappers;
 
 pub(crate) use declare::declare_named;
@@ -217,7 +218,7 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         .flat_map_iter(|(at, outcome)| context.function(*at, outcome))
         .collect();
     base::settle(&types, &found.allocators, &mut keyed);
-    alike::settle(&mut keyed);
+    alike::settle(facts, &types, &mut keyed);
     let mut sites: Vec<Site> = keyed.into_iter().map(|(_, site)| site).collect();
     sites.extend(stand_in::find(&program, &found, &sites));
     sites.sort_by_key(|site| (site.return_address, site.call));

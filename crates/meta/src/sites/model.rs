@@ -25,6 +25,18 @@ pub enum Size {
     Derived(u8),
 }
 
+impl Size {
+    /// The arguments that it comes from, as a bit mask; 0 if that is not known.
+    pub(super) fn arguments(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Argument { index, .. } => 1 << (index % 8),
+            Self::Product(a, b) => 1 << (a % 8) | 1 << (b % 8),
+            Self::Derived(mask) => mask,
+        }
+    }
+}
+
 /// What the memory holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Makes {

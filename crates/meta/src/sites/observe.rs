@@ -1,6 +1,6 @@
 //! *What do arguments, variables and stores show of an allocation?*
 
-use super::calls::Key;
+use super::calls::{Key, contains};
 use super::cpp::is_constructor;
 use super::flow::Interpreter;
 use super::memory::{Address, frame_offset};
@@ -141,8 +141,16 @@ impl<'f> Interpreter<'_, 'f> {
             function.inlines.get(inline as usize)
         });
         let owner = inlined.map_or(self.body.name, |inline| inline.name.as_str());
+        // A block that an inlined function is given is an argument, as if it were called.
+        let is_given = hit.variable.parameter.is_some()
+            && inlined.is_some_and(|inline| {
+                let calls = self.origins.calls(origins);
+                !calls.iter().any(|call| contains(&inline.ranges, *call))
+            });
         let witness = if hit.variable.name == "this" && is_constructor(owner) {
             Witness::Constructor
+        } else if is_given {
+            Witness::Parameter
         } else {
             Witness::Variable
         };
@@ -222,8 +230,16 @@ impl<'f> Interpreter<'_, 'f> {
             (true, false) => Seen::Void,
             (true, true) => return,
         };
+        let open = matches!(seen, Seen::Types(_)) && pointees.contains(&Pointee::Void);
         for call in self.origins.calls(origins).to_vec() {
-            self.note(call, witness, seen.clone(), at, what);
+            self.outcome.observations.push(Observation {
+                call,
+                witness,
+                seen: seen.clone(),
+                address: at,
+                what: what.to_owned(),
+                open,
+            });
         }
     }
 
@@ -241,6 +257,7 @@ impl<'f> Interpreter<'_, 'f> {
             seen,
             address,
             what: what.to_owned(),
+            open: false,
         });
     }
 }

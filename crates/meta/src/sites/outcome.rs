@@ -30,6 +30,8 @@ pub(super) struct Observation {
     /// The instruction that shows it.
     pub(super) address: u64,
     pub(super) what: String,
+    /// Whether it may be `void` as well: of the arms of a union one is a `void *`.
+    pub(super) open: bool,
 }
 
 /// One allocation met.
@@ -42,6 +44,8 @@ pub(super) struct Met {
     pub(super) place: Option<String>,
     pub(super) tail: bool,
     pub(super) indirect: bool,
+    /// Of a call through a pointer, the variable or member that the pointer is kept in.
+    pub(super) pointer: Option<String>,
     /// Bytes asked for.
     pub(super) size: Value,
     /// The unit, where count and unit are given apart.
@@ -83,6 +87,7 @@ impl Met {
             place: Some(place),
             tail: false,
             indirect: false,
+            pointer: None,
             size,
             unit,
             factors: None,

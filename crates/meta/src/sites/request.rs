@@ -106,15 +106,17 @@ pub(super) fn role(
             // One byte more ends what is copied as if it were text.
             let head = if head == 1 { 0 } else { head };
             let header = flexible.is_some() || (record && !steps);
+            // What was shifted may have been a multiple already (`7n << 4`).
+            let is_shifted = request.is_common && unit.is_power_of_two();
             if header && head > 0 && head >= opens_at {
                 Role::Header
-            } else if record && unit != size && head >= size {
+            } else if record && (unit != size || is_shifted) && head >= size {
                 // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
                 Role::Unknown
             } else if (steps && head % size == 0) || (unit == size && head < size) {
                 // What is left over is shorter than an element.
                 Role::Element
-            } else if record && (head >= opens_at || !steps) {
+            } else if record && (head >= opens_at || (!steps && !is_shifted && head > 0)) {
                 // No array of it has such elements, so something else follows it.
                 Role::Header
             } else {

@@ -6,12 +6,14 @@ mod conventions;
 mod parts;
 mod pointers;
 mod stated;
+mod weak;
 
 use super::{Options, Site, infer, spelled};
 use crate::debug_files::DebugFiles;
 use crate::dwarf::read_facts;
 use crate::elf::Elf;
 use crate::facts::Facts;
+use pointee_model::evidence::Verdict;
 use pointee_model::image::site_flags;
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -286,6 +286,26 @@ impl<'f> Types<'f> {
         })
     }
 
+    /// Whether a record of so many bytes, at least without an array at its end, starts with `index`: as its first member only, if
+    /// that is wanted.
+    pub(super) fn has_derived(&self, index: TypeIndex, bytes: u64, as_member: bool) -> bool {
+        let base = self.strip(index);
+        (0..).zip(self.types).any(|(at, entry)| {
+            matches!(entry.kind, TypeKind::Struct | TypeKind::Class)
+                && entry.size.is_some_and(|size| {
+                    size == bytes || self.flexible(at).is_some_and(|(end, _)| end == bytes)
+                })
+                && self.strip(at) != base
+                && self.starts_with(at, base)
+                && (!as_member
+                    || entry.members.first().is_some_and(|first| {
+                        first.offset == 0
+                            && self.is_structure(first.r#type)
+                            && self.starts_with(first.r#type, base)
+                    }))
+        })
+    }
+
     /// The types of a name, in order of index.
     pub(super) fn named(&self, name: &str) -> &[TypeIndex] {
         self.named.get(name).map_or(&[], Vec::as_slice)

@@ -46,7 +46,7 @@ pub(super) enum Value {
 /// How the `x` of a linear form comes from parameters.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Computed {
-    /// In several ways that meet here: the step divides that of each.
+    /// In several ways that meet here, or as a sum of several steps: the step divides that of each.
     Joined,
     /// In whatever way.
     Somehow,
@@ -256,10 +256,14 @@ impl Value {
                     && add_a.checked_mul(i64::from(scale_b))
                         == add_b.checked_mul(i64::from(scale_a));
                 let same = one || proportional;
+                // 4n + n, as compilers write 5n: what the step of this is, nobody knows.
+                let mixed = !same && scale_a != scale_b && scale_a.max(scale_b) > 1;
                 Self::Linear {
                     from,
                     x: if one {
                         Computed::Exactly
+                    } else if mixed {
+                        Computed::Joined
                     } else {
                         x_a.min(x_b).min(Computed::Somehow)
                     },
@@ -285,6 +289,13 @@ impl Value {
                 Self::Allocated { origins, .. } => Self::Allocated {
                     origins,
                     offset: ANYWHERE,
+                },
+                // 8n - n, as compilers write 7n: a multiple of this has a multiple of its step.
+                Self::Linear { scale, .. } if scale > 1 => Self::Linear {
+                    from: self.from() | other.from(),
+                    x: Computed::Joined,
+                    scale: 1,
+                    add: 0,
                 },
                 _ => Self::derived(self.from() | other.from()),
             },
@@ -394,8 +405,8 @@ impl Value {
                 from: 0,
                 scale: 1,
                 add: 0,
-                ..
-            } => Self::Unknown,
+                x,
+            } if x != Computed::Joined => Self::Unknown,
             value => value,
         }
     }

@@ -11,14 +11,15 @@
 //!    unless the size does not fit it;
 //! 3. a type gives way to one that starts with it (a base class, a common header);
 //! 4. what two independent kinds of witness point at, before what one does;
-//! 5. of `char` and `unsigned char`, the one seen nearest to the call.
+//! 5. of `char` and `unsigned char`, the one that it is kept as, then the one seen nearest to the call.
 //!
-//! More than one left is a conflict: the site keeps the candidate seen nearest to the call, and its
+//! More than one left is a conflict, and so is one that nothing names alone or that only a size was written with: the site keeps the candidate seen nearest to the call, and its
 //! verdict says that it is not an answer.
 
 use super::Evidence;
 use super::request::{Request, is_cut_short, is_record, role};
 use super::typing::Types;
+use super::weak::{BIGGER, is_kept_as_bytes, is_kept_as_void, is_view, is_weak, keeps};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{TypeIndex, TypeKind};
 
@@ -31,6 +32,8 @@ pub(super) struct Clue {
     pub(super) role: Option<Role>,
     pub(super) what: String,
     pub(super) address: u64,
+    /// Whether it may be `void` as well: of the arms of a union one is a `void *`.
+    pub(super) open: bool,
 }
 
 /// The answer for one site.
@@ -94,7 +97,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         .left
         .iter()
         .all(|at| refuted(types, *at, request));
-    candidates.drop_where("bigger than what is asked for", |at| {
+    candidates.drop_where(BIGGER, |at| {
         refuted(types, at, request) && !(is_cut && is_cut_short(types, at, request))
     });
     // The arms of a union count where nothing else tells a type, or for what they confirm.
@@ -112,6 +115,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     }
     let Candidates { left, dropped } = candidates;
     let chosen = left.first().copied();
+    let is_weak = chosen.is_some_and(|at| is_weak(types, at, clues, request, &dropped));
     let (mut role, tail) = chosen.map_or((Role::Unknown, None), |at| role(types, at, request));
     // An array of one looks like one object; an allocator is asked for so many objects of its type.
     let said = clues
@@ -150,6 +154,20 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         }
         _ => {}
     }
+    // What is derived from it may be meant, where one has just the bytes that this has not.
+    let stated = |clue: &Clue| {
+        kind(clue.witness) == SIZEOF && chosen.is_some_and(|at| clue.types.contains(&at))
+    };
+    let bytes = request.total.unwrap_or(request.head);
+    if let Some(at) = chosen.filter(|at| is_record(types, *at))
+        && matches!(role, Role::Header | Role::Element | Role::Unknown)
+        && request.unit.is_none()
+        && Some(bytes) != types.size(at)
+        && !clues.iter().any(stated)
+        && types.has_derived(at, bytes, role == Role::Element)
+    {
+        role = Role::Base;
+    }
     let tail = tail.filter(|_| role == Role::Header);
     // `Box<[T; 3]>` is three objects of T.
     let chosen = chosen.map(
@@ -162,6 +180,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         },
     );
     let verdict = match (left.len(), none, clues.is_empty()) {
+        (1, ..) if is_weak => Verdict::Conflicting,
         (1, ..) => agreement(clues, left[0]),
         (0, true, true) => Verdict::Unknown,
         (0, true, false) => Verdict::Opaque,
@@ -217,24 +236,6 @@ fn resolved(types: &Types<'_>, clues: &[Clue]) -> Vec<Clue> {
     clues
 }
 
-/// Whether the one type left is how a local variable looks at memory that is kept as `void *`, of a
-/// size that has nothing to do with it: a pool's free list, say.
-fn is_view(types: &Types<'_>, left: &[TypeIndex], clues: &[Clue], request: Request) -> bool {
-    let [only] = left else {
-        return false;
-    };
-    let mut typed = clues.iter().filter(|clue| clue.types.contains(only));
-    role(types, *only, request).0 == Role::Unknown
-        && is_kept_as_void(clues)
-        && typed.all(|clue| clue.witness == Witness::Variable)
-}
-
-fn is_kept_as_void(clues: &[Clue]) -> bool {
-    clues.iter().any(|clue| {
-        clue.types.is_empty() && matches!(clue.witness, Witness::Field | Witness::Global)
-    })
-}
-
 fn refuted(types: &Types<'_>, index: TypeIndex, request: Request) -> bool {
     let incomplete = types
         .get(index)
@@ -259,6 +260,21 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
         candidates.keep("not what is said of the allocation itself", |at| {
             let said = |clue: &Clue| clue.witness == witness && clue.types == [at];
             clues.iter().any(said)
+        });
+    }
+    // `char *text = get(3 * sizeof(int) + 1)`: digits and not numbers; `struct item *p = get(sizeof(p))`.
+    let kept_otherwise = is_kept_as_bytes(types, clues)
+        || clues.iter().any(|clue| {
+            let fits = |at| [request.total, request.unit].contains(&types.size(at));
+            keeps(clue.witness)
+                && matches!(clue.types[..], [only] if is_record(types, only) && fits(only))
+        });
+    if kept_otherwise {
+        candidates.drop_where("only its size is meant", |at| {
+            let mut said = clues.iter().filter(|clue| clue.types.contains(&at));
+            !types.is_character(at)
+                && (types.pointee(at).is_some() || types.is_integer(at))
+                && said.all(|clue| kind(clue.witness) == SIZEOF)
         });
     }
     // A record gives way to one derived from it before sizes are compared: `(n + 2) · 16` bytes may
@@ -310,6 +326,16 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             types.is_integer(at) && size(at) > 1 && !asked.is_multiple_of(size(at))
         });
     }
+    // A buffer of so many bytes whose start is looked at as something smaller.
+    if request.total.is_some() && is_kept_as_bytes(types, clues) {
+        candidates.drop_where("a view of bytes", |at| {
+            let mut said = clues.iter().filter(|clue| clue.types.contains(&at));
+            is_record(types, at)
+                && types.flexible(at).is_none()
+                && types.size(at) != request.total
+                && said.all(|clue| matches!(clue.witness, Witness::Variable | Witness::Parameter))
+        });
+    }
     // 2. Structure before bytes.
     let fits = |at: TypeIndex| {
         let size = size(at);
@@ -329,7 +355,7 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
         .collect();
     let is_view = |at: &TypeIndex| {
         let mut clues = clues.iter().filter(|clue| clue.types.contains(at));
-        clues.all(|clue| clue.witness == Witness::Variable)
+        clues.all(|clue| matches!(clue.witness, Witness::Variable | Witness::Parameter))
     };
     if let [one] = bytes[..]
         && candidates.left.len() > 1
@@ -350,8 +376,12 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
     candidates.keep("two kinds of witness agree on another", |at| {
         kinds(clues, at) > 1
     });
-    // 5. Text and bytes are told apart by the nearest witness only.
+    // 5. Text and bytes are told apart by what keeps them, of that by what is nearest.
     if candidates.left.iter().all(|at| types.is_character(*at)) {
+        candidates.keep("it is kept as another", |at| {
+            let kept = |clue: &Clue| keeps(clue.witness) && clue.witness != Witness::Result;
+            clues.iter().any(|clue| kept(clue) && clue.types == [at])
+        });
         let nearest = candidates.left.first().copied();
         candidates.drop_where("farther from the call", |at| Some(at) != nearest);
     }
@@ -394,9 +424,11 @@ fn kinds(clues: &[Clue], chosen: TypeIndex) -> usize {
     kinds.len()
 }
 
-const SIZEOF: u8 = Witness::SizeofInSource as u8;
+/// The kind of witness that `sizeof` is.
+pub(super) const SIZEOF: u8 = Witness::SizeofInSource as u8;
 
-fn kind(witness: Witness) -> u8 {
+/// Destinations of all sorts are one kind.
+pub(super) fn kind(witness: Witness) -> u8 {
     match witness {
         Witness::Variable
         | Witness::Field

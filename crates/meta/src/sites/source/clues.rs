@@ -3,10 +3,11 @@
 //! A cast of the result, `sizeof` in the arguments and its part in them, and what the result is
 //! assigned to or returned as.
 
+use super::super::model::RETURN_FIRST;
 use super::super::request::Request;
 use super::super::typing::{Pointee, Types};
 use super::super::verdict::Clue;
-use super::shape::{LONGEST_CALL, closing, unclosed};
+use super::shape::{LONGEST_CALL, closing, innermost, of_size, unclosed};
 use super::tokens::Token;
 use crate::facts::{Facts, Function};
 use pointee_model::evidence::{Role, Witness};
@@ -22,17 +23,37 @@ pub(super) struct Scope<'a, 'f> {
 }
 
 impl Scope<'_, '_> {
-    pub(super) fn clues(&self, text: &[Token<'_>], call: usize) -> Vec<Clue> {
+    /// What the call at `call` says; `sized` are the arguments that make its size, 0 if that is not known.
+    pub(super) fn clues(&self, text: &[Token<'_>], call: usize, sized: u8) -> Vec<Clue> {
         let mut clues = Vec::new();
-        if let Some(target) = self.cast_before(text, call)
-            && !self.is_arithmetic(text, call, &target)
+        let handed_back = self.handed_back(text, call);
+        if let Some(target) = self.cast_before(text, handed_back)
+            && !self.is_arithmetic(text, handed_back, &target)
         {
             clues.push(clue(Witness::CastInSource, target, "cast"));
         }
-        let Some(end) = closing(text, call + 1) else {
-            return clues;
-        };
-        let arguments = &text[call + 2..end];
+        clues.extend(self.sizes(&of_size(text, call, sized)));
+        clues
+    }
+
+    /// The call that hands back the result of the one at `call`, which is its first argument: `strcpy(malloc(n), text)`.
+    fn handed_back(&self, text: &[Token<'_>], mut call: usize) -> usize {
+        loop {
+            let start = self.opening_of_cast(text, call).unwrap_or(call);
+            match start.checked_sub(2) {
+                Some(outer)
+                    if text[outer + 1].is("(") && RETURN_FIRST.contains(&text[outer].text()) =>
+                {
+                    call = outer;
+                }
+                _ => return call,
+            }
+        }
+    }
+
+    /// What the arguments of a call say of the size.
+    pub(super) fn sizes(&self, arguments: &[Token<'_>]) -> Vec<Clue> {
+        let mut clues = Vec::new();
         let is_summand = |at: usize| is_offset(&arguments[at]) && !is_argument(arguments, at);
         if (0..arguments.len()).any(is_summand) {
             // What is added to it lies behind what it is the offset in.
@@ -44,6 +65,9 @@ impl Scope<'_, '_> {
         }
         let mut sizes: Vec<(usize, Vec<TypeIndex>, String)> = Vec::new();
         for (at, token) in arguments.iter().enumerate() {
+            if token.is("sizeof") && is_subtracted(arguments, at) {
+                continue;
+            }
             if token.is("sizeof")
                 && let Some((types, words)) = self.sizeof(&arguments[at + 1..])
             {
@@ -63,7 +87,8 @@ impl Scope<'_, '_> {
         };
         if let Some((at, types, words)) = first {
             // `sizeof(T) + n * sizeof(T)` is an array all the same.
-            let count = arguments.iter().filter(|token| token.is("sizeof")).count();
+            let counts = |at: &usize| arguments[*at].is("sizeof") && !is_subtracted(arguments, *at);
+            let count = (0..arguments.len()).filter(counts).count();
             let part = part(arguments, *at).filter(|_| count == sizes.len());
             // `n + sizeof(void *)`: room for one more thing, which the block does not start with.
             let is_structure = types.iter().all(|at| self.types.is_structure(*at));
@@ -98,6 +123,7 @@ impl Scope<'_, '_> {
         call: usize,
         result: Option<TypeIndex>,
     ) -> Option<Clue> {
+        let call = self.handed_back(text, call);
         let mut before = call;
         if let Some(open) = self.opening_of_cast(text, call) {
             before = open;
@@ -130,12 +156,13 @@ impl Scope<'_, '_> {
     }
 
     /// What a statement says in which the call is hidden in a macro: the one `sizeof` in it, if the
-    /// size asked for bears it out.
+    /// size asked for bears it out, or the block is carved out of a larger one by a size that is not told.
     pub(super) fn statement_clues(
         &self,
         text: &[Token<'_>],
         line: u32,
         request: Request,
+        is_carved: bool,
     ) -> Vec<Clue> {
         let start = text.partition_point(|token| token.line < line);
         let end = (start..text.len())
@@ -143,25 +170,42 @@ impl Scope<'_, '_> {
             .find(|at| matches!(text[*at].text(), ";" | "{" | "}"))
             .unwrap_or(start);
         let statement = &text[start..end];
-        let mut sizes: Vec<(Vec<TypeIndex>, String)> = statement
+        let mut sizes: Vec<(usize, Vec<TypeIndex>, String)> = statement
             .iter()
             .enumerate()
             .filter(|(_, token)| token.is("sizeof"))
-            .filter_map(|(at, _)| self.sizeof(&statement[at + 1..]))
+            .filter_map(|(at, _)| {
+                let (types, words) = self.sizeof(&statement[at + 1..])?;
+                Some((at, types, words))
+            })
             .collect();
-        sizes.dedup_by(|(a, _), (b, _)| a == b);
-        let [(types, words)] = &sizes[..] else {
+        sizes.dedup_by(|(_, a, _), (_, b, _)| a == b);
+        let [(at, types, words)] = &sizes[..] else {
             return Vec::new();
         };
         let mut types = types.clone();
+        let is_untold = is_carved && request == Request::default();
         types.retain(|at| {
             self.types.size(*at).is_some_and(|size| {
-                size > 8 && (request.total == Some(size) || request.unit == Some(size))
+                let is_asked = request.total == Some(size) || request.unit == Some(size);
+                size > 8 && (is_asked || (is_untold && self.types.is_structure(*at)))
             })
         });
-        match types.is_empty() {
+        // A macro that carves is written as a call with the size as its last argument.
+        let role = innermost(statement, *at)
+            .filter(|_| is_untold)
+            .and_then(|open| {
+                part(
+                    &statement[open + 1..closing(statement, open)?],
+                    at - open - 1,
+                )
+            });
+        match types.is_empty() || (is_untold && role.is_none()) {
             true => Vec::new(),
-            false => vec![clue(Witness::SizeofInSource, types, words)],
+            false => vec![Clue {
+                role,
+                ..clue(Witness::SizeofInSource, types, words)
+            }],
         }
     }
 
@@ -197,6 +241,12 @@ fn is_offset(token: &Token<'_>) -> bool {
     token.is("offsetof") || token.is("__builtin_offsetof")
 }
 
+/// Whether what starts at `at`, perhaps in parentheses, is taken away from something: it is not in the block.
+fn is_subtracted(arguments: &[Token<'_>], at: usize) -> bool {
+    let before = arguments[..at].iter().rev().find(|token| !token.is("("));
+    before.is_some_and(|token| token.is("-"))
+}
+
 /// Whether the call at `at` is an argument by itself: an offset that is handed on is no part of a size.
 fn is_argument(arguments: &[Token<'_>], at: usize) -> bool {
     let begins = at == 0 || arguments[at - 1].is(",");
@@ -205,7 +255,7 @@ fn is_argument(arguments: &[Token<'_>], at: usize) -> bool {
 }
 
 /// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
-/// is, or a term of a sum. What stands in parentheses of its own does not count.
+/// is, or a term of a sum. What else stands in parentheses of its own does not count, but rounding up changes nothing.
 fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
     let mut depth = 0_i32;
     let depths: Vec<i32> = arguments
@@ -220,33 +270,75 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
             before.min(depth)
         })
         .collect();
-    let own = depths[at];
-    let outside = |other: &usize| {
-        depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
-    };
-    let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
-    let end = (at..arguments.len())
-        .find(outside)
-        .unwrap_or(arguments.len());
-    let is = |other: usize, texts: &[&str]| {
-        depths[other] == own && texts.contains(&arguments[other].text())
-    };
-    let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
-    // What follows a `sizeof` without parentheses is not told from its operand.
-    let after = (at + 1..end)
-        .find(|next| arguments[at + 1].is("(") && is(*next, &[")"]))
-        .map_or(end, |close| close + 1);
-    let factor = (at > start && is(at - 1, &["*"])) || (after < end && is(after, &["*"]));
-    match (factor, summed) {
-        (true, None) => Some(Role::Element),
-        // The whole argument, where there is nothing else in it.
-        (false, None) if at == start && after == end && own == 0 => Some(Role::Whole),
-        (false, Some(_)) => {
-            let term = (at == start || is(at - 1, &["+"])) && (after == end || is(after, &["+"]));
-            term.then_some(Role::Header)
+    // The `sizeof`, or all that is about it alone; `after` is `None` where its end is not told from what follows.
+    let mut at = at;
+    let mut after = arguments
+        .get(at + 1)
+        .filter(|next| next.is("("))
+        .and_then(|_| closing(arguments, at + 1));
+    loop {
+        let own = depths[at];
+        let outside = |other: &usize| {
+            depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
+        };
+        let start = (0..at).rev().find(outside).map_or(0, |before| before + 1);
+        let end = (at..arguments.len())
+            .find(outside)
+            .unwrap_or(arguments.len());
+        let is = |other: usize, texts: &[&str]| {
+            depths[other] == own && texts.contains(&arguments[other].text())
+        };
+        let after_it = after.map_or(end, |close| close + 1).min(end);
+        let others = || arguments[start..at].iter().chain(&arguments[after_it..end]);
+        let group = start.checked_sub(1).filter(|open| {
+            let is_call =
+                |before: usize| arguments[before].ends_operand() && !arguments[before].is(")");
+            arguments[*open].is("(")
+                && arguments.get(end).is_some_and(|close| close.is(")"))
+                && !open.checked_sub(1).is_some_and(is_call)
+        });
+        let is_masked = arguments[end.min(arguments.len())..]
+            .get(1..3)
+            .is_some_and(|next| next[0].is("&") && next[1].is("~"));
+        if let Some(open) = group
+            && (others().next().is_none() || is_rounding(others(), is_masked))
+        {
+            (at, after) = (open, Some(end));
+            continue;
         }
-        _ => None,
+        let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
+        let factor = (at > start && is(at - 1, &["*"])) || (after_it < end && is(after_it, &["*"]));
+        return match (factor, summed) {
+            (true, None) => Some(Role::Element),
+            // The whole argument, where there is nothing else in it.
+            (false, None) if at == start && after_it == end && own == 0 => Some(Role::Whole),
+            (false, Some(_)) => {
+                let term = (at == start || is(at - 1, &["+"]))
+                    && (after_it == end || is(after_it, &["+"]));
+                // A sum may be multiplied.
+                let around = [start.checked_sub(2), Some(end + 1)];
+                let multiplied = own > 0
+                    && around
+                        .into_iter()
+                        .flatten()
+                        .any(|next| arguments.get(next).is_some_and(|sign| sign.is("*")));
+                (term && !multiplied).then_some(Role::Header)
+            }
+            _ => None,
+        };
     }
+}
+
+/// Whether these words do nothing but round up what stands among them: `+ 4 - 1`, and the mask behind it, `& ~(4 - 1)`.
+fn is_rounding<'a, 't: 'a>(
+    mut words: impl Iterator<Item = &'a Token<'t>> + Clone,
+    is_masked: bool,
+) -> bool {
+    let mut masks = words.clone();
+    let masks = is_masked || (masks.any(|word| word.is("&")) && masks.any(|word| word.is("~")));
+    let is_mark = |word: &Token<'_>| matches!(word.text(), "+" | "-" | "&" | "~" | "(" | ")");
+    masks
+        && words.all(|word| is_mark(word) || word.text().starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
@@ -256,5 +348,36 @@ fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
         role: None,
         what: what.to_owned(),
         address: 0,
+        open: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokens::tokens;
+    use super::*;
+
+    #[test]
+    fn parts() {
+        let rows = [
+            ("sizeof(T)", Some(Role::Whole)),
+            ("n * sizeof(T)", Some(Role::Element)),
+            ("(n + 1) * sizeof(T)", Some(Role::Element)),
+            ("((sizeof(T)) * n)", Some(Role::Element)),
+            ("n, sizeof(T)", Some(Role::Whole)),
+            ("sizeof(T) + n", Some(Role::Header)),
+            (
+                "((((sizeof(T)) + 4 - 1) & ~(4 - 1)) + (n))",
+                Some(Role::Header),
+            ),
+            ("(sizeof(T) + 1) * n", None),
+            ("(sizeof(T) + n) & ~7", Some(Role::Header)),
+            ("f(sizeof(T)) + n", None),
+        ];
+        for (text, expect) in rows {
+            let words = tokens(text.as_bytes(), 1);
+            let at = words.iter().position(|word| word.is("sizeof"));
+            assert_eq!(at.and_then(|at| part(&words, at)), expect, "{text}");
+        }
     }
 }

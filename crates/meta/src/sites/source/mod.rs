@@ -8,6 +8,7 @@
 //! an inlined function to which these hand the size.
 
 mod clues;
+mod definitions;
 mod macros;
 mod names;
 mod shape;
@@ -22,7 +23,7 @@ use clues::Scope;
 use macros::{Macros, Wanted};
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
-use shape::{find_call, handed_on, statement_around};
+use shape::{find_call, handed_on, of_size, statement_around};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,27 +64,25 @@ impl<'f> Sources<'f> {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// What the text of the call at `address` says. What its result is assigned to counts where nothing
+    /// What the text of a call says. What its result is assigned to counts where nothing
     /// else tells a type (`untyped`): the compiler's own word for it is better.
     pub(super) fn clues(
         &self,
         types: &Types<'_>,
         function: &Function,
-        address: u64,
-        callee: &str,
-        request: Request,
+        call: &Call<'_>,
         untyped: bool,
     ) -> Vec<Clue> {
         if !self.options.sources {
             return Vec::new();
         }
         let mut handed_on = false;
-        for position in self.positions(types, function, address, callee) {
+        for position in self.positions(types, function, call) {
             // Of what does not come back as the block, only the size that is handed in tells.
             if !(position.is_block || handed_on) {
                 break;
             }
-            let Some(text) = self.text(position.file) else {
+            let Some(whole) = self.text(position.file) else {
                 continue;
             };
             let scope = Scope {
@@ -93,21 +92,8 @@ impl<'f> Sources<'f> {
                 file: position.file,
             };
             let line = position.line;
-            let text = text.tokens(line.saturating_sub(BEFORE), line.saturating_add(AFTER));
-            let mut read = position.read(&scope, &text, untyped);
-            if read.as_ref().is_none_or(|read| read.clues.is_empty()) && is_c(function.language) {
-                let wanted = Wanted {
-                    file: position.file,
-                    callee: &position.name,
-                };
-                let statement = statement_around(&text, line);
-                if let Some(expanded) = self
-                    .macros()
-                    .expand(statement, wanted, &|name| types.name(name))
-                {
-                    read = position.read(&scope, &expanded, untyped).or(read);
-                }
-            }
+            let text = whole.tokens(line.saturating_sub(BEFORE), line.saturating_add(AFTER));
+            let read = self.read(&position, &scope, &whole, &text, untyped);
             handed_on = read.as_ref().is_some_and(|read| read.handed_on);
             match read {
                 Some(read) if !read.clues.is_empty() => return read.clues,
@@ -116,7 +102,9 @@ impl<'f> Sources<'f> {
                 None if !position.is_block => return Vec::new(),
                 None => {}
             }
-            let clues = scope.statement_clues(&text, line, request);
+            // What carves is named by the member that is the cursor.
+            let is_carved = position.name.contains('.');
+            let clues = scope.statement_clues(&text, line, call.request, is_carved);
             if !clues.is_empty() {
                 return clues;
             }
@@ -124,15 +112,48 @@ impl<'f> Sources<'f> {
         Vec::new()
     }
 
+    /// What the text of a call says: as it is written, then with its macros expanded, then by the definitions of the
+    /// variables in it.
+    fn read(
+        &self,
+        position: &Position,
+        scope: &Scope<'_, '_>,
+        file: &Text,
+        text: &[Token<'_>],
+        untyped: bool,
+    ) -> Option<Read> {
+        let written = position.read(scope, text, untyped);
+        if !is_c(scope.function.language) || written.as_ref().is_some_and(Read::tells_size) {
+            return written;
+        }
+        let wanted = Wanted {
+            file: position.file,
+            callee: &position.name,
+        };
+        let names = |name: &str| scope.types.name(name);
+        let statement = statement_around(text, position.line);
+        let expanded = self.macros().expand(statement, wanted, &names);
+        let text = expanded.as_deref().unwrap_or(text);
+        let again = position.read(scope, text, untyped);
+        let is_empty = written.as_ref().is_none_or(|read| read.clues.is_empty());
+        let mut read = match is_empty || again.as_ref().is_some_and(Read::tells_size) {
+            true => again.or(written),
+            false => written,
+        }?;
+        if !read.tells_size() {
+            for size in position.definitions(scope, file, text) {
+                let expanded = self.macros().expand(&size, wanted, &names);
+                read.clues
+                    .extend(scope.sizes(expanded.as_deref().unwrap_or(&size)));
+            }
+        }
+        Some(read)
+    }
+
     /// Where the call is written, innermost first: the line of the instruction, then the lines of
     /// the inlined calls around it. Each with the name of what is called there.
-    fn positions(
-        &self,
-        types: &Types<'_>,
-        function: &Function,
-        address: u64,
-        callee: &str,
-    ) -> Vec<Position> {
+    fn positions(&self, types: &Types<'_>, function: &Function, call: &Call<'_>) -> Vec<Position> {
+        let address = call.address;
         let lines = &self.facts.lines;
         let after = lines.partition_point(|row| row.address <= address);
         let row = after.checked_sub(1).and_then(|at| lines.get(at));
@@ -156,7 +177,8 @@ impl<'f> Sources<'f> {
             positions.push(Position {
                 file,
                 line: row.line,
-                name: callee.to_owned(),
+                name: call.name.to_owned(),
+                sized: call.sized,
                 result: innermost.and_then(|(_, result)| result),
                 within: innermost.and_then(|(within, _)| within),
                 is_block: true,
@@ -174,6 +196,7 @@ impl<'f> Sources<'f> {
                     file,
                     line: inline.call_line,
                     name: super::cpp::last_component(&inline.name).to_owned(),
+                    sized: 0,
                     result,
                     within,
                     is_block,
@@ -241,12 +264,24 @@ impl<'f> Sources<'f> {
     }
 }
 
+/// A call, as the code tells of it.
+pub(super) struct Call<'c> {
+    pub(super) address: u64,
+    /// What it is written as a call of.
+    pub(super) name: &'c str,
+    pub(super) request: Request,
+    /// The arguments that make the size, as a bit mask; 0 if that is not known.
+    pub(super) sized: u8,
+}
+
 /// Where a call is written.
 struct Position {
     file: u32,
     line: u32,
     /// What is called there.
     name: String,
+    /// The arguments that make the size, as a bit mask; 0 if that is not known.
+    sized: u8,
     /// The type of the result of the function that it is written in.
     result: Option<TypeIndex>,
     /// The inlined function that it is written in, if it is one.
@@ -262,11 +297,31 @@ struct Read {
     handed_on: bool,
 }
 
+impl Read {
+    fn tells_size(&self) -> bool {
+        let tells = |clue: &Clue| clue.witness == Witness::SizeofInSource;
+        self.clues.iter().any(tells)
+    }
+}
+
 impl Position {
+    /// How the variables were computed that are arguments of the one call on the line.
+    fn definitions<'t>(
+        &self,
+        scope: &Scope<'_, '_>,
+        file: &'t Text,
+        text: &[Token<'_>],
+    ) -> Vec<Vec<Token<'t>>> {
+        find_call(text, self.line, &self.name).map_or_else(Vec::new, |call| {
+            let arguments = of_size(text, call, self.sized);
+            definitions::of_arguments(scope, file, &arguments, self.line, self.within)
+        })
+    }
+
     /// What the one call of that name on the line says; `None` if there is not just one.
     fn read(&self, scope: &Scope<'_, '_>, text: &[Token<'_>], untyped: bool) -> Option<Read> {
         let call = find_call(text, self.line, &self.name)?;
-        let mut clues = scope.clues(text, call);
+        let mut clues = scope.clues(text, call, self.sized);
         if !self.is_block {
             clues.retain(|clue| clue.witness == Witness::SizeofInSource);
         } else if untyped && clues.is_empty() {

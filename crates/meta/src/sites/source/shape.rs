@@ -24,6 +24,35 @@ pub(super) fn find_call(text: &[Token<'_>], line: u32, name: &str) -> Option<usi
     }
 }
 
+/// Those arguments of the call at `call` that make its size, as a bit mask; all if that is 0, or there are not so many.
+pub(super) fn of_size<'t>(text: &[Token<'t>], call: usize, sized: u8) -> Vec<Token<'t>> {
+    let all = closing(text, call + 1)
+        .and_then(|end| text.get(call + 2..end))
+        .unwrap_or(&[]);
+    let mut depth = 0_i32;
+    let mut arguments: Vec<Vec<Token<'t>>> = vec![Vec::new()];
+    for token in all {
+        match token.text() {
+            "(" | "[" => depth += 1,
+            ")" | "]" => depth -= 1,
+            "," if depth == 0 => {
+                arguments.push(Vec::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(last) = arguments.last_mut() {
+            last.push(*token);
+        }
+    }
+    if sized == 0 || arguments.len() < 8 - sized.leading_zeros() as usize {
+        return all.to_vec();
+    }
+    let chosen = (0..).zip(arguments).filter(|(at, _)| sized >> at & 1 == 1);
+    let chosen: Vec<Vec<Token<'t>>> = chosen.map(|(_, argument)| argument).collect();
+    chosen.join(&[Token::comma(text[call].line)][..])
+}
+
 /// The parenthesis that closes the one at `open`.
 pub(super) fn closing(text: &[Token<'_>], open: usize) -> Option<usize> {
     let mut depth = 0_u32;
@@ -46,6 +75,15 @@ pub(super) fn closing(text: &[Token<'_>], open: usize) -> Option<usize> {
 
 /// The first parenthesis that is not closed in `text`.
 pub(super) fn unclosed(text: &[Token<'_>]) -> Option<usize> {
+    all_unclosed(text).first().copied()
+}
+
+/// The last parenthesis that is open at `at`.
+pub(super) fn innermost(text: &[Token<'_>], at: usize) -> Option<usize> {
+    all_unclosed(text.get(..at)?).last().copied()
+}
+
+fn all_unclosed(text: &[Token<'_>]) -> Vec<usize> {
     let mut open = Vec::new();
     for (at, token) in text.iter().enumerate() {
         match token.text() {
@@ -54,7 +92,7 @@ pub(super) fn unclosed(text: &[Token<'_>]) -> Option<usize> {
             _ => {}
         }
     }
-    open.first().copied()
+    open
 }
 
 /// Whether the arguments of the call at `call` use any of these parameters, and no `sizeof`.

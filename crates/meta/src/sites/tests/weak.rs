@@ -1,0 +1,137 @@
+//! What is no answer though one type is left, and what the text of a size says by itself.
+
+use super::{DebugFiles, read_facts};
+use super::{HEAD, Options, Verdict, check, check_at, check_with, compile, infer, line_of};
+
+fn with_sources(name: &str, source: &str) {
+    check_with(name, "gcc", &format!("{HEAD}{source}"), &Options::default());
+}
+
+#[test]
+fn an_arm_that_nothing_names_alone() {
+    const SOURCE: &str = "#include <stdlib.h>
+        struct two { int a, b; };
+        struct four { int a, b, c, d; };
+        union place { void *any; struct two *two; struct four *four; } place, *places;
+        union node { int kind; struct { int kind; void *left, *right; } pair; char wide[64]; };
+        struct tree { union { union node *node; struct four *four; } of; } *trees;
+        void open(void) { place.any = malloc(sizeof(double)); } // weak
+        void cut(struct tree *tree) { tree->of.node = malloc(16); } // answered
+        void part(struct tree *tree) {
+            union node *node = malloc(16); // weak
+            node->kind = 3; tree->of.node = node;
+        }
+        ";
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    for level in ["-O0", "-O2"] {
+        let elf = compile(folder.path(), "arm.c", "gcc", level, SOURCE);
+        let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+        let found = infer(&elf, &facts, &options);
+        for (line, text) in (1..).zip(SOURCE.lines()) {
+            if let Some((_, expect)) = text.split_once("// ") {
+                let sites = found.sites.iter();
+                let here = sites.filter(|site| line_of(&facts, site.call) == line);
+                let verdicts: Vec<_> = here.map(|site| site.verdict).collect();
+                let expect = match expect {
+                    "weak" => Verdict::Conflicting,
+                    _ => Verdict::Single,
+                };
+                assert_eq!(verdicts, [expect], "{level} line {line}: {found:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn something_derived_has_just_those_bytes() {
+    check(
+        "derived.c",
+        "struct base { struct base *next; long key; };
+        struct derived { struct base base; long more; };
+        struct base *list;
+        struct derived *last;
+        void derived(void) {
+            list = malloc(sizeof(struct derived)); //= Base struct base
+        }
+        void buffer(void) {
+            list = malloc(sizeof(struct base) + 100); //= Header struct base
+        }",
+    );
+}
+
+#[test]
+fn a_size_in_text_of_digits() {
+    with_sources(
+        "digits.c",
+        "char *digits, *where;
+        void number(void) {
+            digits = malloc(3 * sizeof(int) + 1); //= Characters char
+        }
+        void numbers(int n) {
+            where = malloc(n * sizeof(char *)); //= Characters char
+        }",
+    );
+}
+
+#[test]
+fn a_size_that_a_variable_brings() {
+    with_sources(
+        "brought.c",
+        "void *kept[4];
+        struct node *nodes;
+        struct pair *pairs;
+        void array(size_t n) {
+            size_t size = n * sizeof(struct node);
+            kept[0] = malloc(size); //= Element struct node
+        }
+        void header(size_t n) {
+            size_t size = 0;
+            size = sizeof(struct pair) + n;
+            kept[1] = malloc((size_t)size); //= Header struct pair
+        }
+        void grown(size_t n) {
+            size_t size = sizeof(struct pair);
+            if (n > 3) size += n;
+            kept[2] = malloc(size); //= opaque
+        }",
+    );
+}
+
+#[test]
+fn a_size_rounded_up() {
+    with_sources(
+        "rounded.c",
+        "#define ALIGN(n) (((n) + 4 - 1) & ~(4 - 1))
+        #define LENGTH(n) (ALIGN(sizeof(struct note)) + (n))
+        struct note { unsigned short length, type; };
+        struct note *held;
+        void note(unsigned n) {
+            held = malloc(LENGTH(n)); //= Header struct note
+        }",
+    );
+}
+
+#[test]
+fn a_call_made_for_one_and_for_many() {
+    check_at(
+        &["-O2", "-O3"],
+        "many.c",
+        "gcc",
+        &format!(
+            "{HEAD}static inline struct node *many(size_t n) {{
+            return malloc(n * sizeof(struct node)); //= Element struct node
+        }}
+        struct node *first, *others;
+        void one(void) {{ first = many(1); }}
+        void all(size_t n) {{ others = many(n); }}"
+        ),
+        &Options {
+            sources: false,
+            ..Options::default()
+        },
+    );
+}
