@@ -126,6 +126,7 @@ impl<'a> Resolver<'a> {
         let mut outside = None;
         let mut frames_left = u32::MAX;
         let mut below = None;
+        let mut inside = None;
         for frame in &path.frames {
             if frames_left == 0 {
                 break;
@@ -138,7 +139,11 @@ impl<'a> Resolver<'a> {
                     wrappers.extend(self.function(frame));
                     continue;
                 }
-                Call::InLibrary => continue,
+                Call::InLibrary => {
+                    let typed = record.filter(|record| record.r#type != NO_TYPE);
+                    inside = inside.or(typed.map(|record| (frame, record)));
+                    continue;
+                }
                 // What lies between is not known to be the function that jumps.
                 _ if outside.is_some() && record.is_some_and(SiteRecord::stands_in) => break,
                 Call::Site => return self.site(frame, record, wrappers, allocator, entry),
@@ -148,7 +153,16 @@ impl<'a> Resolver<'a> {
             outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
         }
         if let Some((frame, record, wrappers)) = outside {
-            return self.site(frame, record, wrappers, allocator, entry);
+            let mut site = self.site(frame, record, wrappers, allocator, entry);
+            // What the language's own code makes for it.
+            if let Some((frame, record)) = inside.filter(|_| site.shape.is_none()) {
+                site.shape = shape_of(record, frame.module);
+                site.verdict = Verdict::from_byte(record.verdict);
+                site.evidence = self
+                    .image(frame.module)
+                    .map_or_else(Vec::new, |image| evidence_in_words(image, record));
+            }
+            return site;
         }
         // Nothing but wrappers and library frames: the outermost of them is as far as the walk came.
         match path.frames.last() {

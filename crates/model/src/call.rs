@@ -13,7 +13,7 @@ use crate::source::is_library_source;
 pub enum Call {
     /// Made for its function's caller: the search goes on.
     InWrapper,
-    /// Made by the language's own code, which does not say what for: the search goes on.
+    /// Made by the language's own code, which does not say for whom: the search goes on.
     InLibrary,
     /// The site. The search ends.
     Site,
@@ -51,10 +51,11 @@ pub fn classify<'a>(
     return_address: LinkAddr,
 ) -> (Call, Option<&'a SiteRecord>) {
     let record = image.and_then(|image| image.site_returning_to(return_address));
-    let is_in_library =
-        || is_library || image.is_some_and(|image| is_generic(image, return_address));
+    let is_in_library = || image.is_some_and(|image| is_generic(image, return_address));
     let call = match record {
         Some(record) if record.flags & site_flags::WRAPPER != 0 => Call::InWrapper,
+        // A stream's buffer is its user's, whatever it is made of.
+        _ if is_library => Call::InLibrary,
         Some(record) if record.r#type != NO_TYPE => Call::Site,
         _ if is_in_library() => Call::InLibrary,
         Some(record) if Verdict::from_byte(record.verdict) != Verdict::Unknown => Call::Site,

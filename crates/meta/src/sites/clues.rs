@@ -42,6 +42,7 @@ impl Context<'_, '_> {
         let pointees = self.types.pointees_at(holder, offset);
         (!pointees.is_empty()).then(|| Clue {
             witness: seen.witness,
+            mixed: seen.mixed,
             types: defined(&pointees),
             role: None,
             what: self.types.path(holder, offset),
@@ -64,6 +65,7 @@ impl Context<'_, '_> {
                 };
                 Some(Clue {
                     witness: seen.witness,
+                    mixed: seen.mixed,
                     types,
                     role,
                     what: seen.what.clone(),
@@ -76,6 +78,7 @@ impl Context<'_, '_> {
         if let Ok(at) = stated.binary_search_by_key(&met.next, |(after, _)| *after) {
             clues.push(Clue {
                 witness: Witness::Compiler,
+                mixed: false,
                 types: vec![self.types.strip(stated[at].1)],
                 role: None,
                 what: String::new(),
@@ -93,6 +96,7 @@ impl Context<'_, '_> {
             if let Some(made) = made {
                 clues.push(Clue {
                     witness: Witness::Model,
+                    mixed: false,
                     types: vec![made],
                     role: None,
                     what: name.to_owned(),
@@ -105,6 +109,7 @@ impl Context<'_, '_> {
             {
                 clues.push(Clue {
                     witness: Witness::Result,
+                    mixed: false,
                     types: vec![base],
                     role: None,
                     what: name.to_owned(),
@@ -114,11 +119,24 @@ impl Context<'_, '_> {
             }
         }
         let body = &self.program.bodies[at as usize];
+        if cpp::makes_text(body.linkage_name)
+            && let Some(text) = self.types.text()
+        {
+            clues.push(Clue {
+                witness: Witness::Model,
+                mixed: false,
+                types: vec![text],
+                role: None,
+                what: body.linkage_name.to_owned(),
+                address: met.call,
+            });
+        }
         if body.function.is_none()
             && let Some((stored, role)) = rust::stored_by_name(body, self.types)
         {
             clues.push(Clue {
                 witness: Witness::TemplateArgument,
+                mixed: false,
                 types: vec![stored],
                 role: Some(role),
                 what: body.name.to_owned(),
@@ -154,6 +172,7 @@ impl Context<'_, '_> {
             };
             clues.extend(made.map(|(made, role, what)| Clue {
                 witness: Witness::TemplateArgument,
+                mixed: false,
                 types: vec![made],
                 role,
                 what,

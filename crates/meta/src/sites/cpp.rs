@@ -9,6 +9,11 @@ use pointee_model::image::TypeIndex;
 
 /// The function of `std::function` that puts what it calls on the heap: a copy of its type argument.
 const CREATE: &str = "_M_create";
+/// Functions that own what they make: an object of their type argument, or an array of its elements.
+const MAKES_UNIQUE: [&str; 2] = ["make_unique", "make_unique_for_overwrite"];
+/// Functions of libstdc++ that allocate nothing but characters, by linker name.
+const MAKES_TEXT: [&str; 1] =
+    ["_ZNSt13basic_filebufIcSt11char_traitsIcEE27_M_allocate_internal_bufferEv"];
 /// Functions of allocators whose result is the memory asked for.
 const ALLOCATE: [&str; 4] = [
     "allocate",
@@ -48,6 +53,17 @@ pub(super) fn allocated(
     let arrays = |name: &str| ARRAYS.contains(&last_component(name));
     let many = arrays(&function.name) || inlines.iter().any(|inline| arrays(&inline.name));
     let own = (function.name.as_str(), function.result, &function.arguments);
+    let innermost = match inlines.first() {
+        Some(inline) => (inline.name.as_str(), &inline.arguments),
+        None => (own.0, own.2),
+    };
+    if MAKES_UNIQUE.contains(&last_component(innermost.0))
+        && let Some(made) = innermost.1.first().map(|at| types.strip(*at))
+    {
+        let element = types.open_element(made);
+        let name = innermost.0.to_owned();
+        return Some((element.unwrap_or(made), element.is_some(), name));
+    }
     inlines
         .iter()
         .map(|inline| (inline.name.as_str(), inline.result, &inline.arguments))
@@ -70,6 +86,11 @@ pub(super) fn allocated(
             let target = result.or_else(|| arguments.first().map(|at| types.strip(*at)))?;
             Some((target, many, name.to_owned()))
         })
+}
+
+/// Whether all that a function of libstdc++ allocates is characters.
+pub(super) fn makes_text(linkage_name: &str) -> bool {
+    MAKES_TEXT.contains(&linkage_name)
 }
 
 /// Whether a qualified name is that of a constructor: `ns::Class<T>::Class(int)`.

@@ -4,7 +4,7 @@
 //! programs has no types for what its library stores, only names. Such types are declared: a name, and no members.
 
 use super::model::{self, Makes};
-use super::rust;
+use super::{cpp, rust};
 use crate::elf::Elf;
 use crate::facts::{Facts, Type};
 use pointee_model::image::{TypeKind, type_flags};
@@ -39,7 +39,8 @@ fn of_the_model(elf: &Elf, facts: &mut Facts) {
             && known.size == Some(1)
             && matches!(&*known.name, "char" | "i8")
     };
-    if made.contains(&None) && !facts.types.iter().any(is_character) {
+    let makes_text = made.contains(&None) || elf.symbols().any(|it| cpp::makes_text(it.name));
+    if makes_text && !facts.types.iter().any(is_character) {
         // Rust's `char` is another thing.
         let has_rust = facts.functions.iter().any(rust::is_rust);
         facts.types.push(Type {

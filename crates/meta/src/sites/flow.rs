@@ -45,7 +45,12 @@ pub(super) struct Interpreter<'a, 'f> {
     /// Types of allocations that an earlier run over the function has told, by call.
     pub(super) hints: HashMap<u64, TypeIndex>,
     pub(super) recording: bool,
-    pub(super) seen: HashSet<(u64, u32)>,
+    /// Blocks that end in a call that does not come back.
+    dead_ends: HashSet<usize>,
+    /// Whether the code under way leads to such a call: what compilers say there of variables is often stale.
+    pub(super) in_dead_end: bool,
+    /// The variables that were seen to hold an allocation, and whether something else too.
+    pub(super) seen: HashSet<(u64, u32, bool)>,
     /// Blocks that no call hands out.
     pub(super) carved: HashSet<u64>,
     /// Of these, the ones that the stack pointer has pointed to.
@@ -123,6 +128,8 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             owners: HashMap::new(),
             hints: HashMap::new(),
             recording: false,
+            dead_ends: HashSet::new(),
+            in_dead_end: false,
             seen: HashSet::new(),
             carved: HashSet::new(),
             rooms: HashSet::new(),
@@ -324,6 +331,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             .partition_point(|instruction| instruction.ip() < start);
         let mut at = first;
         let mut expected = start;
+        self.in_dead_end = self.dead_ends.contains(&block);
         while let Some(instruction) = self.code.get(at).copied() {
             if instruction.ip() >= end || instruction.ip() != expected {
                 break;
@@ -337,6 +345,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 FlowControl::Next => self.step(&instruction, state),
                 FlowControl::Call | FlowControl::IndirectCall => {
                     if !self.call(&instruction, state, false) {
+                        self.dead_ends.insert(block);
                         return Left::default();
                     }
                 }

@@ -33,8 +33,25 @@ pub(super) fn join(a: Value, b: Value, origins: &mut Origins, layout: &impl Layo
             origins: origins.union(set_a, set_b),
             offset: if at_a == at_b { at_a } else { ANYWHERE },
         },
-        (Allocated { .. }, _) => a,
-        (_, Allocated { .. }) => b,
+        (Allocated { .. }, Constant(0)) => a,
+        (Constant(0), Allocated { .. }) => b,
+        (
+            Allocated {
+                origins: set,
+                offset,
+            },
+            _,
+        )
+        | (
+            _,
+            Allocated {
+                origins: set,
+                offset,
+            },
+        ) => Allocated {
+            origins: origins.mixed(set),
+            offset,
+        },
         (Typed { .. }, Constant(0)) => a,
         (Constant(0), Typed { .. }) => b,
         // A function pointer that has a default is one of that type either way.

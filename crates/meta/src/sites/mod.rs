@@ -402,6 +402,13 @@ impl Context<'_, '_> {
         let role = match allocator.map(|allocator| allocator.makes) {
             Some(Makes::Object(_)) if decision.r#type.is_some() => Role::Whole,
             Some(Makes::Array(_)) if decision.r#type.is_some() => Role::Element,
+            // `operator new[]` makes arrays.
+            _ if decision.role == Role::Unknown
+                && decision.r#type.is_some()
+                && met.name(self.program).starts_with("_Zna") =>
+            {
+                Role::Element
+            }
             _ if allocator.is_some_and(|allocator| allocator.element)
                 && decision.r#type.is_some()
                 && !matches!(decision.role, Role::Characters | Role::Bytes) =>

@@ -125,16 +125,17 @@ impl<'f> Interpreter<'_, 'f> {
         offset: i64,
         at: u64,
     ) {
+        let mixed = self.in_dead_end || self.origins.is_mixed(origins);
         let fresh = self
             .origins
             .calls(origins)
             .iter()
-            .any(|call| !self.seen.contains(&(*call, hit.index)));
+            .any(|call| !self.seen.contains(&(*call, hit.index, mixed)));
         if !fresh {
             return;
         }
         for call in self.origins.calls(origins) {
-            self.seen.insert((*call, hit.index));
+            self.seen.insert((*call, hit.index, mixed));
         }
         let inlined = hit.variable.inline.and_then(|inline| {
             let function = self.body.function?;
@@ -179,13 +180,20 @@ impl<'f> Interpreter<'_, 'f> {
         } = to.value
         {
             let calls = self.origins.calls(origins).to_vec();
+            let mixed = self.origins.is_mixed(origins) || self.origins.is_mixed(holders);
             for holder in self.origins.calls(holders).to_vec() {
                 for call in &calls {
-                    let seen = Seen::Into {
-                        call: holder,
-                        offset,
-                    };
-                    self.note(*call, Witness::Field, seen, at, "");
+                    self.outcome.observations.push(Observation {
+                        call: *call,
+                        witness: Witness::Field,
+                        mixed,
+                        seen: Seen::Into {
+                            call: holder,
+                            offset,
+                        },
+                        address: at,
+                        what: String::new(),
+                    });
                 }
             }
             // What a variable says of the other block does not wait for that block's type.
@@ -230,19 +238,22 @@ impl<'f> Interpreter<'_, 'f> {
             (true, false) => Seen::Void,
             (true, true) => return,
         };
+        let mixed = self.in_dead_end || self.origins.is_mixed(origins);
         let open = matches!(seen, Seen::Types(_)) && pointees.contains(&Pointee::Void);
-        for call in self.origins.calls(origins).to_vec() {
-            self.outcome.observations.push(Observation {
-                call,
-                witness,
-                seen: seen.clone(),
-                address: at,
-                what: what.to_owned(),
-                open,
-            });
-        }
+        let calls = self.origins.calls(origins).iter();
+        let observations = calls.map(|call| Observation {
+            call: *call,
+            witness,
+            mixed,
+            seen: seen.clone(),
+            address: at,
+            what: what.to_owned(),
+            open,
+        });
+        self.outcome.observations.extend(observations);
     }
 
+    /// Notes what is seen of one allocation for certain.
     pub(super) fn note(
         &mut self,
         call: u64,
@@ -254,6 +265,7 @@ impl<'f> Interpreter<'_, 'f> {
         self.outcome.observations.push(Observation {
             call,
             witness,
+            mixed: false,
             seen,
             address,
             what: what.to_owned(),

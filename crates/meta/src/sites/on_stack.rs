@@ -146,7 +146,7 @@ impl Interpreter<'_, '_> {
                 continue;
             };
             for call in self.origins.calls(origins).to_vec() {
-                if self.seen.insert((call, hit.index)) {
+                if self.seen.insert((call, hit.index, false)) {
                     let seen = Seen::Elements(element);
                     self.note(call, Witness::Variable, seen, at, &hit.variable.name);
                 }

@@ -26,6 +26,8 @@ pub(super) struct Observation {
     /// The allocation's call.
     pub(super) call: u64,
     pub(super) witness: Witness,
+    /// What was looked at may be something else, on some path, or is stale.
+    pub(super) mixed: bool,
     pub(super) seen: Seen,
     /// The instruction that shows it.
     pub(super) address: u64,

@@ -77,6 +77,9 @@ pub(super) fn is_number(offset: i64) -> bool {
 /// A set of allocations of one function; index into its [`Origins`].
 pub(super) type OriginSet = u32;
 
+/// Stands in a set for whatever else the word may be, on some path; no call has this address.
+const SOMETHING_ELSE: u64 = 0;
+
 /// The sets of allocations met in one function, each once.
 #[derive(Default)]
 pub(super) struct Origins {
@@ -92,6 +95,24 @@ impl Origins {
 
     /// The calls in a set, ascending.
     pub(super) fn calls(&self, set: OriginSet) -> &[u64] {
+        match self.members(set) {
+            [SOMETHING_ELSE, calls @ ..] => calls,
+            calls => calls,
+        }
+    }
+
+    /// Whether the word may be something else than one of the set's allocations.
+    pub(super) fn is_mixed(&self, set: OriginSet) -> bool {
+        self.members(set).first() == Some(&SOMETHING_ELSE)
+    }
+
+    /// The set, of a word that may be something else too.
+    pub(super) fn mixed(&mut self, set: OriginSet) -> OriginSet {
+        let something_else = self.single(SOMETHING_ELSE);
+        self.union(something_else, set)
+    }
+
+    fn members(&self, set: OriginSet) -> &[u64] {
         self.sets.get(set as usize).map_or(&[], Vec::as_slice)
     }
 
@@ -99,7 +120,7 @@ impl Origins {
         if a == b {
             return a;
         }
-        let mut merged = [self.calls(a), self.calls(b)].concat();
+        let mut merged = [self.members(a), self.members(b)].concat();
         merged.sort_unstable();
         merged.dedup();
         self.intern(merged)

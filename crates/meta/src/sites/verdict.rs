@@ -27,6 +27,8 @@ use pointee_model::image::{TypeIndex, TypeKind};
 #[derive(Clone, Debug)]
 pub(super) struct Clue {
     pub(super) witness: Witness,
+    /// What was looked at may be something else, on some path, or is stale.
+    pub(super) mixed: bool,
     pub(super) types: Vec<TypeIndex>,
     /// The part that the type plays, where that is said too.
     pub(super) role: Option<Role>,
@@ -103,6 +105,12 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     // The arms of a union count where nothing else tells a type, or for what they confirm.
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
     candidates.keep("an arm of a union that nothing else names", alone);
+    // A word that may be something else may have its type from that, unless just so many bytes are asked for.
+    candidates.keep("seen only of what may be something else", |at| {
+        let certain = |clue: &Clue| !clue.mixed && clue.types.contains(&at);
+        let asked = request.total.or(request.unit);
+        clues.iter().any(certain) || (asked > Some(1) && asked == types.size(at))
+    });
     if request.is_uneven() && !candidates.left.iter().any(|at| alone(*at)) {
         candidates.keep("an uneven number of bytes", |at| types.is_character(at));
     }

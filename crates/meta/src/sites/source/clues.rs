@@ -116,6 +116,30 @@ impl Scope<'_, '_> {
         summed.then(|| self.types.strip(head))
     }
 
+    /// Whether the call at `call`, of a function that was inlined, gives it a number beside a size: one that is not written out.
+    pub(super) fn is_counted(&self, text: &[Token<'_>], call: usize, inlined: u32) -> bool {
+        let variables = self.function.variables.iter();
+        let is_number = |at: usize| {
+            variables.clone().any(|variable| {
+                let r#type = variable.r#type.map(|at| self.types.strip(at));
+                variable.inline == Some(inlined)
+                    && variable.parameter.map(usize::from) == Some(at)
+                    && r#type.is_some_and(|at| {
+                        self.types.is_integer(at) && self.types.size(at) > Some(1)
+                    })
+            })
+        };
+        let arguments = closing(text, call + 1).and_then(|end| text.get(call + 2..end));
+        let arguments = arguments.map_or(Vec::new(), split);
+        arguments.iter().enumerate().any(|(at, argument)| {
+            let literal =
+                |token: &Token<'_>| token.text().starts_with(|c: char| c.is_ascii_digit());
+            is_number(at)
+                && !argument.iter().any(|token| token.is("sizeof"))
+                && !argument.iter().all(literal)
+        })
+    }
+
     /// What the result of a call is assigned to, or returned as.
     pub(super) fn assigned(
         &self,
@@ -254,6 +278,20 @@ fn is_argument(arguments: &[Token<'_>], at: usize) -> bool {
     begins && end.is_some_and(|after| after.is_none_or(|token| token.is(",")))
 }
 
+/// The arguments of a call, at the commas between them.
+fn split<'a, 't>(arguments: &'a [Token<'t>]) -> Vec<&'a [Token<'t>]> {
+    let mut depth = 0_i32;
+    let between = |token: &Token<'_>| {
+        match token.text() {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && token.is(",")
+    };
+    arguments.split(between).collect()
+}
+
 /// What the `sizeof` at `at` says of its type's part in the argument: a factor of the one product that it
 /// is, or a term of a sum. What else stands in parentheses of its own does not count, but rounding up changes nothing.
 fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
@@ -344,6 +382,7 @@ fn is_rounding<'a, 't: 'a>(
 fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
     Clue {
         witness,
+        mixed: false,
         types,
         role: None,
         what: what.to_owned(),

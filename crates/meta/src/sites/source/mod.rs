@@ -21,7 +21,7 @@ use super::verdict::Clue;
 use crate::facts::{Facts, Function};
 use clues::Scope;
 use macros::{Macros, Wanted};
-use pointee_model::evidence::Witness;
+use pointee_model::evidence::{Role, Witness};
 use pointee_model::image::TypeIndex;
 use shape::{find_call, handed_on, of_size, statement_around};
 use std::collections::HashMap;
@@ -181,11 +181,12 @@ impl<'f> Sources<'f> {
                 sized: call.sized,
                 result: innermost.and_then(|(_, result)| result),
                 within: innermost.and_then(|(within, _)| within),
+                inlined: None,
                 is_block: true,
             });
         }
         let mut is_block = true;
-        for ((_, inline), (within, result)) in around.iter().zip(within) {
+        for ((at, inline), (within, result)) in around.iter().zip(within) {
             is_block &= match inline.result.and_then(|result| types.pointee(result)) {
                 Some(Pointee::Void) => true,
                 Some(Pointee::Type(target)) => types.is_character(target),
@@ -199,6 +200,7 @@ impl<'f> Sources<'f> {
                     sized: 0,
                     result,
                     within,
+                    inlined: Some(*at),
                     is_block,
                 });
             }
@@ -286,6 +288,8 @@ struct Position {
     result: Option<TypeIndex>,
     /// The inlined function that it is written in, if it is one.
     within: Option<u32>,
+    /// The inlined function that is called there, if it is one.
+    inlined: Option<u32>,
     /// Whether what is called hands out the block itself, untyped.
     is_block: bool,
 }
@@ -327,6 +331,16 @@ impl Position {
         } else if untyped && clues.is_empty() {
             clues.extend(scope.assigned(text, call, self.result));
         }
+        if self
+            .inlined
+            .is_some_and(|inlined| scope.is_counted(text, call, inlined))
+        {
+            // The size is that of one of them.
+            let sizes = |clue: &&mut Clue| clue.witness == Witness::SizeofInSource;
+            for clue in clues.iter_mut().filter(sizes) {
+                clue.role = clue.role.map(|_| Role::Element);
+            }
+        }
         let variables = scope.function.variables.iter();
         let parameters: Vec<&str> = variables
             .filter(|variable| variable.inline == self.within && variable.parameter.is_some())
@@ -334,7 +348,7 @@ impl Position {
             .collect();
         Some(Read {
             clues,
-            handed_on: is_c(scope.function.language)
+            handed_on: is_c_or_cpp(scope.function.language)
                 && self.within.is_some()
                 && handed_on(text, call, &parameters),
         })
@@ -344,6 +358,16 @@ impl Position {
 /// File name extensions of C and C++ source files, and of what they include.
 const SOURCE: [&str; 9] = ["c", "cc", "cpp", "cxx", "C", "y", "l", "m", "mm"];
 const HEADER: [&str; 9] = ["h", "hh", "hpp", "hxx", "H", "inc", "def", "ipp", "tcc"];
+
+/// Whether a unit's language is one of the versions of C or C++.
+fn is_c_or_cpp(language: u16) -> bool {
+    const CPP: u16 = 0x04;
+    const CPP11: u16 = 0x1a;
+    const CPP14: u16 = 0x21;
+    const CPP17: u16 = 0x2a;
+    const CPP20: u16 = 0x2b;
+    is_c(language) || matches!(language, CPP | CPP11 | CPP14 | CPP17 | CPP20)
+}
 
 /// Whether a unit's language (`DW_LANG_*`, DWARF 5, §7.12) is one of the versions of C.
 fn is_c(language: u16) -> bool {
