@@ -6,7 +6,7 @@
 
 use super::model::{self, NO_RETURN};
 use super::on_stack;
-use super::pointers::pointer_read;
+use super::pointers::{addressed_in_data, pointer_read, taken_address};
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -45,7 +45,7 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
-    /// Whether any function calls it by name.
+    /// Whether any function calls it by name, or another file may.
     pub(super) is_called: bool,
     /// Whether it moves the stack pointer by what a register holds.
     pub(super) moves_stack: bool,
@@ -63,6 +63,8 @@ pub(super) struct Program<'f> {
     pub(super) pointers: Vec<(u64, Key)>,
     /// Such functions whose address code takes.
     pub(super) taken: Vec<Key>,
+    /// The file's own functions whose address code or data takes.
+    pub(super) addressed: HashSet<u32>,
 }
 
 /// A call before its callee's key is known.
@@ -78,6 +80,8 @@ struct Scanned<'f> {
     moves_stack: bool,
     /// The linkage slots of allocation functions that it reads.
     reads: Vec<u64>,
+    /// The functions whose address it takes.
+    addressed: Vec<u32>,
 }
 
 impl<'f> Program<'f> {
@@ -95,12 +99,14 @@ impl<'f> Program<'f> {
             no_return: NO_RETURN.iter().copied().collect(),
             pointers: Vec::new(),
             taken: Vec::new(),
+            addressed: HashSet::new(),
         };
         let slots = program.add_pointers();
+        program.addressed = addressed_in_data(elf, &program.entries).collect();
         let raw: Vec<Scanned<'f>> = program
             .bodies
             .par_iter()
-            .map(|body| scan(elf, body, &slots))
+            .map(|body| scan(elf, body, &slots, &program.entries))
             .collect();
         for (at, scanned) in raw.into_iter().enumerate() {
             let calls: Vec<Call> = scanned
@@ -119,6 +125,7 @@ impl<'f> Program<'f> {
             program.bodies[at].calls = calls;
             program.bodies[at].returns = scanned.returns;
             program.bodies[at].moves_stack = scanned.moves_stack;
+            program.addressed.extend(scanned.addressed);
             program
                 .taken
                 .extend(scanned.reads.iter().filter_map(|slot| slots.get(slot)));
@@ -128,10 +135,17 @@ impl<'f> Program<'f> {
             .iter()
             .flat_map(|body| body.calls.iter().map(|call| call.callee))
             .collect();
-        for callee in callees {
-            if let Key::Local(at) = callee {
-                program.bodies[at as usize].is_called = true;
-            }
+        let exported = elf
+            .symbols()
+            .filter(|symbol| symbol.dynamic && symbol.is_function())
+            .filter_map(|symbol| program.entries.get(&symbol.address))
+            .copied();
+        let called = callees.into_iter().filter_map(|callee| match callee {
+            Key::Local(at) => Some(at),
+            _ => None,
+        });
+        for at in called.chain(exported) {
+            program.bodies[at as usize].is_called = true;
         }
         program
     }
@@ -313,14 +327,21 @@ pub(super) fn contains(ranges: &[(u64, u64)], address: u64) -> bool {
         .any(|(start, end)| (*start..*end).contains(&address))
 }
 
-fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned<'f> {
+fn scan<'f>(
+    elf: &'f Elf,
+    body: &Body<'f>,
+    slots: &HashMap<u64, Key>,
+    entries: &HashMap<u64, u32>,
+) -> Scanned<'f> {
     let mut calls = Vec::new();
     let mut returns = false;
     let mut moves_stack = false;
     let mut reads = Vec::new();
+    let mut addressed = Vec::new();
     each_instruction(elf, body, |instruction| {
         moves_stack |= on_stack::moves_stack(instruction);
         reads.extend(pointer_read(instruction).filter(|slot| slots.contains_key(slot)));
+        addressed.extend(taken_address(instruction).and_then(|at| entries.get(&at)));
         let leaves = |target: u64| !contains(&body.ranges, target);
         let found = match instruction.flow_control() {
             FlowControl::Return => {
@@ -357,6 +378,7 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned
         returns,
         moves_stack,
         reads,
+        addressed,
     }
 }
 
