@@ -124,6 +124,8 @@ pub struct LoadedImage {
 #[derive(Debug)]
 enum ImageBytes {
     Mapped(FileBytes),
+    /// As they were made, where they happen to be aligned.
+    Made(Vec<u8>),
     /// In words, because records are 8-byte aligned.
     Words {
         words: Vec<u64>,
@@ -146,6 +148,17 @@ impl LoadedImage {
         Ok(loaded)
     }
 
+    fn from_made(
+        bytes: Vec<u8>,
+        origin: Origin,
+        diagnostics: Vec<String>,
+    ) -> Result<Self, ImageError> {
+        if bytes.as_ptr().addr().is_multiple_of(align_of::<u64>()) {
+            return Self::new(ImageBytes::Made(bytes), origin, diagnostics);
+        }
+        Self::from_slice(&bytes, origin, diagnostics)
+    }
+
     fn from_slice(
         bytes: &[u8],
         origin: Origin,
@@ -164,6 +177,7 @@ impl LoadedImage {
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             ImageBytes::Mapped(bytes) => bytes,
+            ImageBytes::Made(bytes) => bytes,
             ImageBytes::Words { words, len } => words.as_bytes().get(..*len).unwrap_or(&[]),
         }
     }
@@ -218,15 +232,24 @@ pub fn image_of(
     if let Some(found) = stored(elf, options, &provenance) {
         return Ok(found);
     }
-    let (bytes, diagnostics) = make(elf, &debug, options, &provenance, progress);
+    let made = make(elf, &debug, options, &provenance, progress);
+    let Made {
+        bytes,
+        diagnostics,
+        facts,
+        sites,
+    } = made;
     let user = options.places.user.as_ref();
-    let stored = user
-        .map(|directory| directory.join(file_name(elf, &provenance)))
-        .filter(|path| store(path, &bytes).is_ok());
+    let write = || {
+        user.map(|directory| directory.join(file_name(elf, &provenance)))
+            .filter(|path| store(path, &bytes).is_ok())
+    };
+    // To give back hundreds of thousands of names takes about as long as to write the file.
+    let (stored, ()) = rayon::join(write, || drop((facts, sites)));
     if let Some(path) = &stored {
         point_to(path, &path.with_file_name(short_name(elf)));
     }
-    LoadedImage::from_slice(&bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
+    LoadedImage::from_made(bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
 }
 
 /// The image of a file, embedded or cached; `None` where it has to be made.
@@ -306,6 +329,14 @@ fn find_sites(elf: &Elf, facts: &Facts, config: &Config, options: &Options) -> S
     sites
 }
 
+/// An image, and what it was made from.
+struct Made {
+    bytes: Vec<u8>,
+    diagnostics: Vec<String>,
+    facts: Facts,
+    sites: Sites,
+}
+
 /// Makes an image, whatever is cached.
 fn make(
     elf: &Elf,
@@ -313,18 +344,23 @@ fn make(
     options: &Options,
     provenance: &Provenance,
     progress: &dyn Fn(Stage),
-) -> (Vec<u8>, Vec<String>) {
+) -> Made {
     progress(Stage::DebugInfo);
     let mut facts = read_facts(elf, debug);
     progress(Stage::Sites);
     let config = config_for(elf, options);
     config::name_functions(&config, elf, &mut facts);
-    let sites = find_sites(elf, &facts, &config, options);
+    let mut sites = find_sites(elf, &facts, &config, options);
     progress(Stage::Writing);
     let bytes = writer::write(&facts, &sites, &config, provenance);
-    let mut diagnostics = facts.diagnostics;
-    diagnostics.extend(sites.diagnostics);
-    (bytes, diagnostics)
+    let mut diagnostics = std::mem::take(&mut facts.diagnostics);
+    diagnostics.append(&mut sites.diagnostics);
+    Made {
+        bytes,
+        diagnostics,
+        facts,
+        sites,
+    }
 }
 
 fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance {
@@ -448,7 +484,7 @@ pub fn embed(path: &Path, out: &Path, options: &Options) -> Result<(), CacheErro
     }
     let debug = DebugFiles::find(&elf, &options.search);
     let provenance = provenance_of(&elf, &debug, options);
-    let (image, _) = make(&elf, &debug, options, &provenance, &|_| {});
+    let image = make(&elf, &debug, options, &provenance, &|_| {}).bytes;
     let bytes = crate::elf::with_section(&elf, SECTION, &image).ok_or(CacheError::Embed(
         "its section headers are damaged or absent",
     ))?;

@@ -13,7 +13,9 @@ use pointee_model::image::{
     SectionRecord, SiteRecord, StrRef, TypeKind, TypeRecord, VariableRecord, cursor_flags,
     function_flags, header_flags, section_kind, variable_flags,
 };
+use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
+use xxhash_rust::xxh3::xxh3_128;
 use zerocopy::{Immutable, IntoBytes};
 
 /// What an image says about its origin.
@@ -152,7 +154,8 @@ fn cursors(sites: &Sites, strings: &mut Strings) -> Vec<CursorRecord> {
 /// The string section under construction.
 struct Strings {
     bytes: Vec<u8>,
-    known: HashMap<Box<str>, StrRef>,
+    /// By hash: names are many, and keeping each twice costs more than all else here.
+    known: HashMap<u128, StrRef>,
 }
 
 impl Strings {
@@ -165,20 +168,22 @@ impl Strings {
 
     fn intern(&mut self, text: &str) -> StrRef {
         // A NUL would end the string early for every reader; none belongs in a name.
-        let text = text.split('\0').next().unwrap_or("");
+        let mut text = text.as_bytes();
+        if text.contains(&0) {
+            text = text.split(|byte| *byte == 0).next().unwrap_or(&[]);
+        }
         if text.is_empty() {
             return 0;
         }
-        if let Some(at) = self.known.get(text) {
-            return *at;
-        }
         // Beyond 4 GiB of strings there is no offset; such a name is lost.
-        let Ok(at) = StrRef::try_from(self.bytes.len()) else {
+        let Ok(next) = StrRef::try_from(self.bytes.len()) else {
             return 0;
         };
-        self.bytes.extend_from_slice(text.as_bytes());
-        self.bytes.push(0);
-        self.known.insert(text.into(), at);
+        let at = *self.known.entry(xxh3_128(text)).or_insert(next);
+        if at == next {
+            self.bytes.extend_from_slice(text);
+            self.bytes.push(0);
+        }
         at
     }
 }
@@ -336,7 +341,7 @@ fn inlines(facts: &Facts, strings: &mut Strings) -> Vec<InlineRecord> {
             depth: inline.depth,
         }));
     }
-    pieces.sort_by_key(|piece| (piece.start, piece.depth));
+    pieces.par_sort_by_key(|piece| (piece.start, piece.depth));
     pieces
 }
 
@@ -407,6 +412,8 @@ fn loaded_sections(facts: &Facts, strings: &mut Strings) -> Vec<SectionRecord> {
 fn locals(facts: &Facts, strings: &mut Strings) -> Vec<LocalRecord> {
     let mut locals = Vec::new();
     for function in &facts.functions {
+        let inlines = function.inlines.iter();
+        let inlines: Vec<StrRef> = inlines.map(|inline| strings.intern(&inline.name)).collect();
         for variable in &function.variables {
             let name = strings.intern(&variable.name);
             if name == 0 {
@@ -414,8 +421,8 @@ fn locals(facts: &Facts, strings: &mut Strings) -> Vec<LocalRecord> {
             }
             let inline = variable
                 .inline
-                .and_then(|inline| function.inlines.get(inline as usize))
-                .map_or(0, |inline| strings.intern(&inline.name));
+                .and_then(|inline| inlines.get(inline as usize).copied())
+                .unwrap_or(0);
             let record = |start: u64, end: u64, (place, register, offset)| LocalRecord {
                 start,
                 end,
@@ -438,7 +445,7 @@ fn locals(facts: &Facts, strings: &mut Strings) -> Vec<LocalRecord> {
             }
         }
     }
-    locals.sort_by_key(|local| local.start);
+    locals.par_sort_by_key(|local| local.start);
     locals
 }
 
@@ -467,23 +474,27 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
     })
 }
 
-/// Sections collected so far, without the header that goes before them.
+/// Sections collected so far.
 #[derive(Default)]
-struct Layout {
+struct Layout<'a> {
     table: Vec<Section>,
-    body: Vec<u8>,
+    /// The records of each.
+    records: Vec<&'a [u8]>,
+    /// Bytes of all, each filled up to a multiple of eight.
+    len: usize,
 }
 
-impl Layout {
-    fn add<T: IntoBytes + Immutable>(&mut self, kind: u32, records: &[T]) {
+impl<'a> Layout<'a> {
+    fn add<T: IntoBytes + Immutable>(&mut self, kind: u32, records: &'a [T]) {
         self.table.push(Section {
             kind,
             record: size_of::<T>() as u32,
-            offset: self.body.len() as u64,
+            offset: self.len as u64,
             count: records.len() as u64,
         });
-        self.body.extend_from_slice(records.as_bytes());
-        self.body.resize(self.body.len().next_multiple_of(8), 0);
+        let bytes = records.as_bytes();
+        self.records.push(bytes);
+        self.len += bytes.len().next_multiple_of(8);
     }
 
     fn finish(mut self, provenance: &Provenance, flags: u64) -> Vec<u8> {
@@ -503,10 +514,16 @@ impl Layout {
         for section in &mut self.table {
             section.offset += start as u64;
         }
-        let mut bytes = Vec::with_capacity(start + self.body.len());
+        let mut bytes = Vec::with_capacity(start + self.len);
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(self.table.as_bytes());
-        bytes.append(&mut self.body);
+        for records in &self.records {
+            bytes.extend_from_slice(records);
+            bytes.resize(
+                bytes.len() + records.len().next_multiple_of(8) - records.len(),
+                0,
+            );
+        }
         bytes
     }
 }

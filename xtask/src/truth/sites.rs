@@ -75,13 +75,28 @@ pub(super) fn wrappers(
     Ok((found, inlined))
 }
 
-fn said(file: &Path, options: &Options, sources: bool) -> Result<Vec<Value>> {
+/// The functions that `explain` lists as wrappers or pools, called in the file or not.
+pub(super) fn explained(file: &Path, options: &Options) -> Result<BTreeSet<String>> {
+    let mut command = ask("explain", file, options)?;
+    command.arg("--all");
+    let parsed: Value = serde_json::from_str(&shell::output(&mut command)?)?;
+    let rows = parsed["functions"].as_array().into_iter().flatten();
+    let names = rows.filter_map(|row| row["function"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
+fn ask(what: &str, file: &Path, options: &Options) -> Result<Command> {
     let pointee = match &options.pointee {
         Some(pointee) => pointee.clone(),
         None => Workspace::open()?.build_pointee()?,
     };
     let mut command = Command::new(pointee);
-    command.arg("sites").arg(file).args(["--format", "json"]);
+    command.arg(what).arg(file).args(["--format", "json"]);
+    Ok(command)
+}
+
+fn said(file: &Path, options: &Options, sources: bool) -> Result<Vec<Value>> {
+    let mut command = ask("sites", file, options)?;
     if !sources {
         command.arg("--no-sources");
     }

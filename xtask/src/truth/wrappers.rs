@@ -3,7 +3,8 @@
 //! A list has a line for each: the function's linker name, a tab, and the text that proves it. A line that begins with `!` has one
 //! that is none, and why: found, it is *false*. One that begins with `+` has one that a reader came to only because it was found, and is
 //! right; with `~`, one that hands out text which it makes itself: it may be told either way. What is found of the file's own functions
-//! and stands in no line is *not judged*. A wrapper is found if calls of it are sites, or if what it allocates is said to be its callers'.
+//! and stands in no line is *not judged*. A wrapper is found if calls of it are sites, if what it allocates is said to be its callers', or
+//! if `explain` lists it, which it does also where the file has no call of it.
 //! One that the compiler has put into all its callers has no calls; it is counted apart, found if the calls it makes are sites there.
 
 use super::Options;
@@ -45,13 +46,15 @@ pub(super) fn run(options: &Options) -> Result<()> {
             .partition(|name| name.starts_with(['!', '~', '+']));
         let own = functions_of(&pair[1])?;
         let (found, inlined) = sites::wrappers(&pair[1], options)?;
+        let explained = sites::explained(&pair[1], options)?;
+        let is_found = |name: &str| found.contains(name) || explained.contains(name);
         let everywhere: Vec<_> = listed
             .iter()
-            .filter(|name| !found.contains(**name) && inlined.contains(**name))
+            .filter(|name| !is_found(name) && inlined.contains(**name))
             .collect();
         let missed: Vec<_> = listed
             .iter()
-            .filter(|name| !found.contains(**name) && !inlined.contains(**name))
+            .filter(|name| !is_found(name) && !inlined.contains(**name))
             .collect();
         let beside = found.iter().map(String::as_str);
         let beside = beside.filter(|name| own.contains(*name) && !listed.contains(name));

@@ -10,16 +10,19 @@
 //! provenance, so that a change of the configuration makes that image anew.
 
 mod apply;
+mod declared;
 mod environment;
 mod file;
 mod signature;
 mod type_text;
 
+pub use declared::Declared;
 pub use environment::from_environment;
 pub use file::{ConfigError, parse};
 pub use signature::{Signature, SignatureError};
 
 pub(crate) use apply::{apply, name_functions};
+pub(crate) use declared::ByName;
 
 use crate::elf::Elf;
 use crate::facts::Facts;
@@ -60,24 +63,6 @@ impl Kind {
             Self::Ignore => "ignore",
             Self::Pair => "pair",
         }
-    }
-}
-
-/// An allocation function, as the analysis of sites needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Declared {
-    name: String,
-    /// How many bytes a call asks for.
-    pub size: Size,
-    /// The argument that is the old block, if it reallocates.
-    pub old: Option<u8>,
-}
-
-impl Declared {
-    /// Whether it is function `name`.
-    #[must_use]
-    pub fn is(&self, name: &str) -> bool {
-        matches(&self.name, name)
     }
 }
 
@@ -134,6 +119,10 @@ impl Rule {
     /// Whether it speaks of functions of that name, in whatever module.
     pub(crate) fn names(&self, name: &str) -> bool {
         matches(&self.name, name)
+    }
+
+    fn is_built_in(&self) -> bool {
+        matches!(&self.origin, Origin::File(path, _) if path == Path::new(BUILT_IN_PATH))
     }
 
     fn is_in(&self, module: &str) -> bool {
@@ -252,12 +241,21 @@ impl Config {
         let module = elf
             .path()
             .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
-        let names: Vec<&str> = elf.symbols().map(|symbol| symbol.name).collect();
+        let names: HashSet<&str> = elf.symbols().map(|symbol| symbol.name).collect();
         // A pool's cursor, which may be ignored too, is a member and no symbol.
         let is_member = |rule: &Rule| rule.kind == Kind::Ignore && rule.name.contains('.');
-        let means =
-            |rule: &Rule, name| matches(&rule.name, name) || rule.behind.as_deref() == Some(name);
-        let named = |rule: &Rule| is_member(rule) || names.iter().any(|name| means(rule, *name));
+        let is_symbol = |pattern: &str| {
+            names.contains(pattern)
+                || pattern.contains('*') && names.iter().any(|name| matches(pattern, name))
+        };
+        let named = |rule: &Rule| {
+            is_member(rule)
+                || is_symbol(&rule.name)
+                || rule
+                    .behind
+                    .as_deref()
+                    .is_some_and(|name| names.contains(name))
+        };
         // Of a stripped file only debug info knows the names.
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
@@ -323,13 +321,14 @@ impl Config {
             |rule: &&Rule| !matches!(rule.kind, Kind::Ignore | Kind::Pair) && !rule.takes_back();
         let declared = |rule: &Rule| {
             let signature = rule.signature.as_ref();
+            // A pool's first argument is the pool.
+            let grows = signature.filter(|_| rule.kind != Kind::Pool);
             Declared {
                 name: rule.name.clone(),
                 size: signature.map_or(Size::Unknown, Signature::amount),
-                // A pool's first argument is the pool.
-                old: signature
-                    .filter(|_| rule.kind != Kind::Pool)
-                    .and_then(Signature::old),
+                old: grows.and_then(Signature::old),
+                // Of its own functions analysis knows more.
+                is_elsewhere: rule.kind == Kind::Wrapper && rule.is_built_in(),
             }
         };
         self.rules.iter().filter(allocates).map(declared).collect()
@@ -385,7 +384,7 @@ impl Config {
 pub fn built_in() -> &'static Config {
     static BUILT_IN: OnceLock<Config> = OnceLock::new();
     // A test reads it: here a mistake would only lose the names of frees.
-    BUILT_IN.get_or_init(|| parse(BUILT_IN_TEXT, Path::new("built-in")).unwrap_or_default())
+    BUILT_IN.get_or_init(|| parse(BUILT_IN_TEXT, Path::new(BUILT_IN_PATH)).unwrap_or_default())
 }
 
 /// What [`built_in`] says, as [`Config::meaning`].
@@ -394,6 +393,9 @@ pub fn built_in_meaning() -> &'static str {
     static MEANING: OnceLock<String> = OnceLock::new();
     MEANING.get_or_init(|| built_in().meaning())
 }
+
+/// What stands for its path.
+const BUILT_IN_PATH: &str = "built-in";
 
 const BUILT_IN_TEXT: &str = include_str!("builtin.toml");
 

@@ -28,6 +28,8 @@
 //! identity while things of equal names behind pointers differ.
 
 use pointee_model::image::TypeKind;
+use rayon::prelude::*;
+use std::collections::HashMap;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -66,6 +68,8 @@ pub(super) struct Graph<'n> {
     pub(super) nodes: Vec<Node<'n>>,
     pub(super) edges: Vec<Edge<'n>>,
     pub(super) enumerators: Vec<(&'n str, i64)>,
+    /// The nodes in pieces of whole units, in order.
+    pub(super) parts: Vec<Range<u32>>,
 }
 
 /// Whether types of this kind are known by their names behind pointers.
@@ -76,37 +80,44 @@ pub(super) fn is_tagged(kind: TypeKind) -> bool {
     )
 }
 
+/// What is known of a node in one round.
+#[derive(Clone, Default)]
+struct Hashes {
+    by_value: u128,
+    by_pointer: u128,
+    /// Whether one of them is being computed, to find cycles.
+    busy: bool,
+}
+
 /// One round of hashing.
 pub(super) struct Round<'g, 'n> {
     graph: &'g Graph<'n>,
-    /// By node: B of the round before, for ambiguous ones; 0 for all others.
-    refined: &'g [u128],
-    by_value: Vec<u128>,
-    by_pointer: Vec<u128>,
-    /// Nodes whose hash is being computed, to find cycles.
-    busy: Vec<bool>,
-    scratch: Vec<u8>,
+    /// By node.
+    hashes: Vec<Hashes>,
 }
 
 const UNSET: u128 = 0;
 
 impl<'g, 'n> Round<'g, 'n> {
-    /// Hashes the whole graph.
-    pub(super) fn run(graph: &'g Graph<'n>, refined: &'g [u128]) -> Self {
-        let count = graph.nodes.len();
-        let mut round = Self {
-            graph,
-            refined,
-            by_value: vec![UNSET; count],
-            by_pointer: vec![UNSET; count],
-            busy: vec![false; count],
-            scratch: Vec::new(),
-        };
-        for node in 0..count as u32 {
-            round.value(node, 0);
-            round.pointer(node, 0);
+    /// Hashes the whole graph; `refined` are B of the round before, by node, for ambiguous ones, and 0 for all others.
+    pub(super) fn run(graph: &'g Graph<'n>, refined: &[u128]) -> Self {
+        let mut hashes = vec![Hashes::default(); graph.nodes.len()];
+        let mut rest = &mut hashes[..];
+        let mut parts = Vec::with_capacity(graph.parts.len());
+        for part in &graph.parts {
+            let (own, others) = rest.split_at_mut(part.len().min(rest.len()));
+            rest = others;
+            parts.push(Part {
+                graph,
+                refined,
+                first: part.start,
+                own,
+                elsewhere: HashMap::new(),
+                scratch: Vec::new(),
+            });
         }
-        round
+        parts.into_par_iter().for_each(Part::run);
+        Self { graph, hashes }
     }
 
     /// `identity` of the node (see the top of the file).
@@ -117,17 +128,47 @@ impl<'g, 'n> Round<'g, 'n> {
             .nodes
             .get(at)
             .is_some_and(|node| is_tagged(node.kind));
-        let table = if tagged {
-            &self.by_value
-        } else {
-            &self.by_pointer
-        };
-        table.get(at).copied().unwrap_or(UNSET)
+        match self.hashes.get(at) {
+            Some(hashes) if tagged => hashes.by_value,
+            Some(hashes) => hashes.by_pointer,
+            None => UNSET,
+        }
     }
 
     /// P of the node.
     pub(super) fn seen_through_pointer(&self, node: u32) -> u128 {
-        self.by_pointer.get(node as usize).copied().unwrap_or(UNSET)
+        let hashes = self.hashes.get(node as usize);
+        hashes.map_or(UNSET, |hashes| hashes.by_pointer)
+    }
+}
+
+/// The nodes of some units, which are hashed beside those of others. What lies elsewhere is hashed again: little, because units
+/// describe what they use and names end the way through pointers.
+struct Part<'p, 'n> {
+    graph: &'p Graph<'n>,
+    refined: &'p [u128],
+    /// Number of the first node.
+    first: u32,
+    own: &'p mut [Hashes],
+    elsewhere: HashMap<u32, Hashes>,
+    scratch: Vec<u8>,
+}
+
+impl Part<'_, '_> {
+    fn run(mut self) {
+        for node in (self.first..).take(self.own.len()) {
+            self.value(node, 0);
+            self.pointer(node, 0);
+        }
+    }
+
+    fn hashes(&mut self, at: u32) -> &mut Hashes {
+        let index = at.wrapping_sub(self.first) as usize;
+        if index < self.own.len() {
+            &mut self.own[index]
+        } else {
+            self.elsewhere.entry(at).or_default()
+        }
     }
 
     fn value(&mut self, at: u32, depth: u32) -> u128 {
@@ -135,12 +176,9 @@ impl<'g, 'n> Round<'g, 'n> {
         let Some(node) = graph.nodes.get(at as usize) else {
             return 1; // void
         };
-        if let Some(known) = self
-            .by_value
-            .get(at as usize)
-            .filter(|hash| **hash != UNSET)
-        {
-            return *known;
+        let known = self.hashes(at).by_value;
+        if known != UNSET {
+            return known;
         }
         let by_value = match node.kind {
             TypeKind::Typedef
@@ -153,13 +191,13 @@ impl<'g, 'n> Round<'g, 'n> {
         };
         if !by_value {
             let hash = self.pointer(at, depth);
-            self.by_value[at as usize] = hash;
+            self.hashes(at).by_value = hash;
             return hash;
         }
-        if depth >= MAX_DEPTH || self.busy[at as usize] {
+        if depth >= MAX_DEPTH || self.hashes(at).busy {
             return name_only(node);
         }
-        self.busy[at as usize] = true;
+        self.hashes(at).busy = true;
         let target = self.value(node.target, depth + 1);
         let edges = graph
             .edges
@@ -168,7 +206,7 @@ impl<'g, 'n> Round<'g, 'n> {
         for edge in edges {
             self.value(edge.r#type, depth + 1);
         }
-        self.busy[at as usize] = false;
+        self.hashes(at).busy = false;
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         head(&mut bytes, node);
@@ -192,7 +230,7 @@ impl<'g, 'n> Round<'g, 'n> {
         }
         let hash = digest(&bytes);
         self.scratch = bytes;
-        self.by_value[at as usize] = hash;
+        self.hashes(at).by_value = hash;
         hash
     }
 
@@ -201,12 +239,9 @@ impl<'g, 'n> Round<'g, 'n> {
         let Some(node) = graph.nodes.get(at as usize) else {
             return 1;
         };
-        if let Some(known) = self
-            .by_pointer
-            .get(at as usize)
-            .filter(|hash| **hash != UNSET)
-        {
-            return *known;
+        let known = self.hashes(at).by_pointer;
+        if known != UNSET {
+            return known;
         }
         if is_tagged(node.kind) {
             let refined = self.refined.get(at as usize).copied().unwrap_or(UNSET);
@@ -215,13 +250,13 @@ impl<'g, 'n> Round<'g, 'n> {
             } else {
                 digest(&[name_only(node).to_le_bytes(), refined.to_le_bytes()].concat())
             };
-            self.by_pointer[at as usize] = hash;
+            self.hashes(at).by_pointer = hash;
             return hash;
         }
-        if depth >= MAX_DEPTH || self.busy[at as usize] {
+        if depth >= MAX_DEPTH || self.hashes(at).busy {
             return name_only(node);
         }
-        self.busy[at as usize] = true;
+        self.hashes(at).busy = true;
         let target = self.pointer(node.target, depth + 1);
         let edges = graph
             .edges
@@ -230,7 +265,7 @@ impl<'g, 'n> Round<'g, 'n> {
         for edge in edges {
             self.pointer(edge.r#type, depth + 1);
         }
-        self.busy[at as usize] = false;
+        self.hashes(at).busy = false;
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         head(&mut bytes, node);
@@ -241,7 +276,7 @@ impl<'g, 'n> Round<'g, 'n> {
         }
         let hash = digest(&bytes);
         self.scratch = bytes;
-        self.by_pointer[at as usize] = hash;
+        self.hashes(at).by_pointer = hash;
         hash
     }
 }

@@ -9,11 +9,15 @@ use super::reach;
 use super::units::DieRef;
 use crate::facts::{Member, Type};
 use pointee_model::image::{TypeIndex, TypeKind, type_flags};
+use rayon::prelude::*;
 use std::collections::HashMap;
 
 /// Ambiguous names separate in as many rounds as there are pointers between the difference and the
 /// type that sees it; measured programs need three.
 const MAX_ROUNDS: usize = 8;
+
+/// Types that are worth a task of their own; the same on every machine, so that what a damaged file says is, too.
+const PART: usize = 8192;
 
 /// The unique types, and which of them each unit's types are.
 pub(super) struct UniqueTypes {
@@ -105,6 +109,7 @@ pub(super) fn unify(units: &[UnitFacts<'_>], shared: &[bool]) -> UniqueTypes {
 fn build_graph<'n>(bases: &[u32], units: &[UnitFacts<'n>]) -> Graph<'n> {
     let mut graph = Graph::default();
     for (number, unit) in units.iter().enumerate() {
+        let first_node = graph.nodes.len() as u32;
         let first_edge = graph.edges.len() as u32;
         let first_enumerator = graph.enumerators.len() as u32;
         graph.edges.extend(unit.members.iter().map(|member| Edge {
@@ -132,6 +137,11 @@ fn build_graph<'n>(bases: &[u32], units: &[UnitFacts<'n>]) -> Graph<'n> {
             enumerators: first_enumerator + entry.enumerators.start
                 ..first_enumerator + entry.enumerators.end,
         }));
+        let end = graph.nodes.len() as u32;
+        match graph.parts.last_mut() {
+            Some(part) if part.len() < PART => part.end = end,
+            _ => graph.parts.push(first_node..end),
+        }
     }
     graph
 }
@@ -255,10 +265,12 @@ fn refine(graph: &Graph<'_>, names: &Names) -> Vec<u128> {
     let total = graph.nodes.len() as u32;
     let round = Round::run(graph, &[]);
     let keys_of = |round: &Round<'_, '_>| -> Vec<u128> {
-        (0..total).map(|node| round.identity(node)).collect()
+        let nodes = (0..total).into_par_iter();
+        nodes.map(|node| round.identity(node)).collect()
     };
     let mut keys = keys_of(&round);
     let ambiguous: Vec<bool> = (0..total)
+        .into_par_iter()
         .map(|node| names.is_ambiguous(round.seen_through_pointer(node)))
         .collect();
     drop(round);
@@ -285,7 +297,7 @@ fn refine(graph: &Graph<'_>, names: &Names) -> Vec<u128> {
 
 fn count_distinct(keys: &[u128]) -> usize {
     let mut sorted = keys.to_vec();
-    sorted.sort_unstable();
+    sorted.par_sort_unstable();
     sorted.dedup();
     sorted.len()
 }

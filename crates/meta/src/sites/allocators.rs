@@ -8,7 +8,7 @@ use super::model::{self, Makes, Size};
 use super::pools::{Cell, Moved};
 use super::typing::Types;
 use super::value::{ANYWHERE, Value, offset_parameter};
-use crate::config::Declared;
+use crate::config::{ByName, Declared};
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::Role;
 use pointee_model::image::TypeIndex;
@@ -38,6 +38,8 @@ pub(super) struct Allocator {
     pub(super) kept: bool,
     /// What a function of a generic collection stores, and in what role.
     pub(super) stores: Option<(TypeIndex, Role)>,
+    /// The argument whose text is copied, where code without debug info tells.
+    pub(super) text: Option<u8>,
     /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
     pub(super) element: bool,
 }
@@ -57,6 +59,7 @@ impl Allocator {
             returns_it: true,
             kept: false,
             stores: None,
+            text: None,
             element: false,
         }
     }
@@ -114,18 +117,22 @@ impl<'f> Allocators<'f> {
         let locals = (0..)
             .zip(&program.bodies)
             .map(|(at, body)| (Key::Local(at), body.linkage_name));
+        let by_name = ByName::new(declared);
         let by_key = imports
             .chain(locals)
             .filter_map(|(key, name)| {
                 let Some(row) = model::row(name) else {
-                    let declared = declared.iter().rev().find(|declared| declared.is(name))?;
-                    return Some((key, Allocator::declared(declared)));
+                    return Some((
+                        key,
+                        Allocator::declared(by_name.get(name, matches!(key, Key::Local(_)))?),
+                    ));
                 };
                 Some((
                     key,
                     Allocator {
                         old: row.old,
                         out: row.out,
+                        text: (row.makes == Makes::Characters).then_some(0),
                         returns_it: row.out.is_none() && !model::is_string_member(name),
                         ..Allocator::of(row.size, row.makes)
                     },

@@ -10,6 +10,7 @@ use super::calls::{Key, Program};
 use super::flow::Interpreter;
 use super::model::Size;
 use super::outcome::Met;
+use super::parameters::parameters;
 use super::typing::{Pointee, Types};
 use super::value::Value;
 
@@ -77,7 +78,23 @@ fn beneath<'f>(
     let met = outcome.met.iter().filter(returned);
     met.filter(|met| candidates.contains(&met.callee))
         .filter_map(|met| Some((met.callee, handed_down(&upper, met)?)))
+        .filter(|(callee, allocator)| takes(program, types, *callee, allocator.size))
         .collect()
+}
+
+/// Whether a function has the parameters that say how much is asked for: what its caller was given lies in their registers still where it
+/// has none.
+fn takes(program: &Program<'_>, types: &Types<'_>, callee: Key, size: Size) -> bool {
+    let Some(body) = program.body(callee) else {
+        return false;
+    };
+    let given = parameters(body, types).by_register;
+    let is_given = |index: u8| given[usize::from(index) % 6].is_some();
+    match size {
+        Size::Argument { index, .. } => is_given(index),
+        Size::Product(a, b) => is_given(a) && is_given(b),
+        Size::Unknown | Size::Derived(_) => true,
+    }
 }
 
 /// The rule of a callee, given that of its caller, by which arguments are the caller's own.

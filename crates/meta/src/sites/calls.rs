@@ -6,7 +6,7 @@
 
 use super::model::{self, NO_RETURN};
 use super::on_stack;
-use super::pointers::pointer_read;
+use super::pointers::{addressed_in_data, pointer_read, taken_address};
 use super::unnamed;
 use crate::elf::{Callee, Elf};
 use crate::facts::{Facts, Function};
@@ -45,7 +45,7 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
-    /// Whether any function calls it by name.
+    /// Whether any function calls it by name, or another file may.
     pub(super) is_called: bool,
     /// The functions whose address it puts into registers, if it calls through any.
     pub(super) taken: Vec<Key>,
@@ -67,6 +67,8 @@ pub(super) struct Program<'f> {
     pub(super) taken: Vec<Key>,
     /// Their linkage slots.
     pub(super) slots: HashMap<u64, Key>,
+    /// The file's own functions whose address code or data takes.
+    pub(super) addressed: HashSet<u32>,
 }
 
 /// A call before its callee's key is known.
@@ -85,6 +87,8 @@ struct Scanned<'f> {
     /// Whether it calls what a register points to.
     through_register: bool,
     loads: Vec<Load>,
+    /// The functions whose address it takes.
+    addressed: Vec<u32>,
 }
 
 /// What may put the address of a function into a register.
@@ -110,12 +114,14 @@ impl<'f> Program<'f> {
             pointers: Vec::new(),
             taken: Vec::new(),
             slots: HashMap::new(),
+            addressed: HashSet::new(),
         };
         program.slots = program.add_pointers();
+        program.addressed = addressed_in_data(elf, &program.entries).collect();
         let raw: Vec<Scanned<'f>> = program
             .bodies
             .par_iter()
-            .map(|body| scan(elf, body, &program.slots))
+            .map(|body| scan(elf, body, &program.slots, &program.entries))
             .collect();
         for (at, scanned) in raw.into_iter().enumerate() {
             let calls: Vec<Call> = scanned
@@ -146,6 +152,7 @@ impl<'f> Program<'f> {
                 });
                 program.bodies[at].taken = local.chain(imported.iter().copied()).collect();
             }
+            program.addressed.extend(scanned.addressed);
             program.taken.extend(imported);
         }
         let callees: HashSet<Key> = program
@@ -153,10 +160,17 @@ impl<'f> Program<'f> {
             .iter()
             .flat_map(|body| body.calls.iter().map(|call| call.callee))
             .collect();
-        for callee in callees {
-            if let Key::Local(at) = callee {
-                program.bodies[at as usize].is_called = true;
-            }
+        let exported = elf
+            .symbols()
+            .filter(|symbol| symbol.dynamic && symbol.is_function())
+            .filter_map(|symbol| program.entries.get(&symbol.address))
+            .copied();
+        let called = callees.into_iter().filter_map(|callee| match callee {
+            Key::Local(at) => Some(at),
+            _ => None,
+        });
+        for at in called.chain(exported) {
+            program.bodies[at as usize].is_called = true;
         }
         program
     }
@@ -353,13 +367,19 @@ pub(super) fn contains(ranges: &[(u64, u64)], address: u64) -> bool {
         .any(|(start, end)| (*start..*end).contains(&address))
 }
 
-fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned<'f> {
+fn scan<'f>(
+    elf: &'f Elf,
+    body: &Body<'f>,
+    slots: &HashMap<u64, Key>,
+    entries: &HashMap<u64, u32>,
+) -> Scanned<'f> {
     let mut calls = Vec::new();
     let mut returns = false;
     let mut moves_stack = false;
     let mut reads = Vec::new();
     let mut through_register = false;
     let mut loads = Vec::new();
+    let mut addressed = Vec::new();
     each_instruction(elf, body, |instruction| {
         moves_stack |= on_stack::moves_stack(instruction);
         if instruction.is_ip_rel_memory_operand() && instruction.op0_kind() == OpKind::Register {
@@ -376,6 +396,7 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned
                 FlowControl::IndirectCall | FlowControl::IndirectBranch
             );
         reads.extend(pointer_read(instruction).filter(|slot| slots.contains_key(slot)));
+        addressed.extend(taken_address(instruction).and_then(|at| entries.get(&at)));
         let leaves = |target: u64| !contains(&body.ranges, target);
         let found = match instruction.flow_control() {
             FlowControl::Return => {
@@ -414,6 +435,7 @@ fn scan<'f>(elf: &'f Elf, body: &Body<'f>, slots: &HashMap<u64, Key>) -> Scanned
         reads,
         through_register,
         loads: if through_register { loads } else { Vec::new() },
+        addressed,
     }
 }
 

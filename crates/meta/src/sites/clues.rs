@@ -129,6 +129,7 @@ impl Context<'_, '_> {
                 role: None,
                 what: body.linkage_name.to_owned(),
                 address: met.call,
+                open: false,
             });
         }
         if body.function.is_none()

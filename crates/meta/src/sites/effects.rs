@@ -6,7 +6,7 @@ use super::collection;
 use super::flow::Interpreter;
 use super::handing::handed_back;
 use super::memory::frame_offset;
-use super::model::{LENGTH_OF_FIRST, RETURN_FIRST, Size};
+use super::model::{COPY, LENGTH_OF_FIRST, RETURN_FIRST, Size, WRITE_TEXT};
 use super::outcome::{Met, Seen};
 use super::pointers::pointer_read;
 use super::state::{ARGUMENTS, RESULT, State, dwarf, general};
@@ -49,6 +49,7 @@ impl<'f> Interpreter<'_, 'f> {
             }
         }
         if self.recording {
+            self.note_handed_away(callee, &arguments);
             match (listed, through) {
                 (Some(callee), _) => self.observe_arguments(callee, &arguments, at),
                 (None, Some(function)) => self.observe_through(function, &arguments, at),
@@ -105,6 +106,22 @@ impl<'f> Interpreter<'_, 'f> {
         }
         self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
         true
+    }
+
+    /// Without debug info nothing tells what a function does with a block that it is given: it may keep it.
+    fn note_handed_away(&mut self, callee: Option<Key>, arguments: &[Value; 6]) {
+        if self.body.function.is_some() {
+            return;
+        }
+        let name = callee.map_or("", |callee| self.program.name(callee));
+        let only_reads = [COPY, WRITE_TEXT, LENGTH_OF_FIRST, RETURN_FIRST];
+        if name == "free" || only_reads.iter().any(|known| known.contains(&name)) {
+            return;
+        }
+        for origins in arguments.iter().filter_map(|value| Self::start_of(*value)) {
+            let calls = self.origins.calls(origins);
+            self.outcome.stored.extend(calls);
+        }
     }
 
     /// What a call stores through one of its arguments.

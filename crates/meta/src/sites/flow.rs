@@ -14,10 +14,11 @@ use super::join::Layout;
 use super::outcome::Outcome;
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
-use super::pools::Watch;
+use super::pools::{Cell, Watch};
+use super::request::is_record;
 use super::state::{SP, State};
-use super::typing::Types;
-use super::value::{Origins, Value};
+use super::typing::{Pointee, Types};
+use super::value::{OriginSet, Origins, Value};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 use pointee_model::image::TypeIndex;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -58,6 +59,11 @@ pub(super) struct Interpreter<'a, 'f> {
     /// Which pointers are taken for cursors, and whether the code moves any.
     pub(super) watch: Watch,
     pub(super) moves_cursors: bool,
+    /// Whether the function returns a pointer to no type; and its blocks, by where it keeps them for later.
+    pub(super) lends: bool,
+    /// Whether it returns a pointer to a record.
+    pub(super) makes_records: bool,
+    pub(super) kept: HashMap<Cell, OriginSet>,
     pub(super) outcome: Outcome,
     pub(super) code: Vec<Instruction>,
     pub(super) starts: Vec<u64>,
@@ -135,6 +141,9 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             rooms: HashSet::new(),
             watch: Watch::Known,
             moves_cursors: allocators.movers.contains(&body.entry),
+            lends: handed_out(types, body) == Some(Pointee::Void),
+            makes_records: matches!(handed_out(types, body), Some(Pointee::Type(at)) if is_record(types, at)),
+            kept: HashMap::new(),
             outcome: Outcome::default(),
             code: Vec::new(),
             starts: Vec::new(),
@@ -448,6 +457,11 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             _ => None,
         }
     }
+}
+
+/// What the result of a function points to.
+fn handed_out(types: &Types<'_>, body: &Body<'_>) -> Option<Pointee> {
+    types.pointee(body.function?.result?)
 }
 
 /// Whether `before` compares its first operand, eight bytes in a register or (unoptimised code) in memory, with zero, and

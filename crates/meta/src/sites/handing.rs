@@ -108,9 +108,12 @@ pub(super) fn hands_out(
         unit: unit_of(Some(callee), met),
         // What is stored for the caller too tells more than a result that is cast.
         out: handed_through(types, body, met, outcome),
-        kept: outcome.observations.iter().any(|seen| {
-            seen.call == met.call && matches!(seen.witness, Witness::Field | Witness::Global)
-        }),
+        kept: match body.function {
+            Some(_) => outcome.observations.iter().any(|seen| {
+                seen.call == met.call && matches!(seen.witness, Witness::Field | Witness::Global)
+            }),
+            None => outcome.stored.contains(&met.call),
+        },
         ..Allocator::of(size, Makes::Whatever)
     };
     // Text is of the characters that the function says it is of.
@@ -118,10 +121,15 @@ pub(super) fn hands_out(
         Some(Some(Pointee::Type(target))) if types.is_character(target) => Some(target),
         _ => None,
     };
-    let text = || Allocator {
+    let text = |of: Value| Allocator {
         makes: Makes::Characters,
+        text: parameter(of),
         ..allocator(Size::Unknown, characters)
     };
+    let copied = copied_once(met, outcome).filter(|_| offset == 0);
+    let source = copied.unwrap_or_default();
+    // What it keeps it may lend out, or have left in the register of results.
+    let is_fresh = !callee.kept && !outcome.stored.contains(&met.call);
     let passes_on = matches!(
         size,
         Size::Argument {
@@ -129,17 +137,17 @@ pub(super) fn hands_out(
             add: 0,
             ..
         } | Size::Product(..)
-    );
+    ) && counts_bytes(types, body, size);
     if callee.makes == Makes::Characters {
         if body.function.is_none() {
-            let copied = matches!(met.arguments[0], Value::Parameter { offset: 0, .. });
-            return copied.then(text);
+            let of = callee.text.map(|of| met.arguments[usize::from(of) % 6]);
+            return is_fresh.then(|| text(of.unwrap_or_default()));
         }
         let from_parameter = met.arguments.iter().any(|value| {
             matches!(value, Value::Parameter { index, offset: 0 }
                 if is_string(types, body, *index))
         });
-        return from_parameter.then(text);
+        return from_parameter.then(|| text(source));
     }
     if callee.makes != Makes::Whatever {
         return None;
@@ -162,8 +170,10 @@ pub(super) fn hands_out(
     });
     match result {
         // No debug info: only a plain hand-through is taken for a wrapper, rounded at most; and a length and one more, which
-        // is text and its end.
-        None if offset == 0 && is_length_and_end(met.size) => Some(text()),
+        // is text and its end, if it is not kept.
+        None if is_length_and_end(met.size) || copied.is_some() && is_one_more(met.size) => {
+            (offset == 0 && is_fresh).then(|| text(source))
+        }
         None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
         Some(Some(Pointee::Void)) => match size {
             _ if is_lent => None,
@@ -181,8 +191,10 @@ pub(super) fn hands_out(
             Size::Derived(mask)
                 if !typed && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
             {
-                Some(text())
+                Some(text(source))
             }
+            // As long as what is copied, which a field says.
+            Size::Unknown if copied.is_some() && !typed && !is_lent => Some(text(source)),
             _ => None,
         },
         Some(Some(Pointee::Type(target))) => {
@@ -192,11 +204,76 @@ pub(super) fn hands_out(
             let kept = (request.total, request.unit) == (None, None)
                 && Some(request.head) < types.size(target);
             let untyped = callee.base.is_none() && callee.old.is_none();
-            let makes_derived = || untyped && kept && types.is_base(target);
+            let makes_derived =
+                || untyped && kept && types.is_base(target) && !knows_more(types, target, outcome);
             (record && !matches!(size, Size::Product(..)) && (passes_on || makes_derived()))
                 .then(|| allocator(size, Some(target)))
         }
         Some(None) => None,
+    }
+}
+
+/// Whether a function that returns a `base` is seen to make one thing that starts with it: of a size that says so, or in a variable of
+/// its type.
+fn knows_more(types: &Types<'_>, base: TypeIndex, outcome: &Outcome) -> bool {
+    let is_returned = |call: u64| outcome.returned.iter().any(|(known, _)| *known == call);
+    let is_more = |at: TypeIndex| at != base && types.starts_with(at, base);
+    let is_made = |at: &TypeIndex| is_more(*at) && !types.is_base(*at);
+    let is_sized = |met: &Met| {
+        let request = Request::of(met, false);
+        let counts = matches!(size_rule(met), Size::Argument { add: 1.., .. });
+        counts || (request.total, request.unit) != (None, None)
+    };
+    let met = outcome.met.iter().filter(|met| is_returned(met.call));
+    let own = outcome.own.iter();
+    let own = own.filter(|(call, offset, _)| outcome.returned.contains(&(*call, *offset)));
+    let seen = outcome.observations.iter();
+    met.into_iter().any(is_sized)
+        || own.into_iter().any(|(.., at)| is_more(*at))
+        || seen
+            .filter(|seen| is_returned(seen.call))
+            .any(|seen| matches!(&seen.seen, Seen::Types(list) if list.iter().any(is_made)))
+}
+
+/// Whether the parameters that a size is are none that are declared to be pointers.
+fn counts_bytes(types: &Types<'_>, body: &Body<'_>, size: Size) -> bool {
+    let declared = parameters(body, types).by_register;
+    let points = |index: u8| {
+        let parameter = declared[usize::from(index) % 6];
+        parameter.is_some_and(|parameter| types.pointee(parameter.r#type).is_some())
+    };
+    match size {
+        Size::Argument { index, .. } => !points(index),
+        Size::Product(a, b) => !points(a) && !points(b),
+        Size::Unknown | Size::Derived(_) => true,
+    }
+}
+
+/// What a block is filled with, if it is one copy.
+fn copied_once(met: &Met, outcome: &Outcome) -> Option<Value> {
+    let mut copies = outcome.copies.iter().filter(|(call, _)| *call == met.call);
+    let (_, from) = copies.next()?;
+    copies.next().is_none().then_some(*from)
+}
+
+/// The parameter that a value is.
+fn parameter(value: Value) -> Option<u8> {
+    match value {
+        Value::Parameter { index, offset: 0 } => Some(index),
+        _ => None,
+    }
+}
+
+/// The parameter that a value is, perhaps rounded or replaced where it is 0.
+fn one_parameter(value: Value) -> Option<u8> {
+    match value {
+        Value::Linear {
+            from,
+            x: Computed::Exactly | Computed::Nearly,
+            scale: 1,
+            add: 0,
+        } if from.count_ones() == 1 => u8::try_from(from.trailing_zeros()).ok(),
+        value => parameter(value),
     }
 }
 
@@ -224,6 +301,18 @@ fn is_length_and_end(size: Value) -> bool {
     }
 }
 
+/// Whether a size is one more than a number.
+fn is_one_more(size: Value) -> bool {
+    matches!(
+        size,
+        Value::Linear {
+            scale: 1,
+            add: 1,
+            ..
+        }
+    )
+}
+
 fn is_string(types: &Types<'_>, body: &Body<'_>, index: u8) -> bool {
     let known = parameters(body, types);
     known
@@ -238,17 +327,10 @@ fn is_string(types: &Types<'_>, body: &Body<'_>, index: u8) -> bool {
 
 /// The size of an allocation in terms of the function's own parameters.
 fn size_rule(met: &Met) -> Size {
-    if let Some((
-        Value::Parameter {
-            index: a,
-            offset: 0,
-        },
-        Value::Parameter {
-            index: b,
-            offset: 0,
-        },
-    )) = met.factors
-    {
+    let factors = met
+        .factors
+        .map(|(a, b)| (one_parameter(a), one_parameter(b)));
+    if let Some((Some(a), Some(b))) = factors {
         return Size::Product(a, b);
     }
     match rule_of(met.size) {
@@ -263,10 +345,6 @@ fn size_rule(met: &Met) -> Size {
 
 /// The parameter that is the size of one element.
 fn unit_of(callee: Option<&Allocator>, met: &Met) -> Option<u8> {
-    let parameter = |value| match value {
-        Value::Parameter { index, offset: 0 } => Some(index),
-        _ => None,
-    };
     let handed_on = callee.and_then(|callee| callee.unit);
     match (met.size, met.factors) {
         (Value::Multiple { unit, .. }, _) => Some(unit),

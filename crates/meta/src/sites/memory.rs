@@ -1,6 +1,7 @@
 //! *What lies at an address, and what do loads and stores of it do?*
 
 use super::flow::Interpreter;
+use super::pools::Keeps;
 use super::state::{State, dwarf, from_dwarf, general};
 use super::typing::Pointee;
 use super::value::{Value, is_number};
@@ -221,6 +222,9 @@ impl<'f> Interpreter<'_, 'f> {
         if let Some(block) = self.read_cursor(address, object, at) {
             return block;
         }
+        if let Some(block) = self.read_kept(address, object) {
+            return block;
+        }
         let Some((target, offset)) = object else {
             return self.linked(address);
         };
@@ -231,6 +235,30 @@ impl<'f> Interpreter<'_, 'f> {
             },
             _ => Value::Unknown,
         }
+    }
+
+    /// A store of a block where a pointer to no type is kept, in a function that may return what it reads from there.
+    fn keep(&mut self, address: &Address, value: Value, state: &State, at: u64) {
+        let (true, Some(origins)) = (self.lends, Self::start_of(value)) else {
+            return;
+        };
+        let object = self.object_at(address, state, at);
+        let Some((cell, Keeps::Pointer)) = self.cell(address, object) else {
+            return;
+        };
+        let before = self.kept.get(&cell).copied();
+        let all = before.map_or(origins, |before| self.origins.union(before, origins));
+        self.kept.insert(cell, all);
+    }
+
+    /// What a read gives of what the function itself has put there, at some time.
+    fn read_kept(&self, address: &Address, object: Option<(TypeIndex, i64)>) -> Option<Value> {
+        if self.kept.is_empty() {
+            return None;
+        }
+        let (cell, _) = self.cell(address, object)?;
+        let origins = *self.kept.get(&cell)?;
+        Some(Value::Allocated { origins, offset: 0 })
     }
 
     /// A pointer that was put into a variable of a derived type is read as that.
@@ -286,6 +314,9 @@ impl<'f> Interpreter<'_, 'f> {
         }
         if let Value::Stack(slot) = value {
             self.escaped.insert(slot);
+        }
+        if size == 8 {
+            self.keep(address, value, state, at);
         }
         if self.recording && size == 8 && !self.write_cursor(address, value, state, at) {
             self.observe_store(address, value, state, at);

@@ -323,6 +323,20 @@ pub(super) const RETURN_FIRST: &[&str] = &[
     "wcscpy",
 ];
 
+/// Functions that copy to their first argument what their second points to.
+pub(super) const COPY: &[&str] = &[
+    "memcpy",
+    "memmove",
+    "strcpy",
+    "stpcpy",
+    "strncpy",
+    "__memcpy_chk",
+    "__memmove_chk",
+    "__strcpy_chk",
+    "__stpcpy_chk",
+    "__strncpy_chk",
+];
+
 /// Functions that write text to their first argument.
 pub(super) const WRITE_TEXT: &[&str] = &[
     "strcpy",

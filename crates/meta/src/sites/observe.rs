@@ -4,7 +4,7 @@ use super::calls::{Key, contains};
 use super::cpp::is_constructor;
 use super::flow::Interpreter;
 use super::memory::{Address, frame_offset};
-use super::model::WRITE_TEXT;
+use super::model::{COPY, WRITE_TEXT};
 use super::outcome::{Observation, Seen};
 use super::parameters::{in_registers, parameters};
 use super::state::{State, dwarf};
@@ -24,11 +24,19 @@ impl<'f> Interpreter<'_, 'f> {
         let program = self.program;
         let Some(body) = program.body(callee) else {
             let name = program.name(callee);
-            if let (Some(origins), Some(text)) = (Self::start_of(arguments[0]), self.types.text())
+            let Some(origins) = Self::start_of(arguments[0]) else {
+                return;
+            };
+            if let Some(text) = self.types.text()
                 && WRITE_TEXT.contains(&name)
             {
                 let text = [Pointee::Type(text)];
                 self.note_each(origins, Witness::Parameter, &text, at, name);
+            }
+            if COPY.contains(&name) {
+                let calls = self.origins.calls(origins);
+                let copies = calls.iter().map(|call| (*call, arguments[1]));
+                self.outcome.copies.extend(copies);
             }
             return;
         };
@@ -68,13 +76,15 @@ impl<'f> Interpreter<'_, 'f> {
     pub(super) fn observe_variables(&mut self, state: &State, at: u64) {
         for (register, value) in state.registers.iter().enumerate() {
             if let Value::Allocated { origins, offset } = *value {
-                let hits: Vec<_> = self
-                    .places
-                    .in_register(dwarf(register), at)
-                    .filter(|hit| offset.wrapping_add(hit.offset) == 0)
-                    .collect();
+                let hits: Vec<_> = self.places.in_register(dwarf(register), at).collect();
                 for hit in hits {
-                    self.observe_variable(origins, &hit, 0, at);
+                    let offset = offset.wrapping_add(hit.offset);
+                    if self.makes_records {
+                        self.note_own(origins, offset, &hit);
+                    }
+                    if offset == 0 {
+                        self.observe_variable(origins, &hit, 0, at);
+                    }
                 }
             }
         }
@@ -88,6 +98,24 @@ impl<'f> Interpreter<'_, 'f> {
                         self.observe_variable(origins, &hit, hit.offset, at);
                     }
                 }
+            }
+        }
+    }
+
+    /// Notes what a variable points to of the function, perhaps inlined, that made the block.
+    fn note_own(&mut self, origins: OriginSet, offset: i64, hit: &super::places::Hit<'f>) {
+        let [Pointee::Type(target)] = self.types.pointees_at(hit.r#type, 0)[..] else {
+            return;
+        };
+        let inlines = self.body.function.map_or(&[][..], |body| &body.inlines);
+        let within = hit.variable.inline.map(|at| inlines.get(at as usize));
+        for call in self.origins.calls(origins) {
+            let is_own = match within {
+                None => true,
+                Some(scope) => scope.is_some_and(|scope| contains(&scope.ranges, *call)),
+            };
+            if is_own {
+                self.outcome.own.insert((*call, offset, target));
             }
         }
     }
@@ -168,8 +196,9 @@ impl<'f> Interpreter<'_, 'f> {
         let Some(origins) = Self::start_of(value) else {
             return;
         };
+        let calls = self.origins.calls(origins);
+        self.outcome.stored.extend(calls);
         if let Value::Parameter { index, offset: 0 } = to.value {
-            let calls = self.origins.calls(origins);
             self.outcome
                 .handed
                 .extend(calls.iter().map(|call| (*call, index)));
@@ -193,6 +222,7 @@ impl<'f> Interpreter<'_, 'f> {
                         },
                         address: at,
                         what: String::new(),
+                        open: false,
                     });
                 }
             }

@@ -6,6 +6,7 @@ use super::pools::Carving;
 use super::value::Value;
 use pointee_model::evidence::Witness;
 use pointee_model::image::TypeIndex;
+use std::collections::HashSet;
 
 /// What an observation points at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,12 @@ pub(super) struct Outcome {
     pub(super) returned: Vec<(u64, i64)>,
     /// Allocations that are stored where a parameter points, with the parameter.
     pub(super) handed: Vec<(u64, u8)>,
+    /// Allocations that are stored anywhere but on the stack, or given to what may store them.
+    pub(super) stored: HashSet<u64>,
+    /// Allocations that a function of the C library copies something into, from their start, with what it is copied from.
+    pub(super) copies: Vec<(u64, Value)>,
+    /// Allocations that variables point into, at some offset, of the function that made them, inlined or not; with what these point to.
+    pub(super) own: HashSet<(u64, i64, TypeIndex)>,
     /// What was seen of cursors.
     pub(super) carving: Carving,
     /// Its writes of cursors.

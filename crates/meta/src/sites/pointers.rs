@@ -5,14 +5,13 @@
 //! manual page.
 
 use super::allocators::{Allocators, signature};
-use super::calls::{Key, Program, each_instruction};
+use super::calls::{Key, Program};
 use super::model::{Makes, Size};
 use super::typing::{Pointee, Types};
-use crate::elf::Callee;
+use crate::elf::{Callee, Elf};
 use crate::facts::Function;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use pointee_model::image::{TypeIndex, TypeKind};
-use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
 
 /// Makes calls through pointers calls of the functions of other files that allocate and whose address is taken.
@@ -46,7 +45,7 @@ pub(super) fn add_local(
     allocators: &mut Allocators<'_>,
     added: &HashSet<u32>,
 ) {
-    let mut taken: Vec<u32> = address_taken(program, added).into_iter().collect();
+    let mut taken: Vec<u32> = added.intersection(&program.addressed).copied().collect();
     taken.sort_unstable();
     for at in taken {
         if let Some(function) = program.bodies[at as usize].function {
@@ -105,55 +104,33 @@ fn stated(types: &Types<'_>, allocators: &Allocators<'_>, key: Key) -> Option<Ve
     Some(signature(types, Some(block), parameters.into_iter()))
 }
 
-/// Functions of the file, among those `of`, whose address it takes: in data, or by `lea`/`mov` in code.
-fn address_taken(program: &Program<'_>, of: &HashSet<u32>) -> HashSet<u32> {
-    let wanted: HashMap<u64, u32> = of
-        .iter()
-        .filter_map(|at| Some((program.bodies.get(*at as usize)?.entry, *at)))
-        .collect();
-    if wanted.is_empty() {
-        return HashSet::new();
-    }
-    let mut taken: HashSet<u32> = HashSet::new();
-    for section in program.elf.sections() {
-        let data = section.flags.0 & WRITABLE != 0 && !section.file.is_empty();
+/// The functions, by their entries, to which pointers in data lead when the program starts.
+pub(super) fn addressed_in_data(
+    elf: &Elf,
+    entries: &HashMap<u64, u32>,
+) -> impl Iterator<Item = u32> {
+    let sections = elf.sections().iter().filter(|section| {
         // Linkage slots serve direct calls; they say nothing about pointers.
-        if !data || section.name.starts_with(".got") {
-            continue;
-        }
-        for slot in (section.address.next_multiple_of(8)..section.address + section.size).step_by(8)
-        {
-            if let Some(Callee::Local(address)) = program.elf.got_target(slot)
-                && let Some(at) = wanted.get(&address)
-            {
-                taken.insert(*at);
-            }
-        }
-    }
-    let in_code: Vec<u32> = program
-        .bodies
-        .par_iter()
-        .flat_map_iter(|body| {
-            let mut found = Vec::new();
-            each_instruction(program.elf, body, |instruction| {
-                if let Some(address) = taken_address(instruction)
-                    && let Some(at) = wanted.get(&address)
-                {
-                    found.push(*at);
-                }
-            });
-            found
-        })
-        .collect();
-    taken.extend(in_code);
-    taken
+        section.flags.0 & WRITABLE != 0
+            && !section.file.is_empty()
+            && !section.name.starts_with(".got")
+    });
+    let slots = sections.flat_map(|section| {
+        let end = section.address.saturating_add(section.size);
+        let first = section.address.checked_next_multiple_of(8).unwrap_or(end);
+        (first..end).step_by(8)
+    });
+    slots.filter_map(|slot| match elf.got_target(slot)? {
+        Callee::Local(address) => entries.get(&address).copied(),
+        Callee::Imported(_) => None,
+    })
 }
 
 /// `SHF_WRITE`.
 const WRITABLE: u64 = 1;
 
 /// The address an instruction takes rather than calls.
-fn taken_address(instruction: &Instruction) -> Option<u64> {
+pub(super) fn taken_address(instruction: &Instruction) -> Option<u64> {
     if instruction.is_ip_rel_memory_operand() {
         return (instruction.mnemonic() == Mnemonic::Lea)
             .then(|| instruction.ip_rel_memory_address());

@@ -216,10 +216,11 @@ impl<'f> Types<'f> {
     /// Whether an object of type `whole` starts with everything `part` has: as its base class, its
     /// first member, or member by member (a common header repeated in each struct).
     pub(super) fn starts_with(&self, whole: TypeIndex, part: TypeIndex) -> bool {
-        self.starts_within(self.strip(whole), self.strip(part), 8)
+        self.starts_within(self.strip(whole), self.strip(part), 8, true)
     }
 
-    fn starts_within(&self, whole: TypeIndex, part: TypeIndex, depth: u32) -> bool {
+    /// The same; `arrays` says whether an array starts with its first element.
+    fn starts_within(&self, whole: TypeIndex, part: TypeIndex, depth: u32, arrays: bool) -> bool {
         if whole == part {
             return true;
         }
@@ -232,12 +233,10 @@ impl<'f> Types<'f> {
             member.offset == 0
                 && member.flags & member_flags::VIRTUAL_BASE == 0
                 && member.bit_size == 0
-                && self.starts_within(self.strip(member.r#type), part, depth)
+                && self.starts_within(self.strip(member.r#type), part, depth, arrays)
         });
-        let element = outer.kind == TypeKind::Array
-            && outer
-                .target
-                .is_some_and(|target| self.starts_within(self.strip(target), part, depth));
+        let first_of = |target| self.starts_within(self.strip(target), part, depth, arrays);
+        let element = arrays && outer.kind == TypeKind::Array && outer.target.is_some_and(first_of);
         first
             || element
             || self.leaves_open(outer, inner)
@@ -277,12 +276,13 @@ impl<'f> Types<'f> {
         })
     }
 
-    /// Whether any other record starts with `index`.
+    /// Whether any other record starts with one `index`; what starts with several is no kind of it.
     pub(super) fn is_base(&self, index: TypeIndex) -> bool {
         let base = self.strip(index);
         (0..).zip(self.types).any(|(at, entry)| {
             let record = matches!(entry.kind, TypeKind::Struct | TypeKind::Class);
-            record && self.strip(at) != base && self.starts_with(at, base)
+            let at = self.strip(at);
+            record && at != base && self.starts_within(at, base, 8, false)
         })
     }
 

@@ -12,7 +12,7 @@
 //! apart by address, never by name.
 
 use super::allocators::{Allocator, Allocators};
-use super::calls::{Body, Key, Program};
+use super::calls::{Body, Call, Key, Program};
 use super::flow::Interpreter;
 use super::handing::{behind_header, handed_back, hands_out, hands_through, may_hand_on};
 use super::model::{Makes, Size};
@@ -53,12 +53,20 @@ pub(super) fn fixpoint<'f>(
     pointers::add_imported(program, types, &mut allocators);
     let unread = unnamed::unread_results(program);
     let mut outcomes: HashMap<u32, (Vec<Key>, Outcome)> = HashMap::new();
+    let mut views = views(program, &allocators);
     for _ in 0..ROUNDS {
         // Only functions that may turn out to be wrappers: the others once, when all wrappers are known.
-        let done = interpret(program, types, &allocators, &outcomes, |at, view| {
-            !allocators.by_key.contains_key(&Key::Local(at))
-                && may_be_wrapper(program, types, &allocators, &unread, at, view)
-        });
+        let done = interpret(
+            program,
+            types,
+            &allocators,
+            &views,
+            &outcomes,
+            |at, view| {
+                !allocators.by_key.contains_key(&Key::Local(at))
+                    && may_be_wrapper(program, types, &allocators, &unread, at, view)
+            },
+        );
         let mut new = Vec::new();
         for (at, view, outcome) in done {
             if !allocators.by_key.contains_key(&Key::Local(at))
@@ -78,12 +86,25 @@ pub(super) fn fixpoint<'f>(
             .map(|(at, _)| *at)
             .filter(|at| program.bodies[*at as usize].function.is_some())
             .collect();
+        let mut is_new = vec![false; program.bodies.len()];
         for (at, allocator) in new {
             allocators.by_key.insert(Key::Local(at), allocator);
+            is_new[at as usize] = true;
         }
+        let signatures = allocators.by_signature.len();
         pointers::add_local(program, types, &mut allocators, &added);
+        let calls_more = allocators.by_signature.len() > signatures;
+        let is_due = |call: &Call| match call.callee {
+            Key::Local(at) => is_new[at as usize],
+            Key::Indirect => calls_more,
+            _ => false,
+        };
+        let bodies = program.bodies.par_iter().zip(&mut views);
+        bodies
+            .filter(|(body, _)| body.calls.iter().any(is_due))
+            .for_each(|(body, seen)| *seen = view(program, body, &allocators));
     }
-    let rest = interpret(program, types, &allocators, &outcomes, |_, _| true);
+    let rest = interpret(program, types, &allocators, &views, &outcomes, |_, _| true);
     outcomes.extend(
         rest.into_iter()
             .map(|(at, view, outcome)| (at, (view, outcome))),
@@ -144,30 +165,28 @@ fn wrapper(
 }
 
 /// Goes through the functions, of those that are `wanted` by number and view, that allocate, and whose view is another than
-/// that of their outcome.
+/// that of their outcome. `views` are by number.
 fn interpret<'f>(
     program: &Program<'f>,
     types: &Types<'f>,
     allocators: &Allocators<'f>,
+    views: &[Vec<Key>],
     outcomes: &HashMap<u32, (Vec<Key>, Outcome)>,
     wanted: impl Fn(u32, &[Key]) -> bool + Sync,
 ) -> Vec<(u32, Vec<Key>, Outcome)> {
     let is_known = |at: u32, view: &[Key]| outcomes.get(&at).is_some_and(|(seen, _)| seen == view);
-    let work: Vec<(u32, Vec<Key>)> = program
-        .bodies
+    let work: Vec<(u32, &Vec<Key>)> = views
         .par_iter()
         .enumerate()
-        .filter_map(|(at, body)| {
-            let (at, view) = (at as u32, view(program, body, allocators));
-            let is_due = !view.is_empty() && !is_known(at, &view) && wanted(at, &view);
-            is_due.then_some((at, view))
-        })
+        .map(|(at, view)| (at as u32, view))
+        .filter(|(_, view)| !view.is_empty())
+        .filter(|(at, view)| !is_known(*at, view) && wanted(*at, view))
         .collect();
     work.into_par_iter()
         .map(|(at, view)| {
             let body = &program.bodies[at as usize];
             let outcome = Interpreter::new(program, types, allocators, body).run();
-            (at, view, outcome)
+            (at, view.clone(), outcome)
         })
         .collect()
 }
@@ -199,6 +218,12 @@ fn may_be_wrapper(
         return true;
     }
     may_hand_on(types, body, function)
+}
+
+/// The view of each function.
+fn views(program: &Program<'_>, allocators: &Allocators<'_>) -> Vec<Vec<Key>> {
+    let bodies = program.bodies.par_iter();
+    bodies.map(|body| view(program, body, allocators)).collect()
 }
 
 /// Which allocation functions a function calls, as known now: its interpretation depends on that.

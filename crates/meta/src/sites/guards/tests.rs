@@ -125,7 +125,11 @@ fn of_promoted_calls() {
 fn what_a_pointer_leads_to() {
     let rows = [
         ("read", "mov rax, [rip + pointer]; call rax; ret", true),
-        ("behind a condition", "test rdi, rdi; js 1f; jmp [rip + pointer]; 1: ret", true),
+        (
+            "behind a condition",
+            "test rdi, rdi; js 1f; jmp [rip + pointer]; 1: ret",
+            true,
+        ),
         ("after a call", "call 1f; 1: jmp [rip + pointer]", false),
         ("its address only", "lea rax, [rip + pointer]; ret", false),
     ];
