@@ -513,7 +513,10 @@ impl<'a> Layout<'a> {
         bytes.extend_from_slice(self.table.as_bytes());
         for records in &self.records {
             bytes.extend_from_slice(records);
-            bytes.resize(bytes.len() + records.len().next_multiple_of(8) - records.len(), 0);
+            bytes.resize(
+                bytes.len() + records.len().next_multiple_of(8) - records.len(),
+                0,
+            );
         }
         bytes
     }

@@ -22,7 +22,11 @@ impl<'f> Interpreter<'_, 'f> {
     }
 
     /// The cell that an operand is, if it keeps a pointer to bytes.
-    pub(super) fn cell(&self, address: &Address, object: Option<(TypeIndex, i64)>) -> Option<(Cell, Keeps)> {
+    pub(super) fn cell(
+        &self,
+        address: &Address,
+        object: Option<(TypeIndex, i64)>,
+    ) -> Option<(Cell, Keeps)> {
         if address.indexed {
             return None;
         }

@@ -180,7 +180,7 @@ pub(super) fn hands_out(
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
             // Whoever calls it, no caller's code is seen that could tell more.
-            Size::Unknown if !body.is_called => None,
+            Size::Unknown if !body.is_called && !callee.element => None,
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
@@ -204,9 +204,8 @@ pub(super) fn hands_out(
             let kept = (request.total, request.unit) == (None, None)
                 && Some(request.head) < types.size(target);
             let untyped = callee.base.is_none() && callee.old.is_none();
-            let makes_derived = || {
-                untyped && kept && types.is_base(target) && !knows_more(types, target, outcome)
-            };
+            let makes_derived =
+                || untyped && kept && types.is_base(target) && !knows_more(types, target, outcome);
             (record && !matches!(size, Size::Product(..)) && (passes_on || makes_derived()))
                 .then(|| allocator(size, Some(target)))
         }
@@ -231,9 +230,9 @@ fn knows_more(types: &Types<'_>, base: TypeIndex, outcome: &Outcome) -> bool {
     let seen = outcome.observations.iter();
     met.into_iter().any(is_sized)
         || own.into_iter().any(|(.., at)| is_more(*at))
-        || seen.filter(|seen| is_returned(seen.call)).any(
-            |seen| matches!(&seen.seen, Seen::Types(list) if list.iter().any(is_made)),
-        )
+        || seen
+            .filter(|seen| is_returned(seen.call))
+            .any(|seen| matches!(&seen.seen, Seen::Types(list) if list.iter().any(is_made)))
 }
 
 /// Whether the parameters that a size is are none that are declared to be pointers.
@@ -328,7 +327,9 @@ fn is_string(types: &Types<'_>, body: &Body<'_>, index: u8) -> bool {
 
 /// The size of an allocation in terms of the function's own parameters.
 fn size_rule(met: &Met) -> Size {
-    let factors = met.factors.map(|(a, b)| (one_parameter(a), one_parameter(b)));
+    let factors = met
+        .factors
+        .map(|(a, b)| (one_parameter(a), one_parameter(b)));
     if let Some((Some(a), Some(b))) = factors {
         return Size::Product(a, b);
     }

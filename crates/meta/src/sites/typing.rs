@@ -220,13 +220,7 @@ impl<'f> Types<'f> {
     }
 
     /// The same; `arrays` says whether an array starts with its first element.
-    fn starts_within(
-        &self,
-        whole: TypeIndex,
-        part: TypeIndex,
-        depth: u32,
-        arrays: bool,
-    ) -> bool {
+    fn starts_within(&self, whole: TypeIndex, part: TypeIndex, depth: u32, arrays: bool) -> bool {
         if whole == part {
             return true;
         }
@@ -242,8 +236,7 @@ impl<'f> Types<'f> {
                 && self.starts_within(self.strip(member.r#type), part, depth, arrays)
         });
         let first_of = |target| self.starts_within(self.strip(target), part, depth, arrays);
-        let element =
-            arrays && outer.kind == TypeKind::Array && outer.target.is_some_and(first_of);
+        let element = arrays && outer.kind == TypeKind::Array && outer.target.is_some_and(first_of);
         first
             || element
             || self.leaves_open(outer, inner)

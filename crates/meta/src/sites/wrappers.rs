@@ -56,10 +56,17 @@ pub(super) fn fixpoint<'f>(
     let mut views = views(program, &allocators);
     for _ in 0..ROUNDS {
         // Only functions that may turn out to be wrappers: the others once, when all wrappers are known.
-        let done = interpret(program, types, &allocators, &views, &outcomes, |at, view| {
-            !allocators.by_key.contains_key(&Key::Local(at))
-                && may_be_wrapper(program, types, &allocators, &unread, at, view)
-        });
+        let done = interpret(
+            program,
+            types,
+            &allocators,
+            &views,
+            &outcomes,
+            |at, view| {
+                !allocators.by_key.contains_key(&Key::Local(at))
+                    && may_be_wrapper(program, types, &allocators, &unread, at, view)
+            },
+        );
         let mut new = Vec::new();
         for (at, view, outcome) in done {
             if !allocators.by_key.contains_key(&Key::Local(at))
@@ -216,9 +223,7 @@ fn may_be_wrapper(
 /// The view of each function.
 fn views(program: &Program<'_>, allocators: &Allocators<'_>) -> Vec<Vec<Key>> {
     let bodies = program.bodies.par_iter();
-    bodies
-        .map(|body| view(program, body, allocators))
-        .collect()
+    bodies.map(|body| view(program, body, allocators)).collect()
 }
 
 /// Which allocation functions a function calls, as known now: its interpretation depends on that.
