@@ -180,7 +180,7 @@ pub(super) fn hands_out(
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
             // Whoever calls it, no caller's code is seen that could tell more.
-            Size::Unknown if !body.is_called => None,
+            Size::Unknown if !body.is_called && !callee.element => None,
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {

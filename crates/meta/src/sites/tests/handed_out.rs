@@ -1,0 +1,118 @@
+//! Whose is what a function returns: its callers', its own, lent.
+
+use super::{DebugFiles, Elf, HEAD, Options, check, check_at, infer, read_facts};
+use std::collections::BTreeSet;
+use std::process::Command;
+
+/// What was put into a list's part is read from there again before it is handed out.
+#[test]
+fn an_element_of_a_part() {
+    // Unoptimised code reads the part from a variable each time, which may be one or another.
+    let source = format!(
+        "{HEAD}{}",
+        "struct part { void *items; size_t used; struct part *next; };
+        struct list { struct part *last; size_t size, room; };
+        __attribute__((noinline)) void *push(struct list *l) {
+            struct part *last = l->last;
+            if (last->used == l->room) {
+                last = malloc(sizeof *last); //= Whole struct part
+                last->items = malloc(l->room * l->size); //= wrapper
+                last->used = 0; last->next = 0;
+                l->last->next = last; l->last = last;
+            }
+            return (char *)last->items + l->size * last->used++;
+        }
+        void note(struct list *l, char *name) {
+            struct pair *p = push(l); //= Element struct pair
+            p->first = 0; p->second = 0; p->name = name;
+        }"
+    );
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    check_at(&["-O1", "-O2", "-O3"], "part.c", "gcc", &source, &options);
+}
+
+#[test]
+fn a_copy_as_long_as_a_field_says() {
+    check(
+        "counted.c",
+        "struct counted { size_t length; char *bytes; };
+        __attribute__((noinline)) char *copy(struct counted *from) {
+            char *to = malloc(from->length); //= wrapper
+            if (to) memcpy(to, from->bytes, from->length);
+            return to;
+        }
+        void name(struct pair *p, struct counted *from) {
+            p->name = copy(from); //= Characters char
+        }",
+    );
+}
+
+/// A description of a class tells the size of both; one function knows which class it makes.
+#[test]
+fn who_knows_what_it_makes() {
+    check(
+        "classes.c",
+        "struct class { const char *name; size_t size; };
+        struct object { long uses; struct class *class; };
+        struct text { struct object base; long length; char *bytes; };
+        struct list { struct object base; struct object *first; };
+        __attribute__((noinline)) struct object *make(struct class *class) {
+            struct object *o = malloc(class->size); //= wrapper
+            o->uses = 1; o->class = class;
+            return o;
+        }
+        struct class texts;
+        __attribute__((noinline)) struct object *make_text(long n) {
+            struct text *t = malloc(texts.size); //= Unknown struct text
+            t->base.uses = 1; t->base.class = &texts; t->length = n; t->bytes = 0;
+            return &t->base;
+        }
+        struct list *make_list(struct class *class) {
+            struct list *l = (struct list *)make(class); //= Unknown struct list
+            l->first = make_text(3);
+            return l;
+        }",
+    );
+}
+
+/// The exported functions of a library without symbols and debug info that hand out what they allocate.
+#[test]
+fn without_debug_info() {
+    let source = "#include <stdlib.h>
+        #include <string.h>
+        struct holder { char *text; long n; };
+        char *doubled(void *context, const char *s) { return strdup(s); }
+        char *of_field(struct holder *h) { return strdup(h->text); }
+        void set(struct holder *h, const char *s) { free(h->text); h->text = strdup(s); }
+        char *lent(struct holder *h, const char *s) { return h->text = strdup(s); }
+        void list_insert(struct holder *, char *);
+        char *known(struct holder *h, const char *s) {
+            char *copy = strdup(s); list_insert(h, copy); return copy;
+        }
+        char *counted(const char *s, const char *end) {
+            size_t n = end - s; char *p = malloc(n + 1);
+            p[n] = 0; return memcpy(p, s, n);
+        }
+        void *cleared(size_t n, size_t size) { return calloc(n ? n : 1, size ? size : 1); }";
+    let expect = BTreeSet::from(["doubled", "of_field", "counted", "cleared"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("handing.c");
+    std::fs::write(&text, source).expect("the source is written");
+    for level in ["-O1", "-O2"] {
+        let program = folder.path().join(format!("handing{level}.so"));
+        let status = Command::new("gcc")
+            .args(["-s", level, "-fPIC", "-shared", "-w", "-o"])
+            .args([&program, &text])
+            .status()
+            .expect("the compiler runs");
+        assert!(status.success(), "{level}");
+        let elf = Elf::open(&program).expect("the compiler writes ELF");
+        let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+        let found = infer(&elf, &facts, &Options::default());
+        let names: BTreeSet<&str> = found.wrappers.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, expect, "{level}: {found:#?}");
+    }
+}
