@@ -77,6 +77,16 @@ fn of_promoted_calls() {
             1,
         ),
         (
+            "the constant is kept over a loop",
+            "lea rbx, [rip + allocate]; 3: mov rax, [rip + pointer]; cmp rax, rbx; jne 1f; dec edi; 2: test edi, edi; jne 3b; ret; 1: call rax; jmp 2b",
+            1,
+        ),
+        (
+            "one way brings another constant",
+            "lea rbx, [rip + allocate]; test edi, edi; je 3f; lea rbx, [rip + asked]; 3: cmp rax, rbx; jne 1f; xor eax, eax; ret; 1: call rax; ret",
+            0,
+        ),
+        (
             "the way is another's",
             "cmp rax, offset allocate; jne 1f; xor eax, eax; ret; 1: call rcx; ret",
             0,
@@ -125,7 +135,11 @@ fn of_promoted_calls() {
 fn what_a_pointer_leads_to() {
     let rows = [
         ("read", "mov rax, [rip + pointer]; call rax; ret", true),
-        ("behind a condition", "test rdi, rdi; js 1f; jmp [rip + pointer]; 1: ret", true),
+        (
+            "behind a condition",
+            "test rdi, rdi; js 1f; jmp [rip + pointer]; 1: ret",
+            true,
+        ),
         ("after a call", "call 1f; 1: jmp [rip + pointer]", false),
         ("its address only", "lea rax, [rip + pointer]; ret", false),
     ];
