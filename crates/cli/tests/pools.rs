@@ -258,3 +258,47 @@ fn pools_that_nobody_declares_are_seen() {
         );
     }
 }
+
+/// With a profile, so that gcc puts copies of what pointers lead to behind comparisons with it; without symbols.
+fn build_promoted(folder: &Path, options: &[&str]) -> PathBuf {
+    let program = folder.join("promoted");
+    let build = |arguments: &[&str]| {
+        let status = Command::new("gcc")
+            .current_dir(folder)
+            .args(["-O2", "-w", "-rdynamic"])
+            .args(options)
+            .args(arguments)
+            .args(["-o", "promoted"])
+            .arg(Path::new(POOLS).join("promoted.c"))
+            .status();
+        assert!(status.expect("gcc runs").success());
+    };
+    build(&["-fprofile-generate"]);
+    let mut trained = Command::new(&program);
+    trained.current_dir(folder).stdout(Stdio::null());
+    assert!(trained.status().expect("it runs").success());
+    build(&["-fprofile-use", "-s"]);
+    program
+}
+
+#[test]
+fn what_copies_behind_promoted_calls_do_is_seen() {
+    const CONFIG: &str = "
+[[pool]]
+signature = \"inner_alloc(pZ)p\"
+behind = \"pool_malloc\"
+free = \"inner_free\"
+
+[[pool]]
+signature = \"inner_free(pP)\"
+behind = \"pool_free\"
+";
+    for options in [["-no-pie", "-fno-pie"], ["-pie", "-fpie"]] {
+        let folder = TempDir::new().expect("a folder");
+        let program = build_promoted(folder.path(), &options);
+        let report = run_with(CONFIG, &program, folder.path());
+        let pools = &report["totals"]["pools"];
+        let found = (&pools["allocations"], &pools["live"]);
+        assert_eq!(found, (&1000.into(), &700.into()), "{options:?}: {report:#}");
+    }
+}

@@ -23,7 +23,7 @@ use iced_x86::{
 };
 use object::elf::EM_X86_64;
 use pointee_model::image::GuardRecord;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Instructions between the comparison and its branch: schedulers put moves there.
 const BETWEEN: usize = 6;
@@ -96,12 +96,9 @@ fn in_function(elf: &Elf, (start, end): (u64, u64), is_wanted: impl Fn(u64) -> b
         .iter()
         .collect();
     let targets: HashSet<u64> = all.iter().filter_map(branch_target).collect();
+    let held = held_before(&all, &targets);
     let mut guards = Vec::new();
-    let mut held = Held::default();
-    for (at, instruction) in all.iter().enumerate() {
-        if targets.contains(&instruction.ip()) {
-            held = Held::default();
-        }
+    for (at, (instruction, held)) in all.iter().zip(&held).enumerate() {
         if let Some((pointer, function)) = held.compared(instruction)
             && is_wanted(function)
             && let Some(branch) = branch_of(&all[at + 1..], pointer, &targets)
@@ -109,7 +106,6 @@ fn in_function(elf: &Elf, (start, end): (u64, u64), is_wanted: impl Fn(u64) -> b
         {
             guards.push(guard);
         }
-        held.step(instruction);
     }
     guards
 }
@@ -251,11 +247,66 @@ fn writes<'i>(
         .map(|used| used.register().full_register())
 }
 
-/// Which registers hold a constant, as far as a straight line tells.
-#[derive(Default)]
+/// What registers hold before each instruction of a function: what they do on all ways there. Where a way comes through a register, or from
+/// another piece of code, nothing is known.
+fn held_before(all: &[Instruction], targets: &HashSet<u64>) -> Vec<Held> {
+    let index: HashMap<u64, usize> = all.iter().map(Instruction::ip).zip(0..).collect();
+    let mut before: Vec<Option<Held>> = vec![None; all.len()];
+    let falls = |at: usize| at.checked_sub(1).is_some_and(|at| falls_through(&all[at]));
+    let starts = (0..all.len()).filter(|at| !falls(*at) && !targets.contains(&all[*at].ip()));
+    let mut pending: Vec<usize> = starts.collect();
+    for at in &pending {
+        before[*at] = Some(Held::default());
+    }
+    while let Some(at) = pending.pop() {
+        let instruction = &all[at];
+        let mut after = before[at].clone().unwrap_or_default();
+        after.step(instruction);
+        let next = (at + 1 < all.len() && falls_through(instruction)).then_some(at + 1);
+        let target = match instruction.flow_control() {
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
+                branch_target(instruction).and_then(|to| index.get(&to).copied())
+            }
+            _ => None,
+        };
+        for to in next.into_iter().chain(target) {
+            let is_new = match &mut before[to] {
+                Some(known) => known.keep_common(&after),
+                unknown => {
+                    *unknown = Some(after.clone());
+                    true
+                }
+            };
+            if is_new {
+                pending.push(to);
+            }
+        }
+    }
+    before.into_iter().map(Option::unwrap_or_default).collect()
+}
+
+fn falls_through(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::Next
+            | FlowControl::ConditionalBranch
+            | FlowControl::Call
+            | FlowControl::IndirectCall
+    )
+}
+
+/// Which registers hold a constant.
+#[derive(Clone, Default)]
 struct Held(Vec<(Register, u64)>);
 
 impl Held {
+    /// Forgets what `others` do not hold too. Whether there was any.
+    fn keep_common(&mut self, others: &Self) -> bool {
+        let before = self.0.len();
+        self.0.retain(|held| others.0.contains(held));
+        self.0.len() != before
+    }
+
     fn of(&self, register: Register) -> Option<u64> {
         let mut held = self.0.iter();
         held.find_map(|(holder, value)| (*holder == register).then_some(*value))
@@ -299,7 +350,7 @@ impl Held {
             FlowControl::Call | FlowControl::IndirectCall => {
                 self.0.retain(|(register, _)| KEPT.contains(register));
             }
-            _ => self.0.clear(),
+            _ => {}
         }
         let value = match instruction.code() {
             Code::Lea_r64_m if instruction.is_ip_rel_memory_operand() => {

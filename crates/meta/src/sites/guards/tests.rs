@@ -77,6 +77,16 @@ fn of_promoted_calls() {
             1,
         ),
         (
+            "the constant is kept over a loop",
+            "lea rbx, [rip + allocate]; 3: mov rax, [rip + pointer]; cmp rax, rbx; jne 1f; dec edi; 2: test edi, edi; jne 3b; ret; 1: call rax; jmp 2b",
+            1,
+        ),
+        (
+            "one way brings another constant",
+            "lea rbx, [rip + allocate]; test edi, edi; je 3f; lea rbx, [rip + asked]; 3: cmp rax, rbx; jne 1f; xor eax, eax; ret; 1: call rax; ret",
+            0,
+        ),
+        (
             "the way is another's",
             "cmp rax, offset allocate; jne 1f; xor eax, eax; ret; 1: call rcx; ret",
             0,
