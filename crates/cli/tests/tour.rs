@@ -167,7 +167,7 @@ fn check(rows: &[Row], answers: &[Value], blocks_are_known: bool, context: &str)
 #[test]
 fn every_kind_of_pointer() {
     let folder = TempDir::new().expect("a folder");
-    let builds: [(&[&str], &[How]); 9] = [
+    let builds: [(&[&str], &[How]); 10] = [
         (&["gcc", "-O0"], &[How::Run, How::Preloaded]),
         (&["gcc", "-O2"], &[How::Run, How::Preloaded]),
         (&["g++", "-x", "c++", "-O0"], &[How::Run, How::Preloaded]),
@@ -175,6 +175,7 @@ fn every_kind_of_pointer() {
         (&["gcc", "-O0", "-static"], &[How::Run, How::Plain]),
         (&["gcc", "-O2", "-static"], &[How::Run]),
         (&["gcc", "-O2", "-static-pie", "-fPIE"], &[How::Run]),
+        (&["g++", "-x", "c++", "-O0", "-static"], &[How::Run]),
         (&["g++", "-x", "c++", "-O2", "-static"], &[How::Run]),
         (&["gcc", "-O2", "-no-pie"], &[How::Run, How::Plain]),
     ];
@@ -207,11 +208,16 @@ fn saved(pid: &str, rows: &[Row], folder: &Path, context: &str) {
             .status();
         assert!(status.expect("runs").success());
         let answers = answers(file.to_str().expect("a name"), rows);
-        let needs_memory = ["free", "header", "slack", "literal"];
+        // What is on the stack behind a slot, too.
+        let needs_memory = ["free", "header", "slack", "literal", "alloca"];
+        let is_known = |row: &Row| {
+            !options.is_empty()
+                || !needs_memory.contains(&row.kind.as_str()) && row.name != "numbers"
+        };
         let (rows, answers): (Vec<_>, Vec<_>) = rows
             .iter()
             .zip(answers)
-            .filter(|(row, _)| !options.is_empty() || !needs_memory.contains(&row.kind.as_str()))
+            .filter(|(row, _)| is_known(row))
             .map(|(row, answer)| (row.clone(), answer))
             .unzip();
         check(
