@@ -104,7 +104,8 @@ fn check(command: &[&str], up: &str) {
         }
     }
     println!("{command:?}: {both} named by both, {equal} equal");
-    assert!(both > ADDRESSES / 2, "{command:?}: {both}");
+    // Stripped files name what they export only.
+    assert!(both > ADDRESSES / 3, "{command:?}: {both}");
     assert!(equal * 1000 >= both * 999, "{command:?}: {equal} of {both}");
 }
 

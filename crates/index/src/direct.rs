@@ -12,6 +12,7 @@ use crate::layout::{SPILL_BYTES, TABLE_WORDS};
 use crate::read::Block;
 use crate::table::{directory_index, granule};
 use crate::words::{self, GRANULE_SHIFT};
+use core::ops::Range;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -73,7 +74,7 @@ impl Reader {
         if self.level == 0 {
             // Blocks of allocators lie apart, so one that holds the address is the only one.
             return match self.block_near(address) {
-                None => self.block_beyond(address, address.saturating_sub(LARGE)),
+                None => self.block_beyond(address, 0..u64::MAX),
                 found => found,
             };
         }
@@ -101,21 +102,28 @@ impl Reader {
         block.holds(address).then_some(block)
     }
 
-    /// The block that holds `address` if [`Self::block_near`] knows of none and it starts at `lowest` or above.
+    /// The block that holds `address`, if [`Self::block_near`] knows of none and it lies in `within`.
     #[inline(never)]
     #[must_use]
-    pub fn block_beyond(&self, address: u64, lowest: u64) -> Option<Block> {
-        if address >> 47 != 0 {
+    pub fn block_beyond(&self, address: u64, within: Range<u64>) -> Option<Block> {
+        if (address + LARGE) >> 47 != 0 || !within.contains(&address) {
             return None;
         }
-        let holds = |block: &Block| block.holds(address) && block.base >= lowest;
-        let covering = self
-            .covering(address)
-            .and_then(|base| self.block_starting_at(base))
-            .filter(holds);
-        let within = (address - lowest).min(LARGE);
-        let in_plane = |plane| self.nearest_start(address, plane, within).filter(holds);
-        covering.or_else(|| in_plane(0)).or_else(|| in_plane(8))
+        let holds = |block: &Block| block.holds(address) && within.contains(&block.base);
+        let len = (address - within.start).min(LARGE);
+        if within.end - within.start >= LARGE {
+            // The span that a large block starts in is not covered, the next one is.
+            let covering = [address, address + LARGE].into_iter().find_map(|by| {
+                let block = self.block_starting_at(self.covering(by)?)?;
+                holds(&block).then_some(block)
+            });
+            if covering.is_some() {
+                return covering;
+            }
+        }
+        let in_plane = |plane| self.nearest_start(address, plane, len).filter(holds);
+        let even = if len > NEAR { in_plane(0) } else { None };
+        even.or_else(|| in_plane(8))
     }
 
     #[inline(always)]

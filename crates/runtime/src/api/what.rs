@@ -85,7 +85,7 @@ pub(super) unsafe fn tell(
                 tell_block(&block, answer);
                 return true;
             }
-            None if plain_static(index, address, answer, is_plain) => return true,
+            None if beyond(index, address, answer, is_plain) => return true,
             _ => {}
         }
     }
@@ -179,23 +179,31 @@ fn fill_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
     }
 }
 
-/// Answers with a variable that nobody cut blocks out of at `address`, which is in none near by.
-#[inline]
-fn plain_static(
+/// Answers with the variable at `address`, unless a block was cut out of it there, or with a block that starts far off. None is near by.
+#[inline(never)]
+fn beyond(
     index: &Levels,
     address: u64,
     answer: &mut Answer,
     is_plain: impl Fn(u64) -> bool,
 ) -> bool {
-    // musl keeps the first thread's block in a static of its own.
-    let Some(module) = objects::holding(address).filter(|module| !module.is_static) else {
-        return false;
+    let Some(module) = objects::holding(address) else {
+        let block = index.outer.block_beyond(address, 0..u64::MAX);
+        let block = block.filter(|block| is_plain(block.size));
+        if let Some(block) = &block {
+            tell_block(block, answer);
+        }
+        return block.is_some();
     };
     let Some((variable, start)) = objects::variable_at(module, address) else {
         return false;
     };
-    // A block in it starts in it.
-    if !is_plain(variable.size) || index.outer.block_beyond(address, start).is_some() {
+    // A block in it starts in it. And musl keeps the first thread's block in a static of its own.
+    let within = start..start.saturating_add(variable.size);
+    if module.is_static
+        || !is_plain(variable.size)
+        || index.outer.block_beyond(address, within).is_some()
+    {
         return false;
     }
     fill_static(answer, module, variable, start);

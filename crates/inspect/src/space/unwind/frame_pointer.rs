@@ -69,6 +69,10 @@ impl Unwinder<'_> {
         }
         let returns_from_it = |word: &[u8]| {
             let back = word.try_into().map_or(0, u64::from_le_bytes);
+            // A relative call reaches 2 GiB; most words on a stack are no addresses of code.
+            if back.abs_diff(start.0) > 1 << 31 {
+                return false;
+            }
             let mut call = [0; 5];
             let is_read = self
                 .memory
@@ -80,10 +84,7 @@ impl Unwinder<'_> {
             is_read && back.wrapping_add_signed(distance) == start.0
         };
         let words = stack.chunks_exact(8).skip(1);
-        let at = words.enumerate().find(|(_, word)| {
-            // Addresses of code have 47 bits; most words on a stack are smaller numbers.
-            word[7] == 0 && word[6] == 0 && word[5] != 0 && returns_from_it(word)
-        });
+        let at = words.enumerate().find(|(_, word)| returns_from_it(word));
         Some(sp.0 + at?.0 as u64 * 8)
     }
 
