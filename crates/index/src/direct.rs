@@ -106,14 +106,15 @@ impl Reader {
     #[inline(never)]
     #[must_use]
     pub fn block_beyond(&self, address: u64, within: Range<u64>) -> Option<Block> {
-        if (address + LARGE) >> 47 != 0 || !within.contains(&address) {
+        if address >> 47 != 0 || !within.contains(&address) {
             return None;
         }
         let holds = |block: &Block| block.holds(address) && within.contains(&block.base);
         let len = (address - within.start).min(LARGE);
         if within.end - within.start >= LARGE {
             // The span that a large block starts in is not covered, the next one is.
-            let covering = [address, address + LARGE].into_iter().find_map(|by| {
+            let next = Some(address + LARGE).filter(|next| next >> 47 == 0);
+            let covering = [Some(address), next].into_iter().flatten().find_map(|by| {
                 let block = self.block_starting_at(self.covering(by)?)?;
                 holds(&block).then_some(block)
             });
