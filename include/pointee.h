@@ -10,7 +10,7 @@
  *   assert(is_a(p, "struct commit"));
  *
  * All calls may be made from any thread and from signal handlers; they take no lock, allocate nothing and leave errno
- * alone. What they hand out (types, names, allocators) stays valid until the process ends.
+ * alone. Only what lies on another thread's stack, in its thread-locals, or in nothing but a mapping is asked of the kernel. What they hand out (types, names, allocators) stays valid until the process ends.
  *
  * Types need debug info of the file that allocates, and its metadata image: `pointee run` makes it before a
  * program with this header in it starts; of libraries, it has those of the last run.

@@ -92,6 +92,54 @@ fn threads_and_children_are_counted_exactly() {
     }
 }
 
+/// Programs that descendants become: executed in a child, in place of a recorded process, by `vfork`, and in vain.
+#[test]
+fn descendants_are_recorded_too() {
+    let workshop = Workshop::new();
+    for compiler in LINKED {
+        let program = workshop.build(compiler, "begins.c");
+        let text = format!("\"{program}\" one two; echo $?; exec \"{program}\" one two");
+        let reports = same(&["sh", "-c", &text]);
+        let of_it = |report: &&Value| report["program"] == program.as_str();
+        let found: Vec<&Value> = reports.iter().filter(of_it).collect();
+        assert_eq!(found.len(), 2, "{compiler:?}: {reports:#?}");
+        for report in found {
+            assert_eq!(unseen(report), "[]", "{compiler:?}");
+            assert_eq!(report["generation"], 1, "{compiler:?}");
+            assert!(
+                report["totals"]["allocations"].as_u64() > Some(0),
+                "{report:#}"
+            );
+        }
+        // Python's `subprocess` forks by `vfork`, and tries one path after the other.
+        let folder = workshop.0.path().to_str().expect("a name");
+        let script = format!(
+            "import os, subprocess as s; os.environ['PATH'] = '/nowhere:{folder}'; \
+             print(s.run(['begins', 'one']).returncode)"
+        );
+        let reports = same(&["python3", "-c", &script]);
+        assert_eq!(reports.iter().filter(of_it).count(), 1, "{reports:#?}");
+    }
+}
+
+/// What cannot be executed after all, and what has no names.
+#[test]
+fn descendants_that_cannot_be_recorded_run_and_say_so() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&["gcc", "-static"], "begins.c");
+    let stripped = workshop.build(&["gcc", "-static", "-s"], "lists.c");
+    // The kernel refuses a program that is open for writing.
+    let text = format!("exec 3>>\"{program}\"; \"{program}\" one; echo $?; \"{stripped}\"");
+    let reports = same(&["sh", "-c", &text]);
+    let of = |path: &str| {
+        let mut rows = reports.iter();
+        rows.find(|report| report["program"] == path)
+    };
+    assert!(of(&program).is_none(), "{reports:#?}");
+    let report = of(&stripped).expect("a report of the stripped program");
+    assert!(unseen(report).contains("has no symbols"), "{report:#}");
+}
+
 #[test]
 fn a_program_begins_as_without() {
     let workshop = Workshop::new();

@@ -1,8 +1,8 @@
 //! *Which block does this address lie in?* — asked in the process that records, where the region is plain memory.
 //!
 //! The same answer as [`Index::block_at`](crate::read::Index::block_at), for those who need it in nanoseconds: no copy,
-//! no system call, any thread, also in a signal handler. Words are read as [`words::observe`] says. A little is looked back for a
-//! start mark, then the covers know of large blocks, then the rest is looked through, many words at a time.
+//! no system call, any thread, also in a signal handler. Words are read as [`words::observe`] says. The covers know of large blocks, then
+//! a little is looked back for a start mark, then the rest is looked through, many words at a time.
 
 #![allow(unsafe_code)] // Reads the region through raw pointers; offsets are bounded by the geometry.
 
@@ -12,10 +12,11 @@ use crate::layout::{SPILL_BYTES, TABLE_WORDS};
 use crate::read::Block;
 use crate::table::{directory_index, granule};
 use crate::words::{self, GRANULE_SHIFT};
+use core::ops::Range;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-/// How far back is looked before the covers are asked: most blocks start within it.
+/// How far back is looked first: most blocks start within it.
 const NEAR: u64 = 256;
 
 /// Reads the tables of one level of blocks.
@@ -70,30 +71,65 @@ impl Reader {
         if address >> 47 != 0 {
             return None;
         }
-        let base = if self.level == 0 {
+        if self.level == 0 {
             // Blocks of allocators lie apart, so one that holds the address is the only one.
-            match self.nearest_start(address, 0, NEAR) {
-                Some(block) if block.holds(address) => return Some(block),
-                _ => self.base_beyond(address)?,
-            }
-        } else {
-            self.base_of_latest(address)?
-        };
+            return match self.block_near(address) {
+                None => self.block_beyond(address, 0..u64::MAX),
+                found => found,
+            };
+        }
+        let base = self.base_of_latest(address)?;
         let block = self.block_from(self.table_of(base)?, granule(base), base)?;
         block.holds(address).then_some(block)
     }
 
-    /// Where the block that `address` lies in starts, if not near by.
+    /// The same for a large block, and for one that starts near by: nearly all do.
+    #[inline(always)]
+    #[must_use]
+    pub fn block_near(&self, address: u64) -> Option<Block> {
+        if address >> 47 != 0 {
+            return None;
+        }
+        // Words in the middle of a large block may not be in the cache, its cover is.
+        if let Some(table) = self.table_of(address >> CHUNK_SHIFT << CHUNK_SHIFT)
+            && let Some(base) = Self::cover_in(table, address)
+            && let Some(block) = self.block_starting_at(base)
+            && block.holds(address)
+        {
+            return Some(block);
+        }
+        let block = self.nearest_start(address, 0, NEAR)?;
+        block.holds(address).then_some(block)
+    }
+
+    /// The block that holds `address`, if [`Self::block_near`] knows of none and it lies in `within`.
     #[inline(never)]
-    fn base_beyond(&self, address: u64) -> Option<u64> {
-        let holds = |block: &Block| block.holds(address);
-        let covering = self.covering(address).filter(|base| {
-            let table = self.table_of(*base);
-            let block = table.and_then(|table| self.block_from(table, granule(*base), *base));
-            block.is_some_and(|block| holds(&block))
-        });
-        let in_plane = |plane| self.nearest_start(address, plane, LARGE).filter(holds);
-        covering.or_else(|| in_plane(0).or_else(|| in_plane(8)).map(|block| block.base))
+    #[must_use]
+    pub fn block_beyond(&self, address: u64, within: Range<u64>) -> Option<Block> {
+        if address >> 47 != 0 || !within.contains(&address) {
+            return None;
+        }
+        let holds = |block: &Block| block.holds(address) && within.contains(&block.base);
+        let len = (address - within.start).min(LARGE);
+        if within.end - within.start >= LARGE {
+            // The span that a large block starts in is not covered, the next one is.
+            let next = Some(address + LARGE).filter(|next| next >> 47 == 0);
+            let covering = [Some(address), next].into_iter().flatten().find_map(|by| {
+                let block = self.block_starting_at(self.covering(by)?)?;
+                holds(&block).then_some(block)
+            });
+            if covering.is_some() {
+                return covering;
+            }
+        }
+        let in_plane = |plane| self.nearest_start(address, plane, len).filter(holds);
+        let even = if len > NEAR { in_plane(0) } else { None };
+        even.or_else(|| in_plane(8))
+    }
+
+    #[inline(always)]
+    fn block_starting_at(&self, base: u64) -> Option<Block> {
+        self.block_from(self.table_of(base)?, granule(base), base)
     }
 
     /// Where the block starts whose start is the nearest: a pool may cut one out of another that it took back unseen.
@@ -189,16 +225,21 @@ impl Reader {
         None
     }
 
+    /// The base of the large block that covers the start of `address`'s span, if that starts in the same chunk.
+    #[inline(always)]
+    fn cover_in(table: *const AtomicU32, address: u64) -> Option<u64> {
+        let span = address >> SPAN_SHIFT & (SPANS - 1);
+        let at = TABLE_WORDS * 4 + SPILL_BYTES + span * 8;
+        // SAFETY: within the table's covers.
+        let base = unsafe { &*table.byte_add(at as usize).cast::<AtomicU64>() }.load(Relaxed);
+        (base != 0).then_some(base)
+    }
+
     fn covering(&self, address: u64) -> Option<u64> {
         let chunk = address >> CHUNK_SHIFT;
-        if let Some(table) = self.table_of(chunk << CHUNK_SHIFT) {
-            let span = address >> SPAN_SHIFT & (SPANS - 1);
-            let at = TABLE_WORDS * 4 + SPILL_BYTES + span * 8;
-            // SAFETY: within the table's covers.
-            let base = unsafe { &*table.byte_add(at as usize).cast::<AtomicU64>() }.load(Relaxed);
-            if base != 0 {
-                return Some(base);
-            }
+        let table = self.table_of(chunk << CHUNK_SHIFT);
+        if let Some(base) = table.and_then(|table| Self::cover_in(table, address)) {
+            return Some(base);
         }
         // SAFETY: `address` lies below 2^47.
         let base = unsafe { &*self.chunk_covers.add(chunk as usize) }.load(Relaxed);

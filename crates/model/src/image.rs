@@ -468,6 +468,12 @@ pub enum LocalPlace {
 impl LocalRecord {
     /// Stands for the canonical frame address among the registers.
     pub const CFA: u16 = u16::MAX;
+
+    /// Whether it is a parameter, of an inlined function too.
+    #[must_use]
+    pub const fn is_parameter(&self) -> bool {
+        self.flags & 1 != 0
+    }
 }
 
 impl LocalPlace {

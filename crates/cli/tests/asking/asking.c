@@ -11,6 +11,7 @@
 #ifndef STATIC
 #include <dlfcn.h>
 #endif
+#include <alloca.h>
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -153,6 +154,27 @@ __attribute__((noinline)) static void statics_and_locals(int argument)
     CHECK(&here.many[1].y, &here, POINTEE_LOCAL, "here", "struct thing", "int");
     CHECK(&of_thread.y, &of_thread, POINTEE_THREAD, "of_thread", "struct point", "int");
     EXPECT(!is_with || same(pointee_type_name(pointee_type(&calls)), "long int"));
+}
+
+/* Blocks that a function makes on its stack while it runs. */
+__attribute__((noinline)) static void carved(int n)
+{
+    int numbers[n];
+    struct point *made = (struct point *)alloca(n * sizeof *made);
+    char *text = (char *)alloca(n);
+    memset(numbers, 0, sizeof numbers);
+    memset(made, 0, n * sizeof *made);
+    memset(text, 0, n);
+    CHECK(&numbers[3], numbers, POINTEE_LOCAL, "numbers", "int[]", "int");
+    CHECK(&made[2].y, made, POINTEE_ALLOCA, NULL, "struct point[]", "int");
+    CHECK(text + 3, text, POINTEE_ALLOCA, NULL, "char[]", "char");
+    /* Another one, with other places. */
+    if (n < 20)
+        carved(n + 13);
+    CHECK(&made[3].x, made, POINTEE_ALLOCA, NULL, "struct point[]", "int");
+    CHECK(&numbers[4], numbers, POINTEE_LOCAL, "numbers", "int[]", "int");
+    /* Until here the pointers are somewhere. */
+    __asm__ volatile("" : : "r"(numbers), "r"(made), "r"(text));
 }
 
 static int count_frames(void *code, void *sp, void *bp, void *count)
@@ -311,7 +333,13 @@ static void others(void)
     EXPECT(is_known == is_with && (!is_with || (answer.kind == POINTEE_HEAP && answer.size == 1 << 16)));
     pthread_barrier_wait(&both);
     pthread_join(thread, NULL);
-    EXPECT(!is_with || (pointee_what(of_other.signal_stack, &answer) && answer.kind == POINTEE_HEAP));
+    /* The kernel's last steps for a thread come after it was joined. */
+    for (int look = 0; look < 1000 && is_with; look++) {
+        if (pointee_what(of_other.signal_stack, &answer) && answer.kind == POINTEE_HEAP)
+            break;
+        usleep(1000);
+    }
+    EXPECT(!is_with || answer.kind == POINTEE_HEAP);
     free(of_other.signal_stack);
 }
 
@@ -417,6 +445,7 @@ int main(int argc, char **argv)
     all_at_once();
     blocks();
     statics_and_locals(argc);
+    carved(argc + 6);
     rest();
     made_types();
     registered();

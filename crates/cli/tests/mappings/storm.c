@@ -102,6 +102,21 @@ static void *storm(void *number) {
     return 0;
 }
 
+/* Takes chunks of the table away (64 MiB each): whole ones, and parts of those beside; changes and moves as many. */
+static int huge(int way) {
+    enum { CHUNK = (64 << 20) / PAGE, WHOLE = 6 * CHUNK };
+    char *at = map(way, WHOLE, PROT_NONE);
+    if (at == MAP_FAILED) return 0;
+    protect(way, at + 10l * PAGE, CHUNK + 100, PROT_READ);
+    unmap(way, at + (CHUNK / 2l) * PAGE, 2 * CHUNK + 7);
+    unmap(way, at + (4l * CHUNK) * PAGE, CHUNK);
+    /* Of what is left the last part moves, and grows. */
+    char *moved = move(way, at + (5l * CHUNK) * PAGE, CHUNK, CHUNK + CHUNK / 2);
+    if (moved == MAP_FAILED) return 0;
+    protect(way, moved + 3l * PAGE, CHUNK, PROT_READ | PROT_WRITE);
+    return 1;
+}
+
 int main(int count, char **arguments) {
     rounds = count > 1 ? atol(arguments[1]) : 5000;
     /* Fails at the hole; what lies before it is changed. */
@@ -112,6 +127,8 @@ int main(int count, char **arguments) {
     char *wide = map(0, 50000, PROT_NONE);
     mprotect(wide + 30000l * PAGE, 7 * PAGE, PROT_READ);
     void *shared = mmap(0, PAGE, PROT_READ, MAP_SHARED, open("/proc/self/exe", O_RDONLY), 0);
+    for (int way = 0; way < WAYS; way++)
+        if (!huge(way)) return 1;
     /* The dynamic linker's own calls. */
     void *library = dlopen("libresolv.so.2", RTLD_NOW), *other = dlopen("libm.so.6", RTLD_NOW);
     if (!library || !other || dlclose(library)) return 1;

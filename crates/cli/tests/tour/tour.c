@@ -60,6 +60,31 @@ __attribute__((noinline)) static void on_stack(struct item *passed) {
     row(&here, bytes, bytes, bytes, bytes);
 }
 
+/* Its variable lies in the frame of whoever it is inlined with. */
+__attribute__((always_inline)) static inline void inlined(struct item *passed) {
+    struct item inside = *passed;
+    row(&inside.in.b[0], "local", "inside", "item", "int");
+    wait_for_ever();
+    row(&inside, "", "", "", "");
+}
+
+__attribute__((noinline)) static void carved(int n, struct item *passed) {
+    int numbers[n];
+    struct item *made = (struct item *)alloca(n * sizeof *made);
+    memset(numbers, 0, sizeof numbers);
+    memset(made, 0, n * sizeof *made);
+    row(&numbers[3], "local", "numbers", "int[]", "int");
+    row(&made[2].in.b[1], "alloca", "-", "item[]", "int");
+    inlined(passed);
+    row(numbers, (const char *)made, "", "", "");
+    row(made, "", "", "", "");
+}
+
+static void *carver(void *of) {
+    carved(((struct item *)of)->id, (struct item *)of);
+    return 0;
+}
+
 static void *worker(void *of) {
     of_thread.id = 3;
     on_stack((struct item *)of);
@@ -113,7 +138,7 @@ __attribute__((noinline)) static void *interrupted_elsewhere(void *of) {
 }
 
 int main(int argc, char **argv) {
-    pthread_t threads[3];
+    pthread_t threads[4];
     struct item mine = { 9, { 8, { 7, 6, 5 } }, argv[0], 0 };
     signal(SIGUSR1, handler);
     struct sigaction action;
@@ -123,7 +148,7 @@ int main(int argc, char **argv) {
     sigaction(SIGUSR2, &action, 0);
     set_signal_stack(idle_stack);
     printf("tour\n");
-    pthread_barrier_init(&ready, 0, 4);
+    pthread_barrier_init(&ready, 0, 5);
 
     struct item *heap = (struct item *)malloc(sizeof *heap);
     struct item *many = (struct item *)calloc(5, sizeof *many);
@@ -168,6 +193,7 @@ int main(int argc, char **argv) {
     pthread_create(&threads[0], 0, worker, &mine);
     pthread_create(&threads[1], 0, interrupted, 0);
     pthread_create(&threads[2], 0, interrupted_elsewhere, &mine);
+    pthread_create(&threads[3], 0, carver, &mine);
     pthread_barrier_wait(&ready);
     printf("end\n");
     fflush(stdout);

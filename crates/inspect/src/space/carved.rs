@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An array of variable length is a variable whose place lies behind a slot or a register. Of an `alloca` block only the pointer is
-//! a variable: it is told where the image knows instructions of the function that carve, and a pointer leads to an aligned
+//! a variable (and no parameter: those lead anywhere): it is told where the image knows instructions of the function that carve, and a pointer leads to an aligned
 //! place below everything fixed. The length of neither is stated: each reaches up to what lies next.
 
 use super::chunks::word;
@@ -69,6 +69,7 @@ impl<'a> Space<'a> {
                 };
                 starts.push((start, Kind::Local, what));
             } else if !sites.is_empty()
+                && !local.is_parameter()
                 && is_pointer(image, local)
                 && let Some(start) = self.value_of(frame, place)
                 && below.holds(start)

@@ -9,6 +9,8 @@
 //! function that needs it for its own frame address says in its first instructions how far it lies above
 //! the stack pointer; what is found that way counts only if a return address lies where it must.
 
+mod frame_pointer;
+
 use super::signal_stacks::stack_noted_at;
 use super::{Frame, Layout, Object, Span};
 use crate::memory::ProcessMemory;
@@ -18,7 +20,6 @@ use gimli::{
     UnwindTableRow, Value,
 };
 use pointee_model::addr::RunAddr;
-use pointee_patch::arch::x86_64::decode::decode;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -36,8 +37,6 @@ const KEPT: [usize; 6] = [3, RBP, 12, 13, 14, 15];
 const MOST_FRAMES: usize = 20_000;
 /// Bytes of one `.eh_frame` that are read.
 const MOST_BYTES: u64 = 256 << 20;
-/// Instructions at the start of a function that are looked at.
-const PROLOGUE: usize = 24;
 
 type Bytes<'b> = EndianSlice<'b, LittleEndian>;
 
@@ -352,66 +351,6 @@ impl<'m> Unwinder<'m> {
             is_signal: false,
         };
         Some((frame, caller))
-    }
-
-    /// The frame pointer of the function that starts at `start`, when it is at `pc` with its stack pointer at
-    /// `sp`: from what its first instructions took off the stack pointer.
-    fn frame_pointer(&self, start: RunAddr, pc: RunAddr, sp: RunAddr) -> Option<u64> {
-        let mut code = [0; 16 * PROLOGUE];
-        let len = usize::try_from(pc.0.checked_sub(start.0)?)
-            .ok()?
-            .min(code.len());
-        let code = code.get_mut(..len)?;
-        if !self.memory.read_at(start, code) {
-            return None;
-        }
-        let mut below: Option<u64> = None;
-        let mut rest = &*code;
-        for _ in 0..PROLOGUE {
-            let Ok(instruction) = decode(rest) else { break };
-            let (this, next) = rest.split_at(usize::from(instruction.len));
-            rest = next;
-            match this {
-                // mov rbp, rsp
-                [0x48, 0x89, 0xe5] | [0x48, 0x8b, 0xec] => below = Some(0),
-                // push r
-                [0x50..=0x57] | [0x41, 0x50..=0x57] => below = below.map(|below| below + 8),
-                // sub rsp, n
-                [0x48, 0x83 | 0x81, 0xec, ..] => {
-                    let taken = instruction
-                        .immediate
-                        .and_then(|field| u64::try_from(field.value).ok());
-                    below = below.zip(taken).map(|(below, taken)| below + taken);
-                }
-                _ if instruction.flow != pointee_patch::arch::x86_64::instruction::Flow::Next => {
-                    break;
-                }
-                _ => {}
-            }
-        }
-        let base = sp.0.checked_add(below?)?;
-        let back = self.word(base.checked_add(8)?)?;
-        self.is_return_address(RunAddr(back)).then_some(base)
-    }
-
-    /// Whether a call ends at `address`.
-    fn is_return_address(&self, address: RunAddr) -> bool {
-        let mut before = [0; 7];
-        if !self
-            .memory
-            .read_at(RunAddr(address.0.wrapping_sub(7)), &mut before)
-        {
-            return false;
-        }
-        // call rel32; call r/m64 in its forms of two to seven bytes.
-        before[2] == 0xe8
-            || (2..=7).any(|len| {
-                let tail = &before[7 - len..];
-                tail[0] == 0xff
-                    && tail[1] >> 3 & 7 == 2
-                    && decode(tail).is_ok_and(|call| usize::from(call.len) == len)
-            })
-            || (before[4] == 0x41 && before[5] == 0xff && before[6] >> 3 & 7 == 2)
     }
 
     fn rule_at(&mut self, rules: &Rules, address: RunAddr) -> Option<Step> {

@@ -70,7 +70,7 @@ pub(super) fn at(frame: &Frame<'_>, sites: &[SiteRecord], address: u64) -> Optio
     for (record, r#type) in variables(frame, image) {
         let start = if is_open(r#type) {
             place_of(frame, record)?
-        } else if r#type.kind == TypeKind::Pointer as u8 {
+        } else if r#type.kind == TypeKind::Pointer as u8 && !record.is_parameter() {
             let held = held_by(frame, record)?;
             if held >= fixed || held % ALIGNMENT != 0 {
                 continue;

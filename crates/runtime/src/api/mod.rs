@@ -122,15 +122,6 @@ fn index() -> Option<&'static Levels> {
 }
 
 impl Levels {
-    /// The block that holds `address`, where there are no pools'.
-    #[inline(always)]
-    fn only_block_at(&self, address: u64) -> Option<Block> {
-        if region().nested.any() {
-            return None;
-        }
-        self.outer.block_at(address)
-    }
-
     /// The deepest live block that holds `address`, or what holds that, `skip` times: a pool's block lies in another, perhaps.
     /// `Err` with what is left of `skip` where there are not as many.
     #[inline(always)]

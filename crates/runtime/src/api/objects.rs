@@ -25,7 +25,15 @@ struct Object {
     types: AtomicPtr<AtomicU32>,
     /// How many of the image's variables have a fixed address.
     statics: AtomicU32,
+    /// For each piece of the module: how many of these start before it. Null if there was no room.
+    pieces: AtomicPtr<AtomicU32>,
+    /// log2 of the bytes of a piece.
+    piece_shift: AtomicU32,
 }
+
+/// Pieces of a module, at most; the smallest is a page.
+const PIECES: u64 = 1 << 12;
+const PAGE_SHIFT: u32 = 12;
 
 static OBJECTS: [Object; ROOM] = [const {
     Object {
@@ -34,6 +42,8 @@ static OBJECTS: [Object; ROOM] = [const {
         image: AtomicPtr::new(core::ptr::null_mut()),
         types: AtomicPtr::new(core::ptr::null_mut()),
         statics: AtomicU32::new(0),
+        pieces: AtomicPtr::new(core::ptr::null_mut()),
+        piece_shift: AtomicU32::new(0),
     }
 }; ROOM];
 static USED: AtomicU32 = AtomicU32::new(0);
@@ -50,8 +60,9 @@ pub(super) fn add(module: &Module) {
         let types = room::take::<AtomicU32>(image.types.len());
         if !place.is_null() && !types.is_null() {
             object.types.store(types, Release);
-            let statics = image.statics().len();
-            object.statics.store(statics as u32, Release);
+            let statics = image.statics();
+            object.statics.store(statics.len() as u32, Release);
+            divide(object, module, statics);
             // SAFETY: fresh room for one.
             unsafe { place.write(image) };
             object.image.store(place, Release);
@@ -60,6 +71,52 @@ pub(super) fn add(module: &Module) {
     object.start.store(module.start, Relaxed);
     object.len.store(module.end - module.start, Release);
     USED.fetch_max(module.number + 1, Release);
+}
+
+/// Notes where in `statics` each piece of `module` begins.
+fn divide(object: &Object, module: &Module, statics: &[VariableRecord]) {
+    let len = module.end - module.start;
+    let mut shift = PAGE_SHIFT;
+    while len >> shift >= PIECES {
+        shift += 1;
+    }
+    // One more, where the last one ends.
+    let count = (len >> shift) as usize + 2;
+    let pieces = room::take::<AtomicU32>(count);
+    if pieces.is_null() {
+        return;
+    }
+    let first = module.start.wrapping_sub(module.bias);
+    let mut before = 0;
+    for number in 0..count {
+        let start = first.wrapping_add((number as u64) << shift);
+        while statics
+            .get(before)
+            .is_some_and(|variable| variable.address < start)
+        {
+            before += 1;
+        }
+        // SAFETY: fresh room for as many.
+        unsafe { &*pieces.add(number) }.store(before as u32, Relaxed);
+    }
+    object.piece_shift.store(shift, Relaxed);
+    object.pieces.store(pieces, Release);
+}
+
+/// How many of `statics` start at or below the link-time address `link` of `module`.
+#[inline]
+fn statics_up_to(object: &Object, module: &Module, statics: &[VariableRecord], link: u64) -> usize {
+    let pieces = object.pieces.load(Acquire);
+    let into = link.wrapping_sub(module.start.wrapping_sub(module.bias));
+    let (mut from, mut to) = (0, statics.len());
+    if !pieces.is_null() && into < module.end - module.start {
+        let number = (into >> object.piece_shift.load(Relaxed)) as usize;
+        // SAFETY: there is one for each piece, and one more.
+        let before = |number: usize| unsafe { &*pieces.add(number) }.load(Relaxed) as usize;
+        (from, to) = (before(number), before(number + 1));
+    }
+    let among = statics.get(from..to).unwrap_or(&[]);
+    from + among.partition_point(|variable| variable.address <= link)
 }
 
 /// The image that questions about `module` are answered from.
@@ -111,10 +168,12 @@ pub(super) fn variable_at(
     address: u64,
 ) -> Option<(&'static VariableRecord, u64)> {
     let image = image(module)?;
-    let count = OBJECTS.get(module.number as usize)?.statics.load(Acquire);
-    let statics = image.variables.get(..count as usize)?;
+    let object = OBJECTS.get(module.number as usize)?;
+    let statics = image
+        .variables
+        .get(..object.statics.load(Acquire) as usize)?;
     let link = address.wrapping_sub(module.bias);
-    let after = statics.partition_point(|variable| variable.address <= link);
+    let after = statics_up_to(object, module, statics, link);
     // One may start inside another: the nearest that holds the address.
     let found = statics[..after]
         .iter()

@@ -6,14 +6,14 @@ use super::allocators::{self, Allocator};
 use super::carved::Carved;
 use super::frames::{Caller, InFrame};
 use super::types::Record;
-use super::{frames, index, objects, sites, stated, thread_locals};
+use super::{Levels, frames, index, objects, sites, stated, thread_locals};
 use crate::modules::Module;
 use crate::region::region;
 use crate::signal_stacks;
 use crate::{mappings, threads};
 use core::ffi::c_char;
 use pointee_index::read::Block;
-use pointee_model::image::{NO_TYPE, TypeIndex};
+use pointee_model::image::{NO_TYPE, TypeIndex, VariableRecord};
 
 /// `enum pointee_kind`.
 mod kind {
@@ -78,13 +78,16 @@ pub(super) unsafe fn tell(
     };
     *answer = Answer::EMPTY;
     let has_signal_stacks = region().signal_stacks.any();
-    if skip == 0
-        && let Some(block) = index.only_block_at(address)
-        && !(has_signal_stacks && block.size >= signal_stacks::LEAST)
-        && !thread_locals::may_be_blocks()
-    {
-        tell_block(&block, answer);
-        return true;
+    let is_plain = |size: u64| !(has_signal_stacks && size >= signal_stacks::LEAST);
+    if skip == 0 && !region().nested.any() && !thread_locals::may_be_blocks() {
+        match index.outer.block_near(address) {
+            Some(block) if is_plain(block.size) => {
+                tell_block(&block, answer);
+                return true;
+            }
+            None if beyond(index, address, answer, is_plain) => return true,
+            _ => {}
+        }
     }
     // What a signal stack was made of lies one further out.
     let is_inside = skip > 0 && has_signal_stacks && signal_stacks::holding(address).is_some();
@@ -176,15 +179,57 @@ fn fill_type(answer: &mut Answer, module: &'static Module, index: TypeIndex) {
     }
 }
 
+/// Answers with the variable at `address`, unless a block was cut out of it there, or with a block that starts far off. None is near by.
+#[inline(never)]
+fn beyond(
+    index: &Levels,
+    address: u64,
+    answer: &mut Answer,
+    is_plain: impl Fn(u64) -> bool,
+) -> bool {
+    let Some(module) = objects::holding(address) else {
+        let block = index.outer.block_beyond(address, 0..u64::MAX);
+        let block = block.filter(|block| is_plain(block.size));
+        if let Some(block) = &block {
+            tell_block(block, answer);
+        }
+        return block.is_some();
+    };
+    let Some((variable, start)) = objects::variable_at(module, address) else {
+        return false;
+    };
+    // A block in it starts in it. And musl keeps the first thread's block in a static of its own.
+    let within = start..start.saturating_add(variable.size);
+    if module.is_static
+        || !is_plain(variable.size)
+        || index.outer.block_beyond(address, within).is_some()
+    {
+        return false;
+    }
+    fill_static(answer, module, variable, start);
+    true
+}
+
+fn fill_static(
+    answer: &mut Answer,
+    module: &'static Module,
+    variable: &'static VariableRecord,
+    start: u64,
+) {
+    answer.allocator = &raw const allocators::STATIC;
+    answer.module = module.path.as_c_str().as_ptr();
+    answer.kind = kind::STATIC;
+    answer.base = start;
+    answer.size = variable.size;
+    answer.name = string(module, variable.name);
+    fill_type(answer, module, variable.r#type);
+}
+
 fn in_module(module: &'static Module, address: u64, answer: &mut Answer) {
     answer.allocator = &raw const allocators::STATIC;
     answer.module = module.path.as_c_str().as_ptr();
     if let Some((variable, start)) = objects::variable_at(module, address) {
-        answer.kind = kind::STATIC;
-        answer.base = start;
-        answer.size = variable.size;
-        answer.name = string(module, variable.name);
-        fill_type(answer, module, variable.r#type);
+        fill_static(answer, module, variable, start);
     } else if let Some((_, function)) = objects::function_at(module, address) {
         answer.kind = kind::FUNCTION;
         answer.base = function.start.wrapping_add(module.bias);
