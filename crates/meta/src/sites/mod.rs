@@ -355,7 +355,13 @@ impl Context<'_, '_> {
     fn is_release(&self, met: &Met) -> bool {
         let allocator = self.found.allocators.get(met.callee);
         let reallocates = allocator.is_some_and(|allocator| allocator.old.is_some());
-        met.size == Value::Constant(0) && (reallocates || matches!(met.callee, Key::Local(_)))
+        let sized = allocator.map_or(0, |allocator| allocator.size.arguments());
+        let mut sizes = (0..)
+            .zip(met.arguments)
+            .filter(|(at, _)| sized >> at & 1 == 1);
+        let is_nothing = sized != 0 && sizes.all(|(_, argument)| argument == Value::Constant(0));
+        (met.size == Value::Constant(0) && matches!(met.callee, Key::Local(_)))
+            || (reallocates && (met.size == Value::Constant(0) || is_nothing))
     }
 
     /// `getcwd(buffer, n)` and the like allocate only where they are given nothing to write to.

@@ -277,12 +277,18 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             keeps(clue.witness)
                 && matches!(clue.types[..], [only] if is_record(types, only) && fits(only))
         });
+    let cast_to_bytes = clues.iter().any(|clue| {
+        clue.witness == Witness::CastInSource
+            && matches!(clue.types[..], [only] if types.is_character(only))
+    });
     if kept_otherwise {
         candidates.drop_where("only its size is meant", |at| {
-            let mut said = clues.iter().filter(|clue| clue.types.contains(&at));
+            let said = || clues.iter().filter(|clue| clue.types.contains(&at));
+            let is_part = said().all(|clue| clue.role == Some(Role::Element));
+            let is_number = types.pointee(at).is_some() || types.is_integer(at);
             !types.is_character(at)
-                && (types.pointee(at).is_some() || types.is_integer(at))
-                && said.all(|clue| kind(clue.witness) == SIZEOF)
+                && (is_number || (cast_to_bytes && is_part && is_kept_as_bytes(types, clues)))
+                && said().all(|clue| kind(clue.witness) == SIZEOF)
         });
     }
     // A record gives way to one derived from it before sizes are compared: `(n + 2) · 16` bytes may

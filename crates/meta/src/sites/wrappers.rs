@@ -17,8 +17,9 @@ use super::flow::Interpreter;
 use super::handing::{behind_header, handed_back, hands_out, hands_through, may_hand_on};
 use super::model::{Makes, Size};
 use super::outcome::{Met, Outcome, Seen};
+use super::parameters::parameters;
 use super::rust::{self, Stored};
-use super::typing::Types;
+use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, is_number};
 use super::{Wrapper, beneath, pointers, pools, unnamed};
 use crate::config::Declared;
@@ -302,7 +303,24 @@ fn derive(
             }
             _ => {
                 allocator.offset = offset;
-                allocator.element = offset == ANYWHERE && allocator.size == Size::Unknown;
+                if offset == ANYWHERE && allocator.size == Size::Unknown {
+                    let numbers = match result {
+                        Some(Some(Pointee::Void)) => numbers_given(types, body),
+                        _ => Vec::new(),
+                    };
+                    allocator.element = numbers.is_empty();
+                    // Who is given a long number hands out room of so many bytes, and who is given others what they make.
+                    if let [(index, 8)] = numbers[..] {
+                        allocator.size = Size::Argument {
+                            index,
+                            scale: 1,
+                            add: 0,
+                        };
+                    }
+                    if !allocator.element {
+                        allocator.offset = 0;
+                    }
+                }
             }
         }
         calls.push(met.call);
@@ -323,6 +341,17 @@ fn derive(
         });
     }
     Some((found?, calls))
+}
+
+/// The arguments of a function that are numbers and may be sizes, and how many bytes each has.
+fn numbers_given(types: &Types<'_>, body: &Body<'_>) -> Vec<(u8, u64)> {
+    let given = (0..).zip(parameters(body, types).by_register);
+    let numbers = given.filter_map(|(index, parameter)| {
+        let r#type = types.strip(parameter?.r#type);
+        let size = types.size(r#type).filter(|size| *size >= 4)?;
+        types.is_integer(r#type).then_some((index, size))
+    });
+    numbers.collect()
 }
 
 /// A function of Rust's collections allocates for whoever calls it, if all it allocates is of one type.

@@ -135,3 +135,40 @@ fn a_call_made_for_one_and_for_many() {
         },
     );
 }
+
+#[test]
+fn room_in_a_chunk_that_is_counted_down() {
+    check_at(
+        &["-O2"],
+        "chunk.c",
+        "gcc",
+        &format!(
+            "{HEAD}struct chunk {{ size_t left; void *memory; }};
+        __attribute__((noinline)) static void *room(struct chunk *c, size_t n) {{
+            n = (n + 7) & ~(size_t)7;
+            if (n > c->left) {{
+                c->memory = malloc(4096);
+                if (!c->memory) return 0;
+                memset((char *)c->memory, 0, 4096);
+                c->left = 4096;
+            }}
+            c->left -= n;
+            return (char *)c->memory + c->left;
+        }}
+        struct node *one(struct chunk *c) {{
+            struct node *n = room(c, sizeof *n); //= Whole struct node
+            n->key = 3;
+            return n;
+        }}
+        struct pair *other(struct chunk *c) {{
+            struct pair *p = room(c, sizeof *p); //= Whole struct pair
+            p->name = 0;
+            return p;
+        }}"
+        ),
+        &Options {
+            sources: false,
+            ..Options::default()
+        },
+    );
+}
