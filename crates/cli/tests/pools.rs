@@ -299,6 +299,10 @@ behind = \"pool_free\"
         let report = run_with(CONFIG, &program, folder.path());
         let pools = &report["totals"]["pools"];
         let found = (&pools["allocations"], &pools["live"]);
-        assert_eq!(found, (&1000.into(), &700.into()), "{options:?}: {report:#}");
+        assert_eq!(
+            found,
+            (&1000.into(), &700.into()),
+            "{options:?}: {report:#}"
+        );
     }
 }

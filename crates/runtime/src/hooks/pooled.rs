@@ -68,7 +68,7 @@ hooks! {
 }
 
 /// Opens a call of a function that cuts out blocks, of a thread that is not in the usual state. `false`: it is not recorded.
-pub(crate) unsafe extern "C" fn enter_pool(slot: *const u64) -> bool {
+pub(crate) extern "C" fn enter_pool(slot: *const u64) -> bool {
     enter(slot).is_some()
 }
 
