@@ -122,10 +122,8 @@ impl<'f> Allocators<'f> {
             .chain(locals)
             .filter_map(|(key, name)| {
                 let Some(row) = model::row(name) else {
-                    return Some((
-                        key,
-                        Allocator::declared(by_name.get(name, matches!(key, Key::Local(_)))?),
-                    ));
+                    let declared = by_name.get(name, matches!(key, Key::Local(_)))?;
+                    return Some((key, Allocator::declared(declared)));
                 };
                 Some((
                     key,

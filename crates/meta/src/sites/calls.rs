@@ -45,7 +45,7 @@ pub(super) struct Body<'f> {
     pub(super) calls: Vec<Call>,
     /// Whether it can come back to its caller.
     pub(super) returns: bool,
-    /// Whether any function calls it by name.
+    /// Whether any function calls it by name, or may through a pointer.
     pub(super) is_called: bool,
     /// The functions whose address it puts into registers, if it calls through any.
     pub(super) taken: Vec<Key>,
@@ -160,10 +160,12 @@ impl<'f> Program<'f> {
             .iter()
             .flat_map(|body| body.calls.iter().map(|call| call.callee))
             .collect();
-        for callee in callees {
-            if let Key::Local(at) = callee {
-                program.bodies[at as usize].is_called = true;
-            }
+        let called = callees.iter().filter_map(|callee| match callee {
+            Key::Local(at) => Some(at),
+            _ => None,
+        });
+        for at in called.chain(&program.addressed) {
+            program.bodies[*at as usize].is_called = true;
         }
         program
     }
