@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei poppler sfz just"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -62,6 +62,9 @@ for program in ${*:-$all}; do
     busybox) fetch busybox; (cd busybox-1.35.0 && make defconfig && sed -i 's/^CONFIG_TC=y/# CONFIG_TC is not set/' .config && make CONFIG_EXTRA_CFLAGS="-g" SKIP_STRIP=y busybox_unstripped) ;;
     qpdf) fetch qpdf; (cd qpdf-11.3.0 && cmake -B build -DCMAKE_CXX_FLAGS="-g -O2" -DCMAKE_BUILD_TYPE=None -DBUILD_SHARED_LIBS=OFF && make -C build qpdf) ;;
     tokei) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root tokei tokei --version 12.1.2 ;;
+    poppler) fetch poppler; (cd poppler-22.12.0 && cmake -B build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DBUILD_SHARED_LIBS=OFF -DENABLE_QT5=OFF -DENABLE_QT6=OFF -DENABLE_GLIB=OFF -DENABLE_CPP=OFF -DENABLE_BOOST=OFF -DENABLE_LIBOPENJPEG=unmaintained -DENABLE_CMS=none -DENABLE_LIBCURL=OFF -DBUILD_GTK_TESTS=OFF -DBUILD_CPP_TESTS=OFF -DENABLE_GPGME=OFF && make -C build pdftotext) ;;
+    sfz) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root sfz sfz --version 0.7.1 ;;
+    just) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root just just --version 1.25.0 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

@@ -3,6 +3,7 @@
 //! A cast of the result, `sizeof` in the arguments and its part in them, and what the result is
 //! assigned to or returned as.
 
+use super::super::outcome::Doubt;
 use super::super::request::Request;
 use super::super::typing::{Pointee, Types};
 use super::super::verdict::Clue;
@@ -290,7 +291,7 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
 fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
     Clue {
         witness,
-        mixed: false,
+        doubt: Doubt::None,
         types,
         role: None,
         what: what.to_owned(),
