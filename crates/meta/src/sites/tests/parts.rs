@@ -1,6 +1,6 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
-use super::{DebugFiles, Elf, HEAD, Options, check, check_at, described, infer, read_facts};
+use super::{DebugFiles, Elf, HEAD, Options, check, described, infer, read_facts};
 use std::process::Command;
 
 #[test]
@@ -81,26 +81,4 @@ fn names_mean_what_their_file_says() {
         said.iter().collect::<std::collections::BTreeSet<_>>(),
         expect.iter().collect()
     );
-}
-
-/// What is known of the size is written where the outer of two inlined functions is called.
-#[test]
-fn sizes_handed_to_inlined_functions_of_cpp() {
-    let source = "#include <cstdlib>
-        static inline void *get(size_t size) {
-            return malloc(size); //= Element struct item
-        }
-        static inline void *several(int count, int size) {
-            long bytes = (long)count * size;
-            if (bytes > 1 << 30) abort();
-            return get(bytes);
-        }
-        struct item { long a, b, c; };
-        void *slots[2];
-        void fill(int n) {
-            slots[0] = several(n, sizeof(item));
-            slots[1] = several(1 + (n > 4), sizeof(item));
-        }";
-    let options = Options::default();
-    check_at(&["-O2"], "several.cc", "g++", source, &options);
 }

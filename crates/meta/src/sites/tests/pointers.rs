@@ -33,24 +33,6 @@ fn to_functions_known_by_their_pointer() {
     check_at(&["-O2", "-O3"], "cell.c", "gcc", &source, &options);
 }
 
-/// Compilers keep in a register what they call several times, and its type is not stated.
-#[test]
-fn to_functions_in_registers() {
-    check(
-        "register.c",
-        "void *slots[2];
-        static __attribute__((noinline)) void *get(size_t n) {
-            return malloc(n); //= wrapper
-        }
-        struct node *head; struct pair *pair;
-        void push(void) {
-            void *far = malloc, *near = get;
-            head = ((void *(*)(size_t))far)(sizeof(struct node)); //= Whole struct node
-            pair = ((void *(*)(size_t))near)(sizeof(struct pair)); //= Whole struct pair
-        }",
-    );
-}
-
 #[test]
 fn a_list_that_grows_for_its_owner() {
     check(
