@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -70,6 +70,9 @@ for program in ${*:-$all}; do
     e2fsprogs) fetch e2fsprogs; (cd e2fsprogs-1.47.0 && ./configure CFLAGS="$flags" && make libs && make -C e2fsck) ;;
     grep) fetch grep; (cd grep-3.8 && ./configure CFLAGS="$flags" && make) ;;
     tokei) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root tokei tokei --version 12.1.2 ;;
+    poppler) fetch poppler; (cd poppler-22.12.0 && cmake -B build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DBUILD_SHARED_LIBS=OFF -DENABLE_QT5=OFF -DENABLE_QT6=OFF -DENABLE_GLIB=OFF -DENABLE_CPP=OFF -DENABLE_BOOST=OFF -DENABLE_LIBOPENJPEG=unmaintained -DENABLE_CMS=none -DENABLE_LIBCURL=OFF -DBUILD_GTK_TESTS=OFF -DBUILD_CPP_TESTS=OFF -DENABLE_GPGME=OFF && make -C build pdftotext) ;;
+    sfz) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root sfz sfz --version 0.7.1 ;;
+    just) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root just just --version 1.25.0 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

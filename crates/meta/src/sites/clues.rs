@@ -6,7 +6,7 @@ use super::Context;
 use super::calls::Body;
 use super::model::Makes;
 use super::moved;
-use super::outcome::{Met, Observation, Outcome, Seen};
+use super::outcome::{Doubt, Met, Observation, Outcome, Seen};
 use super::request::Request;
 use super::rust::{self, Stored};
 use super::source::Call;
@@ -42,7 +42,7 @@ impl Context<'_, '_> {
         let pointees = self.types.pointees_at(holder, offset);
         (!pointees.is_empty()).then(|| Clue {
             witness: seen.witness,
-            mixed: seen.mixed,
+            doubt: seen.doubt,
             types: defined(&pointees),
             role: None,
             what: self.types.path(holder, offset),
@@ -65,7 +65,7 @@ impl Context<'_, '_> {
                 };
                 Some(Clue {
                     witness: seen.witness,
-                    mixed: seen.mixed,
+                    doubt: seen.doubt,
                     types,
                     role,
                     what: seen.what.clone(),
@@ -78,7 +78,7 @@ impl Context<'_, '_> {
         if let Ok(at) = stated.binary_search_by_key(&met.next, |(after, _)| *after) {
             clues.push(Clue {
                 witness: Witness::Compiler,
-                mixed: false,
+                doubt: Doubt::None,
                 types: vec![self.types.strip(stated[at].1)],
                 role: None,
                 what: String::new(),
@@ -96,7 +96,7 @@ impl Context<'_, '_> {
             if let Some(made) = made {
                 clues.push(Clue {
                     witness: Witness::Model,
-                    mixed: false,
+                    doubt: Doubt::None,
                     types: vec![made],
                     role: None,
                     what: name.to_owned(),
@@ -109,7 +109,7 @@ impl Context<'_, '_> {
             {
                 clues.push(Clue {
                     witness: Witness::Result,
-                    mixed: false,
+                    doubt: Doubt::None,
                     types: vec![base],
                     role: None,
                     what: name.to_owned(),
@@ -124,7 +124,7 @@ impl Context<'_, '_> {
         {
             clues.push(Clue {
                 witness: Witness::Model,
-                mixed: false,
+                doubt: Doubt::None,
                 types: vec![text],
                 role: None,
                 what: body.linkage_name.to_owned(),
@@ -137,7 +137,7 @@ impl Context<'_, '_> {
         {
             clues.push(Clue {
                 witness: Witness::TemplateArgument,
-                mixed: false,
+                doubt: Doubt::None,
                 types: vec![stored],
                 role: Some(role),
                 what: body.name.to_owned(),
@@ -173,7 +173,7 @@ impl Context<'_, '_> {
             };
             clues.extend(made.map(|(made, role, what)| Clue {
                 witness: Witness::TemplateArgument,
-                mixed: false,
+                doubt: Doubt::None,
                 types: vec![made],
                 role,
                 what,

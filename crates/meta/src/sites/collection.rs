@@ -53,3 +53,64 @@ fn collect(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{Facts, Member, Type};
+    use crate::sites::declare::declared;
+
+    fn record(name: &str, size: u64, members: &[(u64, TypeIndex)], of: &[TypeIndex]) -> Type {
+        let member = |(offset, r#type): &(u64, TypeIndex)| Member {
+            name: String::new(),
+            r#type: *r#type,
+            offset: *offset,
+            bit_offset: 0,
+            bit_size: 0,
+            flags: 0,
+            discriminant: 0,
+        };
+        Type {
+            size: Some(size),
+            flags: 0,
+            members: members.iter().map(member).collect(),
+            arguments: of.to_vec(),
+            ..declared(name)
+        }
+    }
+
+    #[test]
+    fn elements() {
+        let raw = "alloc::raw_vec::RawVec";
+        let types = vec![
+            record("a::Node", 40, &[], &[]),
+            record("alloc::string::String", 24, &[], &[]),
+            record(&format!("{raw}<a::Node, G>"), 16, &[], &[0]),
+            record(&format!("{raw}<alloc::string::String, G>"), 16, &[], &[1]),
+            record("alloc::vec::Vec<a::Node, G>", 24, &[(8, 2)], &[0]),
+            record("a::Tree", 48, &[(16, 4), (40, 0)], &[]),
+            // An enumeration: either lies there.
+            record("a::Either", 16, &[(0, 2), (0, 3)], &[]),
+        ];
+        let facts = Facts {
+            types,
+            ..Facts::default()
+        };
+        let types = Types::new(&facts);
+        let rows = [
+            (2, 0, Some(0)),
+            (4, 8, Some(0)),
+            (5, 24, Some(0)),
+            (5, 16, None),
+            (6, 0, None),
+            (5, -8, None),
+        ];
+        for (object, offset, expect) in rows {
+            assert_eq!(
+                element(&types, object, offset),
+                expect,
+                "{object} at {offset}"
+            );
+        }
+    }
+}

@@ -11,7 +11,7 @@
 use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
 use super::join::Layout;
-use super::outcome::Outcome;
+use super::outcome::{Doubt, Outcome};
 use super::parameters::{Parameters, parameters};
 use super::places::Places;
 use super::pools::{Cell, Watch};
@@ -48,10 +48,10 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) recording: bool,
     /// Blocks that end in a call that does not come back.
     dead_ends: HashSet<usize>,
-    /// Whether the code under way leads to such a call: what compilers say there of variables is often stale.
+    /// Whether the code under way is one of them.
     pub(super) in_dead_end: bool,
-    /// The variables that were seen to hold an allocation, and whether something else too.
-    pub(super) seen: HashSet<(u64, u32, bool)>,
+    /// The variables that were seen to hold an allocation, and how sure that was.
+    pub(super) seen: HashSet<(u64, u32, Doubt)>,
     /// Blocks that no call hands out.
     pub(super) carved: HashSet<u64>,
     /// Of these, the ones that the stack pointer has pointed to.

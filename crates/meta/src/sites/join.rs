@@ -234,4 +234,33 @@ mod tests {
             assert_eq!(join(a, b, &mut origins, &Nothing), expect, "{a:?} {b:?}");
         }
     }
+
+    #[test]
+    fn a_block_that_may_be_something_else() {
+        let other = Value::Typed {
+            target: 3,
+            offset: 0,
+        };
+        let rows = [
+            (Value::Constant(0), false),
+            (Value::Unknown, true),
+            (other, true),
+        ];
+        for (with, expect) in rows {
+            let mut origins = Origins::default();
+            let block = Value::Allocated {
+                origins: origins.single(0x1000),
+                offset: 0,
+            };
+            let Value::Allocated {
+                origins: set,
+                offset: 0,
+            } = join(with, block, &mut origins, &Nothing)
+            else {
+                panic!("{with:?}: the block stays");
+            };
+            assert_eq!(origins.is_mixed(set), expect, "{with:?}");
+            assert_eq!(origins.calls(set), [0x1000], "{with:?}");
+        }
+    }
 }

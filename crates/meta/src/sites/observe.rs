@@ -5,7 +5,7 @@ use super::cpp::is_constructor;
 use super::flow::Interpreter;
 use super::memory::{Address, frame_offset};
 use super::model::{COPY, WRITE_TEXT};
-use super::outcome::{Observation, Seen};
+use super::outcome::{Doubt, Observation, Seen};
 use super::parameters::{in_registers, parameters};
 use super::state::{State, dwarf};
 use super::typing::Pointee;
@@ -153,17 +153,17 @@ impl<'f> Interpreter<'_, 'f> {
         offset: i64,
         at: u64,
     ) {
-        let mixed = self.in_dead_end || self.origins.is_mixed(origins);
+        let doubt = self.doubt(origins);
         let fresh = self
             .origins
             .calls(origins)
             .iter()
-            .any(|call| !self.seen.contains(&(*call, hit.index, mixed)));
+            .any(|call| !self.seen.contains(&(*call, hit.index, doubt)));
         if !fresh {
             return;
         }
         for call in self.origins.calls(origins) {
-            self.seen.insert((*call, hit.index, mixed));
+            self.seen.insert((*call, hit.index, doubt));
         }
         let inlined = hit.variable.inline.and_then(|inline| {
             let function = self.body.function?;
@@ -209,13 +209,13 @@ impl<'f> Interpreter<'_, 'f> {
         } = to.value
         {
             let calls = self.origins.calls(origins).to_vec();
-            let mixed = self.origins.is_mixed(origins) || self.origins.is_mixed(holders);
+            let doubt = self.doubt(origins).max(self.doubt(holders));
             for holder in self.origins.calls(holders).to_vec() {
                 for call in &calls {
                     self.outcome.observations.push(Observation {
                         call: *call,
                         witness: Witness::Field,
-                        mixed,
+                        doubt,
                         seen: Seen::Into {
                             call: holder,
                             offset,
@@ -248,6 +248,17 @@ impl<'f> Interpreter<'_, 'f> {
         }
     }
 
+    /// How sure it is that a word with these origins is one of them.
+    fn doubt(&self, origins: OriginSet) -> Doubt {
+        if self.in_dead_end {
+            Doubt::Stale
+        } else if self.origins.is_mixed(origins) {
+            Doubt::Mixed
+        } else {
+            Doubt::None
+        }
+    }
+
     pub(super) fn note_each(
         &mut self,
         origins: OriginSet,
@@ -268,13 +279,13 @@ impl<'f> Interpreter<'_, 'f> {
             (true, false) => Seen::Void,
             (true, true) => return,
         };
-        let mixed = self.in_dead_end || self.origins.is_mixed(origins);
+        let doubt = self.doubt(origins);
         let open = matches!(seen, Seen::Types(_)) && pointees.contains(&Pointee::Void);
         let calls = self.origins.calls(origins).iter();
         let observations = calls.map(|call| Observation {
             call: *call,
             witness,
-            mixed,
+            doubt,
             seen: seen.clone(),
             address: at,
             what: what.to_owned(),
@@ -295,7 +306,7 @@ impl<'f> Interpreter<'_, 'f> {
         self.outcome.observations.push(Observation {
             call,
             witness,
-            mixed: false,
+            doubt: Doubt::None,
             seen,
             address,
             what: what.to_owned(),

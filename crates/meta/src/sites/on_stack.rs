@@ -10,7 +10,7 @@
 
 use super::calls::Key;
 use super::flow::Interpreter;
-use super::outcome::{Met, Seen};
+use super::outcome::{Doubt, Met, Seen};
 use super::state::{SP, State, dwarf, general};
 use super::value::{OriginSet, Value, is_number};
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -146,7 +146,7 @@ impl Interpreter<'_, '_> {
                 continue;
             };
             for call in self.origins.calls(origins).to_vec() {
-                if self.seen.insert((call, hit.index, false)) {
+                if self.seen.insert((call, hit.index, Doubt::None)) {
                     let seen = Seen::Elements(element);
                     self.note(call, Witness::Variable, seen, at, &hit.variable.name);
                 }

@@ -21,14 +21,24 @@ pub(super) enum Seen {
     Into { call: u64, offset: i64 },
 }
 
+/// Whether it is the allocation that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Doubt {
+    /// It is.
+    None,
+    /// It may be something else, on some path.
+    Mixed,
+    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale.
+    Stale,
+}
+
 /// One observation on the result of one allocation.
 #[derive(Clone, Debug)]
 pub(super) struct Observation {
     /// The allocation's call.
     pub(super) call: u64,
     pub(super) witness: Witness,
-    /// What was looked at may be something else, on some path, or is stale.
-    pub(super) mixed: bool,
+    pub(super) doubt: Doubt,
     pub(super) seen: Seen,
     /// The instruction that shows it.
     pub(super) address: u64,

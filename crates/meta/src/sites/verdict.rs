@@ -17,6 +17,7 @@
 //! verdict says that it is not an answer.
 
 use super::Evidence;
+use super::outcome::Doubt;
 use super::request::{Request, is_cut_short, is_record, role};
 use super::typing::Types;
 use super::weak::{BIGGER, is_kept_as_bytes, is_kept_as_void, is_view, is_weak, keeps};
@@ -27,8 +28,7 @@ use pointee_model::image::{TypeIndex, TypeKind};
 #[derive(Clone, Debug)]
 pub(super) struct Clue {
     pub(super) witness: Witness,
-    /// What was looked at may be something else, on some path, or is stale.
-    pub(super) mixed: bool,
+    pub(super) doubt: Doubt,
     pub(super) types: Vec<TypeIndex>,
     /// The part that the type plays, where that is said too.
     pub(super) role: Option<Role>,
@@ -106,11 +106,21 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
     candidates.keep("an arm of a union that nothing else names", alone);
     // A word that may be something else may have its type from that, unless just so many bytes are asked for.
-    candidates.keep("seen only of what may be something else", |at| {
-        let certain = |clue: &Clue| !clue.mixed && clue.types.contains(&at);
-        let asked = request.total.or(request.unit);
-        clues.iter().any(certain) || (asked > Some(1) && asked == types.size(at))
+    // Bytes say nothing against it: structures are built in them.
+    let asked = request.total.or(request.unit).filter(|bytes| *bytes > 1);
+    let doubted = |at: TypeIndex, more: Doubt| {
+        let mut clues = clues.iter().filter(|clue| clue.types.contains(&at));
+        clues.all(|clue| clue.doubt >= more) && (asked.is_none() || asked != types.size(at))
+    };
+    candidates.keep("seen only where variables are stale", |at| {
+        !doubted(at, Doubt::Stale)
     });
+    let is_certain = |at: &TypeIndex| !doubted(*at, Doubt::Mixed) && !types.is_character(*at);
+    if candidates.left.iter().any(is_certain) {
+        candidates.drop_where("seen only of what may be something else", |at| {
+            doubted(at, Doubt::Mixed)
+        });
+    }
     if request.is_uneven() && !candidates.left.iter().any(|at| alone(*at)) {
         candidates.keep("an uneven number of bytes", |at| types.is_character(at));
     }

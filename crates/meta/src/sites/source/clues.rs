@@ -4,6 +4,7 @@
 //! assigned to or returned as.
 
 use super::super::model::RETURN_FIRST;
+use super::super::outcome::Doubt;
 use super::super::request::Request;
 use super::super::typing::{Pointee, Types};
 use super::super::verdict::Clue;
@@ -382,7 +383,7 @@ fn is_rounding<'a, 't: 'a>(
 fn clue(witness: Witness, types: Vec<TypeIndex>, what: &str) -> Clue {
     Clue {
         witness,
-        mixed: false,
+        doubt: Doubt::None,
         types,
         role: None,
         what: what.to_owned(),

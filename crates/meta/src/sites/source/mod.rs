@@ -342,8 +342,10 @@ impl Position {
             }
         }
         let variables = scope.function.variables.iter();
+        let is_number = |r#type: TypeIndex| scope.types.is_integer(scope.types.strip(r#type));
         let parameters: Vec<&str> = variables
             .filter(|variable| variable.inline == self.within && variable.parameter.is_some())
+            .filter(|variable| variable.r#type.is_none_or(is_number))
             .map(|variable| variable.name.as_str())
             .collect();
         Some(Read {

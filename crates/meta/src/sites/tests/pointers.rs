@@ -33,6 +33,19 @@ fn to_functions_known_by_their_pointer() {
     check_at(&["-O2", "-O3"], "cell.c", "gcc", &source, &options);
 }
 
+/// Compilers keep in a register what they call several times, and its type is not stated.
+#[test]
+fn to_functions_in_registers() {
+    check(
+        "register.c",
+        "struct node *head;
+        void push(void) {
+            void *far = malloc;
+            head = ((void *(*)(size_t))far)(sizeof(struct node)); //= Whole struct node
+        }",
+    );
+}
+
 #[test]
 fn a_list_that_grows_for_its_owner() {
     check(
