@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just htop rsync mosquitto tcpdump socat libarchive unbound hunspell exiv2 eza"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -73,6 +73,16 @@ for program in ${*:-$all}; do
     poppler) fetch poppler; (cd poppler-22.12.0 && cmake -B build -DCMAKE_BUILD_TYPE=RelWithDebInfo -DBUILD_SHARED_LIBS=OFF -DENABLE_QT5=OFF -DENABLE_QT6=OFF -DENABLE_GLIB=OFF -DENABLE_CPP=OFF -DENABLE_BOOST=OFF -DENABLE_LIBOPENJPEG=unmaintained -DENABLE_CMS=none -DENABLE_LIBCURL=OFF -DBUILD_GTK_TESTS=OFF -DBUILD_CPP_TESTS=OFF -DENABLE_GPGME=OFF && make -C build pdftotext) ;;
     sfz) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root sfz sfz --version 0.7.1 ;;
     just) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root just just --version 1.25.0 ;;
+    htop) fetch htop; (cd htop-3.2.2 && ./autogen.sh && ./configure CFLAGS="$flags" && make) ;;
+    rsync) fetch rsync; (cd rsync-3.2.7 && ./configure --disable-xxhash --disable-zstd --disable-lz4 --disable-openssl --disable-md2man CFLAGS="$flags" && make rsync) ;;
+    mosquitto) fetch mosquitto; (cd mosquitto-2.0.11 && make -C src WITH_TLS=no WITH_CJSON=no WITH_SYSTEMD=no WITH_DOCS=no CFLAGS="$flags") ;;
+    tcpdump) fetch tcpdump; (cd tcpdump-4.99.3 && ./configure --without-crypto CFLAGS="$flags" && make) ;;
+    socat) fetch socat; (cd socat-1.7.4.4 && ./configure --disable-openssl CFLAGS="$flags" && make) ;;
+    libarchive) fetch libarchive; (cd libarchive-3.6.2 && ./configure --without-xml2 --without-openssl --without-expat CFLAGS="$flags" && make bsdtar) ;;
+    unbound) fetch unbound; (cd unbound-1.17.1 && ./configure CFLAGS="$flags" && make unbound) ;;
+    hunspell) fetch hunspell; (cd hunspell-1.7.1 && autoreconf -fi && ./configure --disable-shared CXXFLAGS="$flags" && make) ;;
+    exiv2) fetch exiv2; (cd exiv2-0.27.6 && cmake -B b -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DBUILD_SHARED_LIBS=OFF -DEXIV2_BUILD_SAMPLES=OFF && make -C b) ;;
+    eza) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root eza eza --version 0.18.24 ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

@@ -2,7 +2,8 @@
 //!
 //! Where the compiler knows that a count is 1, the machine code of `list->items = new(n * sizeof(T))` is that of
 //! one object. If it made code of the same call for other counts too, or other code keeps arrays in the same field, this is one
-//! of them; for the latter only unless the source text says that one is meant.
+//! of them; for the latter only unless the source text says that one is meant. What a template argument tells (`Box<T>`, `Vec<T>`)
+//! says itself whether it is one: the line of such a call is the library's, and everybody's.
 
 use super::Site;
 use super::calls::Key;
@@ -30,8 +31,10 @@ pub(super) fn settle(facts: &Facts, types: &Types<'_>, sites: &mut [(Key, Site)]
     for (key, site) in sites {
         let stated = |seen: &super::Evidence| seen.witness == Witness::SizeofInSource;
         let is_single = site.role == Role::Whole && site.request.total.is_some();
+        let generic = |seen: &super::Evidence| seen.witness == Witness::TemplateArgument;
         if is_single
-            && (written(*key, site).is_some_and(|call| calls.contains(&call))
+            && (!site.evidence.iter().any(generic)
+                && written(*key, site).is_some_and(|call| calls.contains(&call))
                 || (!site.evidence.iter().any(stated)
                     && kept(site).any(|field| fields.contains(&field))))
         {

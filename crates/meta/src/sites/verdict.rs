@@ -174,7 +174,9 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     }
     // What is derived from it may be meant, where one has just the bytes that this has not.
     let stated = |clue: &Clue| {
-        kind(clue.witness) == SIZEOF && chosen.is_some_and(|at| clue.types.contains(&at))
+        let is_said = kind(clue.witness) == SIZEOF
+            || clue.witness == Witness::TemplateArgument && clue.role.is_some();
+        is_said && chosen.is_some_and(|at| clue.types.contains(&at))
     };
     let bytes = request.total.unwrap_or(request.head);
     if let Some(at) = chosen.filter(|at| is_record(types, *at))

@@ -154,7 +154,7 @@ fn held_by(frame: &Frame<'_>, record: &LocalRecord) -> Option<u64> {
 
 /// What a slot of a frame holds; `None` if it is none.
 fn slot(frame: &Frame<'_>, at: u64) -> Option<u64> {
-    let is_one = at % 8 == 0 && frame.spans(at);
+    let is_one = at.is_multiple_of(8) && frame.spans(at);
     // SAFETY: a slot of a frame of the asking thread that goes on.
     is_one.then(|| unsafe { *(at as *const u64) })
 }
