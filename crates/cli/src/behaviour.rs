@@ -20,6 +20,7 @@ const FEW: usize = 4;
 const OTHERWISE: usize = 3;
 /// Blocks with so much between them do not lie side by side.
 const APART: u64 = 1 << 20;
+const PAGE: u64 = 4096;
 
 /// What a function was found to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,11 +64,10 @@ pub(crate) fn judge(calls: &[Call]) -> Vec<Found> {
     for call in calls {
         by_function.entry(call.function).or_default().push(call);
     }
-    let given: HashSet<u64> = calls
-        .iter()
-        .filter(|call| call.is_in_heap && !call.arguments.contains(&call.result))
-        .map(|call| call.result)
-        .collect();
+    let mut given = HashMap::new();
+    for call in calls.iter().filter(|call| call.is_in_heap) {
+        *given.entry(call.result).or_default() += 1;
+    }
     let candidates: BTreeMap<usize, (Role, Size)> = by_function
         .iter()
         .filter_map(|(function, calls)| Some((*function, gives(calls, &given)?)))
@@ -101,8 +101,11 @@ fn is_nearly_all(part: usize, whole: usize) -> bool {
     part * 100 >= whole * (100 - OTHERWISE)
 }
 
+/// Pointers into the heap: how many calls returned each.
+type Returned = HashMap<u64, usize>;
+
 /// What a function gives, if it does.
-fn gives(calls: &[&Call], given: &HashSet<u64>) -> Option<(Role, Size)> {
+fn gives(calls: &[&Call], given: &Returned) -> Option<(Role, Size)> {
     let ended: Vec<&Call> = calls
         .iter()
         .copied()
@@ -119,7 +122,9 @@ fn gives(calls: &[&Call], given: &HashSet<u64>) -> Option<(Role, Size)> {
         .filter(|call| !call.arguments.contains(&call.result));
     let is_of_pointers = is_nearly_all(giving.len() + refused, ended.len())
         && giving.iter().all(|call| call.result.is_multiple_of(8));
-    if !is_of_pointers || new.count() < FEW {
+    // Nothing but whole pages: that is mmap.
+    let is_of_pages = giving.iter().all(|call| call.result.is_multiple_of(PAGE));
+    if !is_of_pointers || is_of_pages || new.count() < FEW {
         return None;
     }
     [Size::Argument(0), Size::Argument(1), Size::Product]
@@ -133,14 +138,22 @@ fn gives(calls: &[&Call], given: &HashSet<u64>) -> Option<(Role, Size)> {
 }
 
 /// What a function does whose size is `size`, by its other argument.
-fn role(giving: &[&Call], size: Size, given: &HashSet<u64>) -> Option<Role> {
+fn role(giving: &[&Call], size: Size, given: &Returned) -> Option<Role> {
     let count = |holds: &dyn Fn(&Call) -> bool| giving.iter().filter(|call| holds(call)).count();
     let first = |call: &Call| call.arguments[0];
     match size {
         Size::Argument(0) => Some(Role::Malloc),
         Size::Product => Some(Role::Calloc),
         Size::Argument(_) => {
-            let is_old = |call: &Call| first(call) == 0 || given.contains(&first(call));
+            // A block that was moved is gone until it is given again: what stays, as the state of an interpreter, was none.
+            let mut moved = Returned::new();
+            for call in giving.iter().filter(|call| first(call) != call.result) {
+                *moved.entry(first(call)).or_default() += 1;
+            }
+            let is_old = |call: &Call| {
+                let times = moved.get(&first(call)).copied().unwrap_or(0);
+                first(call) == 0 || given.get(&first(call)).is_some_and(|given| times <= *given)
+            };
             let is_aligned = |call: &Call| {
                 first(call).is_power_of_two() && call.result.is_multiple_of(first(call))
             };
@@ -497,6 +510,18 @@ mod tests {
             // Returns what it was given, as memcpy does.
             let call = heap.call(1, [0x20000 + at * 64, 0, 64]);
             heap.end(call, 0x20000 + at * 64);
+        }
+        assert_eq!(judge(&heap.calls), []);
+    }
+
+    #[test]
+    fn a_state_that_stays_is_no_block_that_is_moved() {
+        let mut heap = Heap::default();
+        let state = heap.malloc(512);
+        for at in 0..100 {
+            let call = heap.call(5, [state, 16 + at % 20 * 16, 0]);
+            let block = heap.place(16 + at % 20 * 16);
+            heap.end(call, block);
         }
         assert_eq!(judge(&heap.calls), []);
     }

@@ -63,6 +63,7 @@ mod room;
 mod signals;
 mod subjects;
 mod tactics;
+mod untold;
 mod values;
 
 pub use carvings::tell_of_cursors;
@@ -71,4 +72,5 @@ pub use instances::{InstancesError, inlined_instances};
 pub use plan::{Plan, PlanError, Point, Wanted};
 pub use points::At;
 pub use tactics::{Refusal, Tactic};
+pub use untold::function_starts;
 pub use values::{Form, Seen, Value, ValueKind};

@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use nix::sys::wait::{WaitStatus, waitpid};
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
-use pointee_probe::{At, Plan, Wanted};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -45,12 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Way::Unseen(reason) => bail!("{}: it cannot be watched: {reason}", name.display()),
     };
     let elf = Elf::open(file).with_context(|| file.display().to_string())?;
-    let plan = Plan::new(&elf, &Wanted::all(At::Entry))?;
-    let starts: Vec<u64> = plan
-        .functions
-        .iter()
-        .map(|function| function.start)
-        .collect();
+    let starts = pointee_probe::function_starts(&elf);
     let environment: Vec<OsString> = std::env::vars_os()
         .map(|(name, value)| launch::assignment(name, value))
         .collect();
@@ -101,6 +95,9 @@ fn configuration(file: &Path, elf: &Elf, starts: &[u64], found: &[Found], calls:
     );
     if found.is_empty() {
         text.push_str("# None was found that hands out memory.\n");
+    }
+    if !found.is_empty() && elf.build_id().is_empty() {
+        text.push_str("# The file has no build ID, by which functions without names are found when it runs: link it with --build-id.\n");
     }
     let name_of = |at: usize| {
         let role = found[at].role;
