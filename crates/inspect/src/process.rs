@@ -554,7 +554,7 @@ fn unseen_in_words(bits: u32) -> Vec<String> {
     const WORDS: [(u32, &str); 11] = [
         (
             unseen::NO_LIBC,
-            "no allocation function was found: the heap is not seen",
+            "no malloc was found: of the heap only what other declared functions hand out is seen",
         ),
         (
             unseen::HOOK_REFUSED,
