@@ -7,7 +7,7 @@
 
 use crate::environment::PathBuffer;
 use crate::region::region;
-use crate::sys::{self, map};
+use crate::sys;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::key;
 use pointee_index::layout::PAGE;
@@ -90,17 +90,7 @@ fn map_image(parts: &[&[u8]]) -> Option<Image<'static>> {
         return None;
     }
     let path = PathBuffer::of(parts);
-    let fd = usize::try_from(sys::open(path.as_c_str(), false)).ok()?;
-    let len = sys::file_len(fd);
-    let at = if len == 0 {
-        core::ptr::null_mut()
-    } else {
-        sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
-    };
-    sys::close(fd);
-    if at.is_null() {
-        return None;
-    }
+    let (at, len) = sys::map_file(path.as_c_str(), 1)?;
     let pages = len.div_ceil(PAGE as usize) as u32;
     region().header().image_pages.fetch_add(pages, Relaxed);
     // SAFETY: mapped for good; images are replaced by renaming, never rewritten.

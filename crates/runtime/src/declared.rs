@@ -14,7 +14,7 @@ use crate::environment::PathBuffer;
 use crate::locate::Function;
 use crate::modules::Module;
 use crate::region::region;
-use crate::sys::{self, map};
+use crate::sys;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicPtr, AtomicUsize};
 use pointee_index::handoff::{DECLARED, key};
@@ -30,18 +30,10 @@ pub(crate) fn set_up() {
         return;
     }
     let path = PathBuffer::of(&[folder.as_bytes(), b"/", DECLARED.as_bytes()]);
-    let Ok(fd) = usize::try_from(sys::open(path.as_c_str(), false)) else {
-        return;
-    };
-    let len = sys::file_len(fd);
-    if len != 0 {
-        let at = sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize);
-        if !at.is_null() {
-            LEN.store(len, Relaxed);
-            TEXT.store(at, Relaxed);
-        }
+    if let Some((at, len)) = sys::map_file(path.as_c_str(), 1) {
+        LEN.store(len, Relaxed);
+        TEXT.store(at.cast_mut(), Relaxed);
     }
-    sys::close(fd);
 }
 
 /// What is declared for one object, and not found yet.

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // Maps the file.
 
 use crate::modules::Module;
-use crate::sys::{self, map};
+use crate::sys;
 
 /// A file, mapped as long as this is there.
 pub(crate) struct ElfFile {
@@ -35,19 +35,9 @@ impl ElfFile {
         } else {
             module.path.as_c_str()
         };
-        let fd = usize::try_from(sys::open(path, false)).ok()?;
-        let len = sys::file_len(fd);
-        let at = if len < 64 {
-            core::ptr::null_mut()
-        } else {
-            sys::mmap(0, len, map::READ, map::PRIVATE, fd as isize)
-        };
-        sys::close(fd);
-        if at.is_null() {
-            return None;
-        }
+        let (at, len) = sys::map_file(path, 64)?;
         // SAFETY: mapped for `len` bytes.
-        let bytes = unsafe { core::slice::from_raw_parts(at.cast_const(), len) };
+        let bytes = unsafe { core::slice::from_raw_parts(at, len) };
         Some(Self { bytes })
     }
 

@@ -25,11 +25,11 @@ pub(crate) fn ask(generation: u32) -> Option<Followed> {
     if path.is_empty() || sys::gettid() != sys::getpid() {
         return None;
     }
-    let socket = sys::connect_packets(path.as_bytes())?;
-    sys::set_deadlines(socket, PATIENCE);
+    let socket = sys::sockets::connect_packets(path.as_bytes())?;
+    sys::sockets::set_deadlines(socket, PATIENCE);
     let mut answer = [0];
-    let is_asked = sys::send(socket, &Next { generation }.to_bytes());
-    if is_asked && sys::receive(socket, &mut answer) && answer == [NEXT_TRACED] {
+    let is_asked = sys::sockets::send(socket, &Next { generation }.to_bytes());
+    if is_asked && sys::sockets::receive(socket, &mut answer) && answer == [NEXT_TRACED] {
         return Some(Followed(socket));
     }
     sys::close(socket);
@@ -39,7 +39,7 @@ pub(crate) fn ask(generation: u32) -> Option<Followed> {
 impl Followed {
     /// The program could not be executed.
     pub(crate) fn failed(self) {
-        sys::send(self.0, &[NEXT_FAILED]);
+        sys::sockets::send(self.0, &[NEXT_FAILED]);
         sys::close(self.0);
     }
 }

@@ -206,7 +206,7 @@ fn request(module: &Module) -> Option<Files> {
         module.path.as_c_str()
     };
     let file = usize::try_from(sys::open(path, false)).ok()?;
-    let socket = sys::connect_packets(region().handoff.path(key::PROBES).as_bytes());
+    let socket = sys::sockets::connect_packets(region().handoff.path(key::PROBES).as_bytes());
     let answer = socket.and_then(|socket| {
         let request = Request {
             magic: REQUEST_MAGIC,
@@ -214,10 +214,10 @@ fn request(module: &Module) -> Option<Files> {
             reserved: 0,
         };
         let parts = [&request.to_bytes()[..], module.path.as_bytes()];
-        let sent = sys::send_with_file(socket, parts, file);
+        let sent = sys::sockets::send_with_file(socket, parts, file);
         let mut bytes = [0; Answer::LEN];
         let files = sent
-            .then(|| sys::receive_with_files(socket, &mut bytes))
+            .then(|| sys::sockets::receive_with_files(socket, &mut bytes))
             .flatten();
         sys::close(socket);
         let [placement, counters] = files?;

@@ -352,10 +352,10 @@ fn send(files: [Option<usize>; 3]) {
         return;
     }
     // A command that is stopped must not stop the program; its report will not know this process.
-    sys::set_deadlines(socket as usize, PATIENCE);
+    sys::sockets::set_deadlines(socket as usize, PATIENCE);
     for _interrupted in 0..INTERRUPTIONS {
         // SAFETY: all pointers in the message are to locals that are alive.
-        if unsafe { sys::sendmsg(socket as usize, (&raw const message).cast()) } != EINTR {
+        if unsafe { sys::sockets::sendmsg(socket as usize, (&raw const message).cast()) } != EINTR {
             break;
         }
     }

@@ -1,13 +1,14 @@
-//! *Which system calls does the runtime make?* — all of them are here.
+//! *Which system calls does the runtime make?* — all of them are here and, for sockets, in [`sockets`].
 //!
 //! Raw, because the program's libc has an errno and locks of its own, and may be
 //! the very code that is being patched. Errors come back as negative numbers (`-errno`).
 
 #![allow(unsafe_code)] // System calls are made by hand.
 
+pub(crate) mod sockets;
+
 use crate::traps::{Action, Info};
 use core::arch::asm;
-use core::cell::UnsafeCell;
 
 macro_rules! numbers {
     ($($name:ident = $number:literal),+ $(,)?) => { $(const $name: usize = $number;)+ };
@@ -465,183 +466,25 @@ pub(crate) fn memfd(name: &core::ffi::CStr) -> isize {
     }
 }
 
-/// Has sending at socket `fd`, and receiving from it, fail rather than wait for longer than `seconds`.
-pub(crate) fn set_deadlines(fd: usize, seconds: i64) {
-    const SOL_SOCKET: usize = 1;
-    const SO_RCVTIMEO: usize = 20;
-    const SO_SNDTIMEO: usize = 21;
-    let time = [seconds, 0];
-    for option in [SO_SNDTIMEO, SO_RCVTIMEO] {
-        let time = time.as_ptr() as usize;
-        // SAFETY: reads sixteen bytes.
-        unsafe { call(SETSOCKOPT, [fd, SOL_SOCKET, option, time, 16, 0]) };
-    }
-}
-
-/// Sends a packet, without SIGPIPE. `false` if that failed.
-pub(crate) fn send(fd: usize, bytes: &[u8]) -> bool {
-    const MSG_NOSIGNAL: usize = 0x4000;
-    let (at, len) = (bytes.as_ptr() as usize, bytes.len());
-    // SAFETY: reads the bytes.
-    let sent = unsafe { call(SENDTO, [fd, at, len, MSG_NOSIGNAL, 0, 0]) };
-    sent == len as isize
-}
-
-/// Receives a packet of exactly `bytes.len()` bytes. `false` if none came, or another one.
-pub(crate) fn receive(fd: usize, bytes: &mut [u8]) -> bool {
-    const EINTR: isize = -4;
-    let (at, len) = (bytes.as_mut_ptr() as usize, bytes.len());
-    loop {
-        // SAFETY: writes the bytes.
-        let received = unsafe { call(RECVFROM, [fd, at, len, 0, 0, 0]) };
-        if received != EINTR {
-            return received == len as isize;
-        }
-    }
-}
-
-/// `sendmsg` with a prepared header, without SIGPIPE.
-///
-/// # Safety
-/// `message` is a `struct msghdr` whose pointers are valid.
-pub(crate) unsafe fn sendmsg(fd: usize, message: *const u8) -> isize {
-    const MSG_NOSIGNAL: usize = 0x4000;
-    // SAFETY: the caller's promise.
-    unsafe { call(SENDMSG, [fd, message as usize, MSG_NOSIGNAL, 0, 0, 0]) }
-}
-
-/// A `struct msghdr` (bits/socket.h).
-#[repr(C)]
-struct Message {
-    name: usize,
-    name_len: u32,
-    parts: *const [usize; 2],
-    parts_len: usize,
-    control: *const Control,
-    control_len: usize,
-    flags: u32,
-}
-
-/// A `struct cmsghdr` with at most two descriptors.
-#[repr(C)]
-struct Control {
-    len: usize,
-    level: u32,
-    kind: u32,
-    fds: [i32; 2],
-}
-
-const SOL_SOCKET: u32 = 1;
-const SCM_RIGHTS: u32 = 1;
-
-/// A connection to the sequenced-packet socket at `path`.
-pub(crate) fn connect_packets(path: &[u8]) -> Option<usize> {
-    const AF_UNIX: u16 = 1;
-    const SOCK_SEQPACKET: usize = 5;
-    const SOCK_CLOEXEC: usize = 0o2_000_000;
-    #[repr(C)]
-    struct Address {
-        family: u16,
-        path: [u8; 108],
-    }
-    let mut address = Address {
-        family: AF_UNIX,
-        path: [0; 108],
-    };
-    address.path[..107]
-        .get_mut(..path.len())?
-        .copy_from_slice(path);
-    let fd = usize::try_from(socket(AF_UNIX as usize, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)).ok()?;
-    // SAFETY: reads a local.
-    let connected = unsafe {
-        call(
-            CONNECT,
-            [
-                fd,
-                (&raw const address) as usize,
-                size_of::<Address>(),
-                0,
-                0,
-                0,
-            ],
-        )
-    };
-    if connected < 0 {
-        close(fd);
-        return None;
-    }
-    Some(fd)
-}
-
-/// Sends `parts` as one packet, with the open file `file`.
-pub(crate) fn send_with_file(fd: usize, parts: [&[u8]; 2], file: usize) -> bool {
-    let parts = parts.map(|part| [part.as_ptr() as usize, part.len()]);
-    let control = Control {
-        len: 20,
-        level: SOL_SOCKET,
-        kind: SCM_RIGHTS,
-        fds: [file as i32, 0],
-    };
-    let message = Message {
-        name: 0,
-        name_len: 0,
-        parts: parts.as_ptr(),
-        parts_len: parts.len(),
-        control: &raw const control,
-        control_len: size_of::<Control>(),
-        flags: 0,
-    };
-    // SAFETY: all pointers in the message are to locals that are alive.
-    unsafe { sendmsg(fd, (&raw const message).cast()) > 0 }
-}
-
-/// Receives a packet of exactly `bytes.len()` bytes, and the two files that come with it.
-pub(crate) fn receive_with_files(fd: usize, bytes: &mut [u8]) -> Option<[usize; 2]> {
-    const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
-    const EINTR: isize = -4;
-    let parts = [bytes.as_mut_ptr() as usize, bytes.len()];
-    let control = UnsafeCell::new(Control {
-        len: 0,
-        level: 0,
-        kind: 0,
-        fds: [-1; 2],
-    });
-    let mut message = Message {
-        name: 0,
-        name_len: 0,
-        parts: &raw const parts,
-        parts_len: 1,
-        control: control.get(),
-        control_len: size_of::<Control>(),
-        flags: 0,
-    };
-    let received = loop {
-        // SAFETY: all pointers in the message are to locals that are alive.
-        let received = unsafe {
-            call(
-                RECVMSG,
-                [fd, (&raw mut message) as usize, MSG_CMSG_CLOEXEC, 0, 0, 0],
-            )
-        };
-        if received != EINTR {
-            break received;
-        }
-    };
-    let control = control.into_inner();
-    let both = control.len == 24 && control.level == SOL_SOCKET && control.kind == SCM_RIGHTS;
-    if received != bytes.len() as isize || !both {
-        return None;
-    }
-    let [first, second] = control.fds.map(|fd| usize::try_from(fd).ok());
-    Some([first?, second?])
-}
-
 /// Size of an open file; 0 if unknown.
 pub(crate) fn file_len(fd: usize) -> usize {
     let mut stat = [0u64; 18];
     // SAFETY: a struct stat is 144 bytes.
     let result = unsafe { call(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
     if result == 0 { stat[6] as usize } else { 0 }
+}
+
+/// Maps the file at `path` to be read, if it has `least` bytes, one or more: its first byte and how many there are. Nothing unmaps it.
+pub(crate) fn map_file(path: &core::ffi::CStr, least: usize) -> Option<(*const u8, usize)> {
+    let fd = usize::try_from(open(path, false)).ok()?;
+    let len = file_len(fd);
+    let at = if len < least {
+        core::ptr::null_mut()
+    } else {
+        mmap(0, len, map::READ, map::PRIVATE, fd as isize)
+    };
+    close(fd);
+    (!at.is_null()).then_some((at.cast_const(), len))
 }
 
 /// Whether the kernel returned an error number.

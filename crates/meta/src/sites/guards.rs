@@ -285,7 +285,8 @@ fn held_before(all: &[Instruction], targets: &HashSet<u64>) -> Vec<Held> {
     before.into_iter().map(Option::unwrap_or_default).collect()
 }
 
-fn falls_through(instruction: &Instruction) -> bool {
+/// Whether control may go on with the next instruction, or come back to it.
+pub(super) fn falls_through(instruction: &Instruction) -> bool {
     matches!(
         instruction.flow_control(),
         FlowControl::Next

@@ -4,8 +4,9 @@
 //! inlined function. What runs straight into it mostly was left in place: the code that computes how many bytes to ask for.
 
 use super::calls::{Body, Program};
+use super::guards::falls_through;
 use crate::facts::Facts;
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use iced_x86::{Decoder, DecoderOptions};
 
 /// Rows of the line table that are looked at before the call.
 const ROWS: usize = 8;
@@ -49,15 +50,7 @@ fn runs_to(program: &Program<'_>, body: &Body<'_>, start: u64, end: u64) -> bool
     };
     let is_straight = Decoder::with_ip(64, code, start, DecoderOptions::NONE)
         .iter()
-        .all(|instruction| {
-            matches!(
-                instruction.flow_control(),
-                FlowControl::Next
-                    | FlowControl::ConditionalBranch
-                    | FlowControl::Call
-                    | FlowControl::IndirectCall
-            )
-        });
+        .all(|instruction| falls_through(&instruction));
     let mut calls = body.calls.iter();
     is_straight
         && calls.all(|call| {

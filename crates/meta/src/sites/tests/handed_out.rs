@@ -1,8 +1,7 @@
 //! Whose is what a function returns: its callers', its own, lent.
 
-use super::{DebugFiles, Elf, HEAD, Options, check, check_at, infer, read_facts};
+use super::{HEAD, Options, check, check_at, each_stripped};
 use std::collections::BTreeSet;
-use std::process::Command;
 
 /// What was put into a list's part is read from there again before it is handed out.
 #[test]
@@ -98,21 +97,8 @@ fn without_debug_info() {
         }
         void *cleared(size_t n, size_t size) { return calloc(n ? n : 1, size ? size : 1); }";
     let expect = BTreeSet::from(["doubled", "of_field", "counted", "cleared"]);
-    let folder = tempfile::tempdir().expect("a folder");
-    let text = folder.path().join("handing.c");
-    std::fs::write(&text, source).expect("the source is written");
-    for level in ["-O1", "-O2"] {
-        let program = folder.path().join(format!("handing{level}.so"));
-        let status = Command::new("gcc")
-            .args(["-s", level, "-fPIC", "-shared", "-w", "-o"])
-            .args([&program, &text])
-            .status()
-            .expect("the compiler runs");
-        assert!(status.success(), "{level}");
-        let elf = Elf::open(&program).expect("the compiler writes ELF");
-        let facts = read_facts(&elf, &DebugFiles::inside(&elf));
-        let found = infer(&elf, &facts, &Options::default());
+    each_stripped(source, |level, found| {
         let names: BTreeSet<&str> = found.wrappers.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, expect, "{level}: {found:#?}");
-    }
+    });
 }
