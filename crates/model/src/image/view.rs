@@ -181,6 +181,7 @@ impl<'a> Image<'a> {
     }
 
     /// The string at `at` for C, unchecked for UTF-8; `None` when out of bounds, or where the last string has no end.
+    #[inline]
     #[must_use]
     pub fn c_string(&self, at: StrRef) -> Option<*const core::ffi::c_char> {
         let is_ended = self.strings.last() == Some(&0);
