@@ -9,6 +9,7 @@
 use crate::Writer;
 use crate::layout::{CHUNK_SHIFT, CHUNKS, DIRECTORY, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
 use crate::layout::{SPILL_BYTES, TABLE_WORDS};
+use crate::marks::{MANY, starts};
 use crate::read::Block;
 use crate::table::{directory_index, granule};
 use crate::words::{self, GRANULE_SHIFT};
@@ -269,54 +270,4 @@ unsafe fn last_start(table: *const AtomicU32, first: u64, last: u64) -> Option<u
         end -= MANY;
     }
     (first..end).rev().find(|at| is_start(*at))
-}
-
-/// Words that are looked at at once.
-const MANY: u64 = 16;
-
-/// A bit for each of the [`MANY`] words from `words` on, set if it is a start: in assembly, since atomic loads are not made into
-/// vectors.
-///
-/// # Safety
-/// As many words are there.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn starts(words: *const AtomicU32) -> u32 {
-    // The start mark is a word's sign, which narrowing with saturation keeps.
-    const { assert!(words::START == 1 << 31 && MANY == 16) };
-    let marks: u32;
-    // SAFETY: the caller's promise; words of four bytes are read whole by any wider load of an aligned place.
-    unsafe {
-        core::arch::asm!(
-            "movdqu {a}, [{from}]",
-            "movdqu {b}, [{from} + 16]",
-            "packssdw {a}, {b}",
-            "movdqu {b}, [{from} + 32]",
-            "movdqu {c}, [{from} + 48]",
-            "packssdw {b}, {c}",
-            "packsswb {a}, {b}",
-            "pmovmskb {marks:e}, {a}",
-            from = in(reg) words,
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            c = out(xmm_reg) _,
-            marks = lateout(reg) marks,
-            options(nostack, readonly, preserves_flags),
-        );
-    }
-    marks
-}
-
-/// As above.
-///
-/// # Safety
-/// As many words are there.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-unsafe fn starts(words: *const AtomicU32) -> u32 {
-    // SAFETY: the caller's promise.
-    let word = |at: u64| unsafe { &*words.add(at as usize) }.load(Relaxed);
-    (0..MANY).fold(0, |marks, at| {
-        marks | u32::from(words::is_start(word(at))) << at
-    })
 }

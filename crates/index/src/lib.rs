@@ -38,6 +38,7 @@ pub mod counters;
 pub mod direct;
 pub mod handoff;
 pub mod layout;
+mod marks;
 pub mod mismatches;
 pub mod nested;
 pub mod origins;
