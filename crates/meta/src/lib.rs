@@ -6,6 +6,8 @@
 //!      │   configuration (what people say) ──config──────────────────────┐
 //!      └─debug_files─▶ debug ELF, dwz, dwo ──dwarf──▶ Facts ──sites──▶ Sites
 //!                                                       └───────writer────┴──▶ image bytes ──cache──▶ file
+//!                                    summaries of the functions that it exports ◀─────┘
+//!      link_map: those of the files that one is bound to ──▶ its sites
 //! ```
 //!
 //! Most users want [`cache::image_for`]. Nothing here runs the file it looks at, and no bytes of a
@@ -18,7 +20,9 @@ pub mod debuginfod;
 pub mod dwarf;
 pub mod elf;
 pub mod facts;
+pub mod link_map;
 pub mod names;
+pub mod needed;
 pub mod sites;
 pub mod writer;
 
