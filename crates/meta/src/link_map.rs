@@ -196,7 +196,8 @@ impl LinkMap {
 
 impl Object {
     fn new(elf: Elf, by_name: &HashMap<String, usize>) -> Self {
-        let names = elf.needed().into_iter();
+        // One that was linked by its path, and has no name of its own, is needed by that path.
+        let names = elf.needed().into_iter().map(last_part);
         let needed: Vec<Option<usize>> = names
             .filter(|name| !is_modelled_library(name))
             .map(|name| by_name.get(name).copied())
@@ -232,6 +233,10 @@ fn breadth_first(objects: &[Object], from: usize) -> Vec<usize> {
 fn is_executable(elf: &Elf) -> bool {
     let mut segments = elf.segments().iter();
     elf.soname().is_none() && segments.any(|segment| segment.kind == PT_INTERP)
+}
+
+fn last_part(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn file_name(elf: &Elf) -> Option<&str> {

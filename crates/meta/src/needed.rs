@@ -41,7 +41,8 @@ pub fn find(elf: &Elf) -> Vec<Elf> {
         };
         let mut new = Vec::new();
         for name in whose.needed() {
-            if !is_modelled_library(name) && known.insert(name.to_owned()) {
+            let last = name.rsplit('/').next().unwrap_or(name);
+            if !is_modelled_library(last) && known.insert(name.to_owned()) {
                 let places = places(name, whose, elf, &given, &cache);
                 new.extend(places.into_iter().find_map(|path| open(&path, elf)));
             }

@@ -44,7 +44,10 @@ fn build(at: &Path) {
         &[&SHARED[..], &needs_inner].concat(),
     );
     gcc(at, "libhidden.so", "hidden.c", &SHARED);
-    let needs_all = ["-Wl,--no-as-needed", "libouter.so", "libhidden.so"];
+    // By its path, since it has no name of its own.
+    let hidden = at.join("libhidden.so");
+    let hidden = hidden.to_str().expect("a name");
+    let needs_all = ["-Wl,--no-as-needed", "libouter.so", hidden];
     let flags = [&["-rdynamic"][..], &needs_all, &needs_inner].concat();
     gcc(at, "program", "program.c", &flags);
     gcc(at, "plugin.so", "plugin.c", &SHARED);
@@ -169,6 +172,7 @@ fn files_are_found_as_the_dynamic_linker_does() {
     let names = |elf: &Elf| elf.path()?.file_name()?.to_str().map(str::to_owned);
     let found: Vec<String> = needed::find(&program).iter().filter_map(names).collect();
     assert_eq!(found, ["libouter.so", "libhidden.so", "libinner.so.1"]);
+    assert!(program.needed()[1].starts_with('/'));
     std::fs::remove_file(at.join("libouter.so")).expect("removed");
     let found: Vec<String> = needed::find(&program).iter().filter_map(names).collect();
     assert_eq!(found, ["libhidden.so", "libinner.so.1"]);

@@ -30,46 +30,41 @@ impl Elf {
 
     /// The names that it takes from other files, without versions.
     pub fn imported_names(&self) -> impl Iterator<Item = &str> {
-        let symbols = self.dynamic_symbols();
+        let strings = self.stored(".dynstr");
         // Not only those before the ones that are hashed: a function whose address is taken may be among these.
-        let undefined = symbols
+        let undefined = self
+            .dynamic_symbols()
             .iter()
             .filter(|symbol| symbol.st_shndx.get(LE) == SHN_UNDEF);
         undefined
-            .filter_map(|symbol| self.dynamic_string(symbol.st_name.get(LE).into()))
+            .filter_map(|symbol| text(strings, symbol.st_name.get(LE).into()))
             .filter(|name| !name.is_empty())
     }
 
     /// Whether other files can take `name`, of whatever version, from it.
     #[must_use]
     pub fn exports(&self, name: &str) -> bool {
-        let symbols = self.dynamic_symbols();
-        let is_it = |at: usize| {
+        let Some(table) = self.hash_table() else {
+            let mut symbols = self.symbols().filter(|symbol| symbol.dynamic);
+            return symbols.any(|it| it.is_defined() && !it.is_local() && it.name == name);
+        };
+        let (symbols, strings) = (self.dynamic_symbols(), self.stored(".dynstr"));
+        table.candidates(name).any(|at| {
             symbols.get(at).is_some_and(|symbol| {
                 symbol.st_shndx.get(LE) != SHN_UNDEF
                     && symbol.st_bind() != STB_LOCAL
-                    && self.dynamic_string(symbol.st_name.get(LE).into()) == Some(name)
+                    && text(strings, symbol.st_name.get(LE).into()) == Some(name)
             })
-        };
-        match self.hash_table() {
-            Some(table) => table.candidates(name).any(is_it),
-            None => (0..symbols.len()).any(is_it),
-        }
+        })
     }
 
     fn dynamic_strings(&self, tag: DynamicTag) -> impl Iterator<Item = &str> {
+        let strings = self.stored(".dynstr");
         let entries: &[Dyn64<LittleEndian>] = self.records_of(".dynamic");
         let of_tag = entries
             .iter()
             .filter(move |entry| entry.d_tag.get(LE) == tag);
-        of_tag.filter_map(|entry| self.dynamic_string(entry.d_val.get(LE)))
-    }
-
-    fn dynamic_string(&self, at: u64) -> Option<&str> {
-        let strings = self.stored_bytes(self.section(".dynstr")?);
-        let rest = strings.get(usize::try_from(at).ok()?..)?;
-        let end = rest.iter().position(|byte| *byte == 0)?;
-        std::str::from_utf8(&rest[..end]).ok()
+        of_tag.filter_map(|entry| text(strings, entry.d_val.get(LE)))
     }
 
     fn dynamic_symbols(&self) -> &[Sym64<LittleEndian>] {
@@ -77,18 +72,31 @@ impl Elf {
     }
 
     fn hash_table(&self) -> Option<HashTable<'_>> {
-        HashTable::read(self.stored_bytes(self.section(".gnu.hash")?))
+        HashTable::read(self.stored(".gnu.hash"))
     }
 
     /// The records that a section holds.
     fn records_of<T: Pod>(&self, section: &str) -> &[T] {
-        let stored = self
-            .section(section)
-            .map_or(&[][..], |section| self.stored_bytes(section));
+        let stored = self.stored(section);
         let whole = slice_from_bytes(stored, stored.len() / size_of::<T>());
         whole.map_or(&[], |(records, _)| records)
     }
+
+    fn stored(&self, section: &str) -> &[u8] {
+        let section = self.section(section);
+        section.map_or(&[], |section| self.stored_bytes(section))
+    }
 }
+
+/// The string at an offset.
+fn text(strings: &[u8], at: u64) -> Option<&str> {
+    let rest = strings.get(usize::try_from(at).ok()?..)?;
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    std::str::from_utf8(&rest[..end]).ok()
+}
+
+/// Hashes of one chain that are looked at: it takes a damaged table to have more.
+const LONGEST_CHAIN: usize = 1 << 14;
 
 /// `DT_GNU_HASH`: a Bloom filter, buckets, and chains of hashes in the order of the symbols.
 struct HashTable<'a> {
@@ -124,6 +132,7 @@ impl<'a> HashTable<'a> {
             .checked_sub(self.first)
             .and_then(|at| self.hashes.get(at..));
         let chain = chain.unwrap_or(&[]);
+        let chain = chain.get(..LONGEST_CHAIN).unwrap_or(chain);
         // The last of a chain has its lowest bit set.
         let last = chain.iter().position(|stored| stored.get(LE) & 1 != 0);
         let chain = &chain[..last.map_or(0, |last| last + 1)];

@@ -210,3 +210,113 @@ pub(super) fn of_exports(
     }
     found.into_values().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::facts::Facts;
+    use crate::sites::Sites;
+    use crate::writer::{Provenance, write};
+    use pointee_model::image::section_kind;
+    use zerocopy::IntoBytes;
+
+    fn summary(size: Size, old: Option<u8>, offset: i64) -> Summary {
+        Summary {
+            name: "get".to_owned(),
+            library: String::new(),
+            size,
+            old,
+            unit: None,
+            out: Some(2),
+            text: None,
+            offset,
+            base: Some([7; 16]),
+            flags: summary_flags::RETURNS | summary_flags::KEPT,
+        }
+    }
+
+    /// An image with one function that it exports.
+    fn image_of(summary: &Summary) -> Vec<u8> {
+        let sites = Sites {
+            exports: vec![summary.clone()],
+            ..Sites::default()
+        };
+        let config = Config::default();
+        write(&Facts::default(), &sites, &config, &Provenance::default())
+    }
+
+    /// Records are read where they lie in an image, which is aligned.
+    fn read(bytes: &[u8]) -> Vec<Summary> {
+        let mut words = vec![0_u64; bytes.len().div_ceil(8)];
+        words.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+        let image = Image::parse(&words.as_bytes()[..bytes.len()]).expect("an image");
+        Summary::exported(&image)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (scale, add) = (8, -16);
+        let rows = [
+            (Size::Unknown, None, i64::MIN),
+            (
+                Size::Argument {
+                    index: 1,
+                    scale,
+                    add,
+                },
+                Some(0),
+                16,
+            ),
+            (Size::Product(0, 5), None, i64::MIN + 3),
+            (Size::Derived(0b101), Some(5), -8),
+        ];
+        for (size, old, offset) in rows {
+            let written = summary(size, old, offset);
+            assert_eq!(read(&image_of(&written)), [written]);
+        }
+    }
+
+    #[test]
+    fn damaged_ones_are_left_out() {
+        let far = i64::from(u32::MAX) * 2;
+        let (scale, add) = (1, far);
+        let rows = [
+            summary(
+                Size::Argument {
+                    index: 6,
+                    scale,
+                    add: 0,
+                },
+                None,
+                0,
+            ),
+            summary(
+                Size::Argument {
+                    index: 0,
+                    scale,
+                    add,
+                },
+                None,
+                0,
+            ),
+            summary(Size::Product(0, 6), None, 0),
+            summary(Size::Unknown, None, far),
+        ];
+        for damaged in rows {
+            assert_eq!(read(&image_of(&damaged)), [], "{damaged:?}");
+        }
+        // Another kind of size than there is.
+        let mut bytes = image_of(&summary(Size::Unknown, None, 0));
+        let at = |bytes: &[u8], from: usize| {
+            usize::from_le_bytes(bytes[from..from + 8].try_into().expect("eight"))
+        };
+        let table = 64;
+        let exports = (0..).map(|row| table + row * 24);
+        let is_it = |row: &usize| bytes[*row] == section_kind::EXPORTS as u8;
+        let row = exports.into_iter().find(is_it).expect("a section");
+        let record = at(&bytes, row + 8);
+        bytes[record + 48] = 9;
+        assert_eq!(read(&bytes), []);
+    }
+}
