@@ -139,8 +139,9 @@ fn what_is_learned_and_found() {
         "libinner.so.1: inner_grow",
         "libinner.so.1: inner_through",
         "libouter.so: outer_get",
+        "libouter.so: outer_through",
     ];
-    let outer = ["libinner.so.1: inner_get"];
+    let outer = ["libinner.so.1: inner_get", "libinner.so.1: inner_through"];
     // The program hides the library's function of that name.
     let plugin = ["program: host_get", "libinner.so.1: inner_get"];
     let mut map = together(at, &ALL);

@@ -10,6 +10,7 @@ void *cache_get(struct cache *cache);
 struct handle *inner_handle(void);
 void *inner_versions(size_t more, size_t size);
 void *outer_get(size_t count, size_t size);
+int outer_through(size_t size, void **block);
 
 struct item {
     struct item *next;
@@ -39,6 +40,8 @@ int main(int count, char **arguments) {
     void *block;
     if (inner_through(&block, sizeof(struct item)) == 0) //= inner_through: struct item
         ((struct item *)block)->key = 1;
+    if (outer_through(sizeof(struct item), &block) == 0) //= outer_through: struct item
+        ((struct item *)block)->key = 2;
     struct cache *cache = cache_new(sizeof(struct item)); //= -
     struct item *cached = cache_get(cache); //= cache_get: struct item
     cached->key = 4;
