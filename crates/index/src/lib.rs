@@ -32,6 +32,7 @@
 //! - The crate makes no system call; memory it is given reads as zero where never written.
 #![no_std]
 
+pub mod claim;
 pub mod class;
 pub mod counters;
 pub mod direct;

@@ -99,11 +99,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         state.after_call();
         state.registers[RESULT] = result;
-        for slot in &self.escaped {
-            if !matches!(state.slot(*slot), Value::Allocated { .. }) {
-                state.set_slot(*slot, 8, Value::Unknown);
-            }
-        }
+        state.forget(&self.escaped);
         self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
         true
     }

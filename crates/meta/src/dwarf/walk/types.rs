@@ -72,6 +72,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             inline: None,
             depth: 0,
             discriminant: None,
+            is_declared: false,
         }
     }
 
