@@ -1,6 +1,7 @@
 //! `pointee meta`: *what is known of this file?*
 
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result, bail};
 use pointee_inspect::text::{Style, bytes, grouped};
@@ -45,6 +46,10 @@ struct Row {
     sites: usize,
     typed_sites: usize,
     wrapper_sites: usize,
+    /// Functions that hand out memory to other files.
+    exports: usize,
+    /// Functions of other files that are known to, by these files' images.
+    imports: usize,
     variables: usize,
     diagnostics: Vec<String>,
 }
@@ -55,16 +60,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let [file] = arguments.files.as_slice() else {
             bail!("--embed takes one file");
         };
-        cache::embed(file, out, &options).with_context(|| file.display().to_string())?;
+        let (map, learned) = images::alone(file, &options)?;
+        cache::embed(map.file(0), &learned, out, &options)
+            .with_context(|| file.display().to_string())?;
         return Ok(());
     }
     let mut rows = Vec::new();
     for file in &arguments.files {
-        let loaded = cache::image_for(file, &options, &|_| {});
-        rows.push(row(
-            file,
-            &loaded.with_context(|| file.display().to_string())?,
-        ));
+        rows.push(row(file, &images::of_file(file, &options)?));
     }
     let output = match arguments.listing.format {
         Format::Json => json(&rows)?,
@@ -114,6 +117,8 @@ fn row(file: &Path, loaded: &LoadedImage) -> Row {
             .iter()
             .filter(|site| is_wrapper(site.flags))
             .count(),
+        exports: image.exports.len(),
+        imports: image.imports.len(),
         variables: image.variables.len(),
         diagnostics: loaded.diagnostics().to_vec(),
     }
@@ -157,6 +162,14 @@ fn render(row: &Row, style: Style) -> String {
             grouped(row.sites as u64),
             grouped(row.typed_sites as u64),
             grouped(row.wrapper_sites as u64)
+        ),
+    );
+    line(
+        "allocators",
+        &format!(
+            "{} exported, {} of other files learned",
+            grouped(row.exports as u64),
+            grouped(row.imports as u64)
         ),
     );
     for diagnostic in row.diagnostics.iter().take(style.rows) {

@@ -9,6 +9,7 @@
 mod append;
 mod bytes;
 mod compression;
+mod dynamic;
 mod instruction;
 mod linkage;
 mod symbols;

@@ -362,6 +362,14 @@ impl<'f> Interpreter<'_, 'f> {
             self.own_slot(slot, block, state, at);
             return;
         }
+        if let (Value::Parameter { index, offset: 0 }, Some(origins)) =
+            (pointer, Self::start_of(block))
+            && self.recording
+        {
+            let calls = self.origins.calls(origins).iter();
+            let handed = calls.map(|call| (*call, index));
+            self.outcome.handed.extend(handed);
+        }
         let (Some((target, offset)), Some(origins)) =
             (self.object_of(pointer, state, at), Self::start_of(block))
         else {

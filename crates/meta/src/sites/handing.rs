@@ -179,8 +179,11 @@ pub(super) fn hands_out(
             _ if is_lent => None,
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
-            // Whoever calls it, no caller's code is seen that could tell more.
-            Size::Unknown if !body.is_called && !callee.element => None,
+            // Whoever calls it, no caller's code is seen that could tell more; but of a size that is kept somewhere, other files' may.
+            Size::Unknown if !callee.element && !body.is_called => {
+                let is_kept = !matches!(met.size, Value::Constant(_));
+                (body.is_exported && is_kept).then(|| allocator(size, None))
+            }
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
