@@ -71,6 +71,7 @@ impl<'j, 'n> Joined<'j, 'n> {
                 has_dwarf: true,
                 variables: Vec::new(),
                 inlines: self.inlines(number, raw),
+                blocks: raw.blocks.clone(),
                 frame_base: raw.frame_base,
                 language: chain.language,
                 arguments: chain.arguments,
@@ -125,6 +126,7 @@ impl<'j, 'n> Joined<'j, 'n> {
             r#type,
             parameter,
             inline: raw.inline,
+            block: raw.block,
             line,
             places,
         }

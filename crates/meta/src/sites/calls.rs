@@ -47,6 +47,8 @@ pub(super) struct Body<'f> {
     pub(super) returns: bool,
     /// Whether any function calls it by name, or may through a pointer.
     pub(super) is_called: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_named: bool,
     /// The functions whose address it puts into registers, if it calls through any.
     pub(super) taken: Vec<Key>,
     /// Whether it moves the stack pointer by what a register holds.
@@ -164,7 +166,11 @@ impl<'f> Program<'f> {
             Key::Local(at) => Some(at),
             _ => None,
         });
-        for at in called.chain(&program.addressed) {
+        for at in called {
+            program.bodies[*at as usize].is_named = true;
+            program.bodies[*at as usize].is_called = true;
+        }
+        for at in &program.addressed {
             program.bodies[*at as usize].is_called = true;
         }
         program
@@ -271,6 +277,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             calls: Vec::new(),
             returns: true,
             is_called: false,
+            is_named: false,
             taken: Vec::new(),
             moves_stack: false,
         })
@@ -284,6 +291,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         calls: Vec::new(),
         returns: true,
         is_called: false,
+        is_named: false,
         taken: Vec::new(),
         moves_stack: false,
     };
@@ -291,8 +299,17 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
     for (at, body) in bodies.iter().enumerate() {
         known.entry(body.entry).or_insert(at);
     }
+    // A piece that lies apart (`.cold`) has a symbol of its own, and is its function's.
+    let entries: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut pieces: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();
+    pieces.retain(|(start, _)| !entries.contains(start));
+    pieces.sort_unstable();
+    let is_piece = |address: u64| {
+        let found = pieces.binary_search_by_key(&address, |(start, _)| *start);
+        found.is_ok()
+    };
     for symbol in elf.symbols() {
-        if !symbol.is_function() || symbol.size == 0 {
+        if !symbol.is_function() || symbol.size == 0 || is_piece(symbol.address) {
             continue;
         }
         match known.get(&symbol.address) {

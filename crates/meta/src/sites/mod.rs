@@ -52,6 +52,7 @@ mod stand_in;
 mod state;
 mod step;
 mod system_calls;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -425,7 +426,8 @@ impl Context<'_, '_> {
         };
         // A wrapper that returns a base type says no more than that.
         let only_base = allocator.is_some_and(|allocator| {
-            allocator.base.is_some()
+            allocator.makes == Makes::Whatever
+                && allocator.base.is_some()
                 && allocator.base == decision.r#type
                 && decision.role != Role::Characters
                 && decision.role != Role::Bytes

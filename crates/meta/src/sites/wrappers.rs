@@ -20,7 +20,7 @@ use super::outcome::{Met, Outcome, Seen};
 use super::parameters::parameters;
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
-use super::value::{ANYWHERE, is_number};
+use super::value::{ANYWHERE, Value, is_number};
 use super::{Wrapper, beneath, pointers, pools, unnamed};
 use crate::config::Declared;
 use crate::facts::Facts;
@@ -303,7 +303,15 @@ fn derive(
             }
             _ => {
                 allocator.offset = offset;
-                if offset == ANYWHERE && allocator.size == Size::Unknown {
+                // What a unit is a parameter of, and not the count, hands out one of them.
+                let is_one_of_them =
+                    matches!(allocator.size, Size::Derived(_)) && allocator.unit.is_some();
+                if is_any_factor(met.size) && offset != ANYWHERE {
+                    allocator.unit = None;
+                }
+                if offset == ANYWHERE && is_one_of_them {
+                    allocator.element = true;
+                } else if offset == ANYWHERE && allocator.size == Size::Unknown {
                     let numbers = match result {
                         Some(Some(Pointee::Void)) => numbers_given(types, body),
                         _ => Vec::new(),
@@ -341,6 +349,11 @@ fn derive(
         });
     }
     Some((found?, calls))
+}
+
+/// Whether a size is a parameter times something that is not known: which is the count, and which the unit?
+fn is_any_factor(size: Value) -> bool {
+    matches!(size, Value::Multiple { from: 0, .. })
 }
 
 /// The arguments of a function that are numbers and may be sizes, and how many bytes each has.

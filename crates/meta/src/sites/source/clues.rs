@@ -21,6 +21,8 @@ pub(super) struct Scope<'a, 'f> {
     pub(super) facts: &'a Facts,
     /// The file that the call stands in.
     pub(super) file: u32,
+    /// The inlined function that it stands in, if it is one.
+    pub(super) within: Option<u32>,
 }
 
 impl Scope<'_, '_> {
@@ -209,7 +211,11 @@ impl Scope<'_, '_> {
             return Vec::new();
         };
         let mut types = types.clone();
-        let is_untold = is_carved && request == Request::default();
+        let untold = Request {
+            is_carved: request.is_carved,
+            ..Request::default()
+        };
+        let is_untold = is_carved && request == untold;
         types.retain(|at| {
             self.types.size(*at).is_some_and(|size| {
                 let is_asked = request.total == Some(size) || request.unit == Some(size);
