@@ -367,6 +367,7 @@ pub(super) fn each_instruction(elf: &Elf, body: &Body<'_>, mut visit: impl FnMut
         let mut decoder = Decoder::with_ip(64, code, *start, DecoderOptions::NONE);
         while decoder.can_decode() {
             decoder.decode_out(&mut instruction);
+            elf.meant(&mut instruction);
             visit(&instruction);
         }
     }

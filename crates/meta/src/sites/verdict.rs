@@ -299,13 +299,19 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
         clue.witness == Witness::CastInSource
             && matches!(clue.types[..], [only] if types.is_character(only))
     });
+    // A buffer that is text before it grows and after, of which as much is asked for as of records that are put into it too.
+    let text_grows = request.grows && {
+        let mut older = clues.iter().filter(|clue| clue.witness == Witness::Reallocated);
+        older.any(|clue| matches!(clue.types[..], [only] if types.is_character(only)))
+    };
     if kept_otherwise {
         candidates.drop_where("only its size is meant", |at| {
             let said = || clues.iter().filter(|clue| clue.types.contains(&at));
             let is_part = said().all(|clue| clue.role == Some(Role::Element));
             let is_number = types.pointee(at).is_some() || types.is_integer(at);
             !types.is_character(at)
-                && (is_number || (cast_to_bytes && is_part && is_kept_as_bytes(types, clues)))
+                && (is_number
+                    || ((cast_to_bytes || text_grows) && is_part && is_kept_as_bytes(types, clues)))
                 && said().all(|clue| kind(clue.witness) == SIZEOF)
         });
     }
@@ -346,6 +352,16 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             clues
                 .iter()
                 .any(|clue| kind(clue.witness) != SIZEOF && clue.types.contains(&at))
+        });
+    }
+    // Text and its end, as long as something else says: that a record lies at its start is how it is looked at.
+    if request.is_uneven() && candidates.left.iter().any(|at| types.is_character(*at)) {
+        candidates.drop_where("a view of bytes", |at| {
+            let mut said = clues.iter().filter(|clue| clue.types.contains(&at));
+            is_record(types, at)
+                && request.head < size(at)
+                && types.flexible(at).is_none()
+                && said.all(|clue| matches!(clue.witness, Witness::Variable | Witness::Parameter))
         });
     }
     // Numbers that the size is no multiple of are how the start of some bytes is looked at.

@@ -353,7 +353,11 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
         }
         let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
         let factor = (at > start && is(at - 1, &["*"])) || (after_it < end && is(after_it, &["*"]));
+        let count = others().filter(|word| !matches!(word.text(), "*" | "(" | ")"));
+        let is_one = factor && count.map(Token::text).eq(["1"]);
         return match (factor, summed) {
+            // `NEW(T, 1)`.
+            (true, None) if is_one => Some(Role::Whole),
             (true, None) => Some(Role::Element),
             // The whole argument, where there is nothing else in it.
             (false, None) if at == start && after_it == end && own == 0 => Some(Role::Whole),
@@ -408,6 +412,7 @@ mod tests {
         let rows = [
             ("sizeof(T)", Some(Role::Whole)),
             ("n * sizeof(T)", Some(Role::Element)),
+            ("(1) * sizeof(T)", Some(Role::Whole)),
             ("(n + 1) * sizeof(T)", Some(Role::Element)),
             ("((sizeof(T)) * n)", Some(Role::Element)),
             ("n, sizeof(T)", Some(Role::Whole)),
