@@ -300,7 +300,7 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             && matches!(clue.types[..], [only] if types.is_character(only))
     });
     // A buffer that is text before it grows and after, of which as much is asked for as of records that are put into it too.
-    let text_grows = request.grows && {
+    let text_grows = request.grows && request.total.is_none() && {
         let mut older = clues.iter().filter(|clue| clue.witness == Witness::Reallocated);
         older.any(|clue| matches!(clue.types[..], [only] if types.is_character(only)))
     };
@@ -311,7 +311,7 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             let is_number = types.pointee(at).is_some() || types.is_integer(at);
             !types.is_character(at)
                 && (is_number
-                    || ((cast_to_bytes || text_grows) && is_part && is_kept_as_bytes(types, clues)))
+                    || ((text_grows || cast_to_bytes && is_part) && is_kept_as_bytes(types, clues)))
                 && said().all(|clue| kind(clue.witness) == SIZEOF)
         });
     }
