@@ -75,6 +75,7 @@ impl<'j, 'n> Joined<'j, 'n> {
                 has_dwarf: true,
                 variables: Vec::new(),
                 inlines: self.inlines(number, code),
+                blocks: code.blocks.clone(),
                 frame_base: code.frame_base,
                 language: chain.language,
                 arguments: chain.arguments,
@@ -129,6 +130,7 @@ impl<'j, 'n> Joined<'j, 'n> {
             r#type,
             parameter,
             inline: raw.inline,
+            block: raw.block,
             line,
             places,
         }

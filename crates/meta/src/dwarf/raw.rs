@@ -85,6 +85,8 @@ pub(super) struct RawCode {
     pub(super) ranges: Vec<(u64, u64)>,
     pub(super) frame_base: FrameBase,
     pub(super) inlines: Vec<RawInline>,
+    /// Pieces of each `DW_TAG_lexical_block`.
+    pub(super) blocks: Vec<Vec<(u64, u64)>>,
 }
 
 /// A `DW_TAG_inlined_subroutine` of one concrete function.
@@ -107,6 +109,7 @@ pub(super) struct RawVariable<'n> {
     /// The function it lies in: index into `functions`.
     pub(super) function: Option<u32>,
     pub(super) inline: Option<u32>,
+    pub(super) block: Option<u32>,
     pub(super) parameter: Option<u16>,
     pub(super) line: u32,
     pub(super) places: Range<u32>,

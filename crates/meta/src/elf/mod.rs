@@ -13,6 +13,7 @@ mod dynamic;
 mod instruction;
 mod linkage;
 mod symbols;
+mod thunks;
 
 pub(crate) use append::with_section;
 pub use bytes::FileBytes;
@@ -33,6 +34,7 @@ use object::read::elf::{
     CompressionHeader as _, FileHeader as _, ProgramHeader as _, SectionHeader as _,
 };
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -121,6 +123,7 @@ pub struct Elf {
     build_id: Vec<u8>,
     symbols: OnceLock<SymbolTable>,
     linkage: OnceLock<Linkage>,
+    thunks: OnceLock<HashMap<u64, thunks::Thunk>>,
 }
 
 impl Elf {
@@ -165,6 +168,7 @@ impl Elf {
             build_id,
             symbols: OnceLock::new(),
             linkage: OnceLock::new(),
+            thunks: OnceLock::new(),
             path: None,
             bytes: Arc::new(bytes),
         })

@@ -41,6 +41,8 @@ pub(super) struct Allocator {
     pub(super) stores: Option<(TypeIndex, Role)>,
     /// The argument whose text is copied, where code without debug info tells.
     pub(super) text: Option<u8>,
+    /// The argument that points to what the block is made a copy of.
+    pub(super) copies: Option<u8>,
     /// Whether the result is some element of an array that the function lets grow: `T *push(array)`.
     pub(super) element: bool,
 }
@@ -61,6 +63,7 @@ impl Allocator {
             kept: false,
             stores: None,
             text: None,
+            copies: None,
             element: false,
         }
     }

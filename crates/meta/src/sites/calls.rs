@@ -49,6 +49,8 @@ pub(super) struct Body<'f> {
     pub(super) is_called: bool,
     /// Whether other files can call it.
     pub(super) is_exported: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_named: bool,
     /// The functions whose address it puts into registers, if it calls through any.
     pub(super) taken: Vec<Key>,
     /// Whether it moves the stack pointer by what a register holds.
@@ -167,7 +169,11 @@ impl<'f> Program<'f> {
             Key::Local(at) => Some(at),
             _ => None,
         });
-        for at in called.chain(&program.addressed) {
+        for at in called {
+            program.bodies[*at as usize].is_named = true;
+            program.bodies[*at as usize].is_called = true;
+        }
+        for at in &program.addressed {
             program.bodies[*at as usize].is_called = true;
         }
         for symbol in elf.symbols().filter(|symbol| symbol.is_exported()) {
@@ -280,6 +286,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             returns: true,
             is_called: false,
             is_exported: false,
+            is_named: false,
             taken: Vec::new(),
             moves_stack: false,
         })
@@ -294,6 +301,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         returns: true,
         is_called: false,
         is_exported: false,
+        is_named: false,
         taken: Vec::new(),
         moves_stack: false,
     };
@@ -301,8 +309,17 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
     for (at, body) in bodies.iter().enumerate() {
         known.entry(body.entry).or_insert(at);
     }
+    // A piece that lies apart (`.cold`) has a symbol of its own, and is its function's.
+    let entries: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut pieces: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();
+    pieces.retain(|(start, _)| !entries.contains(start));
+    pieces.sort_unstable();
+    let is_piece = |address: u64| {
+        let found = pieces.binary_search_by_key(&address, |(start, _)| *start);
+        found.is_ok()
+    };
     for symbol in elf.symbols() {
-        if !symbol.is_function() || symbol.size == 0 {
+        if !symbol.is_function() || symbol.size == 0 || is_piece(symbol.address) {
             continue;
         }
         match known.get(&symbol.address) {
@@ -360,6 +377,7 @@ pub(super) fn each_instruction(elf: &Elf, body: &Body<'_>, mut visit: impl FnMut
         let mut decoder = Decoder::with_ip(64, code, *start, DecoderOptions::NONE);
         while decoder.can_decode() {
             decoder.decode_out(&mut instruction);
+            elf.meant(&mut instruction);
             visit(&instruction);
         }
     }

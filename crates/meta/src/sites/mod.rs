@@ -53,6 +53,7 @@ mod state;
 mod step;
 mod summary;
 mod system_calls;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod typing;
@@ -438,7 +439,8 @@ impl Context<'_, '_> {
         };
         // A wrapper that returns a base type says no more than that.
         let only_base = allocator.is_some_and(|allocator| {
-            allocator.base.is_some()
+            allocator.makes == Makes::Whatever
+                && allocator.base.is_some()
                 && allocator.base == decision.r#type
                 && decision.role != Role::Characters
                 && decision.role != Role::Bytes

@@ -37,6 +37,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 ranges,
                 frame_base: frame_base(),
                 inlines: Vec::new(),
+                blocks: Vec::new(),
             })
         });
         self.facts.functions.push(RawFunction {
@@ -56,6 +57,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             owner: Owner::Code,
             function: Some(index),
             inline: None,
+            block: None,
             depth: 0,
             discriminant: None,
             is_declared: die.declaration,
@@ -119,7 +121,28 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         Context {
             owner: Owner::Code,
             inline: Some(index),
+            block: None,
             depth,
+            ..context
+        }
+    }
+
+    /// A block of statements: what it declares is gone where it ends.
+    pub(super) fn block(&mut self, die: &Die<'a>, context: Context<'n>) -> Context<'n> {
+        let mut ranges = Vec::new();
+        self.evaluator
+            .ranges(die, |start, end| ranges.push((start, end)));
+        let owner = context
+            .function
+            .and_then(|function| self.facts.functions.get_mut(function as usize))
+            .and_then(|function| function.code.as_deref_mut());
+        let block = owner.filter(|_| !ranges.is_empty()).map(|owner| {
+            owner.blocks.push(ranges);
+            owner.blocks.len() as u32 - 1
+        });
+        Context {
+            owner: Owner::Code,
+            block: block.or(context.block),
             ..context
         }
     }
@@ -185,6 +208,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             }),
             function: context.function,
             inline: context.inline,
+            block: context.block,
             parameter,
             line: small(die.decl_line),
             places: first_place..self.facts.places.len() as u32,

@@ -28,6 +28,8 @@ struct Context<'n> {
     owner: Owner,
     function: Option<u32>,
     inline: Option<u32>,
+    /// The innermost block of statements of the function or inlined call, if it has pieces.
+    block: Option<u32>,
     depth: u32,
     discriminant: Option<u64>,
     /// In a function that is only declared.
@@ -99,6 +101,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             owner: Owner::Unit,
             function: None,
             inline: None,
+            block: None,
             depth: 0,
             discriminant: None,
             is_declared: false,
@@ -155,10 +158,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 self.allocation(die);
                 context
             }
-            c::DW_TAG_lexical_block => Context {
-                owner: Owner::Code,
-                ..context
-            },
+            c::DW_TAG_lexical_block => self.block(die, context),
             c::DW_TAG_variable | c::DW_TAG_formal_parameter | c::DW_TAG_constant => {
                 self.variable(die, context);
                 context
