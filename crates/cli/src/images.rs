@@ -102,11 +102,9 @@ impl ImageSource {
         Images::new(by_module)
     }
 
-    /// Paths of the objects whose images were asked for and are there.
+    /// Paths of the objects whose images were asked for and are there, and of those on which it depends what these say.
     pub(crate) fn objects(&self) -> BTreeSet<&str> {
-        let images = self.programs.values().flat_map(|it| &it.images);
-        let there = images.filter(|(_, image)| image.is_some());
-        there.map(|((path, _), _)| path.as_str()).collect()
+        self.programs.values().flat_map(Together::objects).collect()
     }
 }
 
@@ -127,6 +125,21 @@ impl Together {
             places,
             images: HashMap::new(),
         }
+    }
+
+    fn objects(&self) -> BTreeSet<&str> {
+        let path_of: HashMap<usize, &str> = self
+            .places
+            .iter()
+            .map(|((path, _), at)| (*at, path.as_str()))
+            .collect();
+        let there = self.images.iter().filter(|(_, image)| image.is_some());
+        let places = there.clone().filter_map(|(key, _)| self.places.get(key));
+        let scope = places.flat_map(|at| self.map.scope(*at));
+        let paths = scope.filter_map(|at| path_of.get(&at).copied());
+        paths
+            .chain(there.map(|((path, _), _)| path.as_str()))
+            .collect()
     }
 
     /// Loads those that are not there yet, and makes those that are nowhere, on all cores.

@@ -65,7 +65,7 @@ pub struct LinkMap {
     /// The executable and what it needs, in the order of the dynamic linker; empty without an executable.
     started: Vec<usize>,
     /// By file: its suppliers, and the names that are bound to each.
-    suppliers: Vec<BTreeMap<usize, Vec<String>>>,
+    suppliers: Vec<BTreeMap<usize, BTreeSet<String>>>,
 }
 
 impl LinkMap {
@@ -160,8 +160,17 @@ impl LinkMap {
             summaries,
             is_complete: !self.objects[at].learns
                 || !self.started.is_empty()
-                    && self.order(at).iter().all(is_whole)
+                    && self.scope(at).iter().all(is_whole)
                     && suppliers.keys().all(|at| exports(at).is_some()),
+        }
+    }
+
+    /// The files on which it depends what is learned for the file at a place.
+    #[must_use]
+    pub fn scope(&self, at: usize) -> Vec<usize> {
+        match self.objects[at].learns {
+            true => self.order(at),
+            false => vec![at],
         }
     }
 
@@ -174,8 +183,8 @@ impl LinkMap {
     }
 
     /// The suppliers of the file at a place, and the names that are bound to each.
-    fn bound(&self, at: usize) -> BTreeMap<usize, Vec<String>> {
-        let mut bound: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    fn bound(&self, at: usize) -> BTreeMap<usize, BTreeSet<String>> {
+        let mut bound: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
         if !self.objects[at].learns {
             return bound;
         }
@@ -184,7 +193,7 @@ impl LinkMap {
         for name in self.objects[at].elf.imported_names() {
             let mut order = order.iter();
             if let Some(definer) = order.find(|it| self.objects[**it].elf.exports(name)) {
-                bound.entry(*definer).or_default().push(name.to_owned());
+                bound.entry(*definer).or_default().insert(name.to_owned());
             }
         }
         let reached = self.reached(at);
