@@ -61,9 +61,9 @@ impl Acquaintance {
         let objects = objects.lines().take(OBJECTS).map(Path::new);
         paths.extend(objects.filter(|object| *object != program));
         let files = paths.iter().filter_map(|path| Elf::open(path).ok());
-        let mut linked = LinkMap::new(files.collect());
-        let says_something = !configuration::config().is_empty();
         let options = configuration::options();
+        let mut linked = images::link(files.collect(), &options);
+        let says_something = !configuration::config().is_empty();
         let has_to_be_there = |at: &usize| {
             let elf = linked.file(*at);
             let path = elf.path().unwrap_or(Path::new(""));

@@ -13,7 +13,7 @@ use pointee_inspect::process::{ModuleInfo, ProcessData};
 use pointee_meta::cache::{self, LoadedImage, Options, Places};
 use pointee_meta::elf::Elf;
 use pointee_meta::link_map::{Learned, LinkMap};
-use pointee_meta::needed;
+use pointee_meta::{debug_files, needed};
 use pointee_model::image::{FORMAT, Image};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap};
@@ -88,13 +88,13 @@ impl ImageSource {
             .filter_map(|number| Some((*number, process.modules.get(*number as usize)?)))
             .collect();
         let loaded: Vec<Key> = process.modules.iter().map(key).collect();
-        let kept = &self.kept;
+        let (kept, options) = (&self.kept, &self.options);
         let together = self
             .programs
             .entry(loaded)
-            .or_insert_with_key(|loaded| Together::of(loaded, kept));
+            .or_insert_with_key(|loaded| Together::of(loaded, kept, options));
         let wanted = modules.iter().map(|(_, module)| key(module)).collect();
-        together.load(wanted, &mut self.known, &self.options);
+        together.load(wanted, &mut self.known, options);
         let mut by_module = vec![None; process.modules.len()];
         for (number, module) in modules {
             by_module[number as usize] = together.images.get(&key(module)).cloned().flatten();
@@ -102,16 +102,14 @@ impl ImageSource {
         Images::new(by_module)
     }
 
-    /// Paths of the objects whose images were asked for and are there.
+    /// Paths of the objects whose images were asked for and are there, and of those on which it depends what these say.
     pub(crate) fn objects(&self) -> BTreeSet<&str> {
-        let images = self.programs.values().flat_map(|it| &it.images);
-        let there = images.filter(|(_, image)| image.is_some());
-        there.map(|((path, _), _)| path.as_str()).collect()
+        self.programs.values().flat_map(Together::objects).collect()
     }
 }
 
 impl Together {
-    fn of(modules: &[Key], kept: &[File]) -> Self {
+    fn of(modules: &[Key], kept: &[File], options: &Options) -> Self {
         let mut places = HashMap::new();
         let mut files = Vec::new();
         for key in modules {
@@ -123,10 +121,25 @@ impl Together {
             }
         }
         Self {
-            map: LinkMap::new(files),
+            map: link(files, options),
             places,
             images: HashMap::new(),
         }
+    }
+
+    fn objects(&self) -> BTreeSet<&str> {
+        let path_of: HashMap<usize, &str> = self
+            .places
+            .iter()
+            .map(|((path, _), at)| (*at, path.as_str()))
+            .collect();
+        let there = self.images.iter().filter(|(_, image)| image.is_some());
+        let places = there.clone().filter_map(|(key, _)| self.places.get(key));
+        let scope = places.flat_map(|at| self.map.scope(*at));
+        let paths = scope.filter_map(|at| path_of.get(&at).copied());
+        paths
+            .chain(there.map(|((path, _), _)| path.as_str()))
+            .collect()
     }
 
     /// Loads those that are not there yet, and makes those that are nowhere, on all cores.
@@ -173,6 +186,11 @@ impl Together {
 
 fn key(module: &ModuleInfo) -> Key {
     (module.path.clone(), module.build_id.clone())
+}
+
+/// Files that are loaded together.
+pub(crate) fn link(files: Vec<Elf>, options: &Options) -> LinkMap {
+    LinkMap::new(files, |elf| debug_files::has_any(elf, &options.search))
 }
 
 /// The images of those of the files that are `wanted`, and of those whose functions they call, these first; each with what was learned for
@@ -261,7 +279,7 @@ pub(crate) fn make_all(map: &mut LinkMap, wanted: &[usize], options: &Options) {
 pub(crate) fn alone(path: &Path, options: &Options) -> Result<(LinkMap, Learned)> {
     let elf = Elf::open(path).with_context(|| path.display().to_string())?;
     let others = needed::find(&elf);
-    let mut map = LinkMap::new(std::iter::once(elf).chain(others).collect());
+    let mut map = link(std::iter::once(elf).chain(others).collect(), options);
     let levels = map.levels([0]);
     let suppliers: Vec<usize> = levels.into_iter().flatten().filter(|at| *at != 0).collect();
     // What functions hand out does not depend on whether sources are read.

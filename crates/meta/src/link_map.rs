@@ -2,16 +2,16 @@
 //!
 //! Files that are loaded together, in the order of the dynamic linker: the executable and what it needs, breadth first; then a
 //! file that was opened later, and what that needs. The first that defines a name is bound (System V gABI, chapter 5, *Shared Object
-//! Dependencies*). A file's *suppliers* are those that it may be bound to whose images have to be there before its own: all
-//! before it in either order, but those that need it in turn, so that what is learned does not depend on which is looked at
-//! first, and but the libraries that analysis knows by name ([`is_modelled_library`]).
+//! Dependencies*). A file's *suppliers* are those that its names are bound to; their images have to be there before its own. Those
+//! that need it in turn are none, so that what is learned does not depend on which is looked at first; nor are the libraries that
+//! analysis knows by name ([`is_modelled_library`]). A file without debug info has no types to gain, and no suppliers.
 
 use crate::elf::Elf;
 use crate::sites::Summary;
 use object::elf::PT_INTERP;
 use pointee_model::entries::is_modelled_library;
 use pointee_model::image::Image;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What is learned of the files that one file is bound to.
@@ -29,29 +29,18 @@ impl Learned {
         if self.summaries.is_empty() {
             return 0;
         }
-        let anywhere = |summary: &Summary| Summary {
-            library: String::new(),
-            ..summary.clone()
-        };
-        let said: Vec<Summary> = self.summaries.iter().map(anywhere).collect();
+        let said: Vec<Summary> = self.summaries.iter().map(Summary::anywhere).collect();
         xxh3_64(format!("{said:?}").as_bytes())
     }
 
     /// Whether an `image` was made by no less than this.
     pub(crate) fn is_in(&self, image: &Image<'_>) -> bool {
-        let known = Summary::imported(image);
-        let known: HashMap<&str, &Summary> = known.iter().map(|it| (&*it.name, it)).collect();
-        let is_known = |summary: &Summary| {
-            known.get(&*summary.name).is_some_and(|other| {
-                let library = other.library.clone();
-                **other
-                    == Summary {
-                        library,
-                        ..summary.clone()
-                    }
-            })
-        };
-        self.summaries.iter().all(is_known)
+        let known: HashSet<Summary> = Summary::imported(image)
+            .iter()
+            .map(Summary::anywhere)
+            .collect();
+        let mut summaries = self.summaries.iter();
+        summaries.all(|summary| known.contains(&summary.anywhere()))
     }
 }
 
@@ -63,7 +52,8 @@ struct Object {
     needed: Vec<usize>,
     /// Whether all of these are here.
     is_whole: bool,
-    is_modelled: bool,
+    /// Whether it has types to gain.
+    learns: bool,
     /// What it exports, once its image is there.
     exports: Option<Vec<Summary>>,
 }
@@ -74,57 +64,57 @@ pub struct LinkMap {
     objects: Vec<Object>,
     /// The executable and what it needs, in the order of the dynamic linker; empty without an executable.
     started: Vec<usize>,
-    /// By file: those that it reaches, itself among them.
-    reached: Vec<BTreeSet<usize>>,
+    /// By file: its suppliers, and the names that are bound to each.
+    suppliers: Vec<BTreeMap<usize, BTreeSet<String>>>,
 }
 
 impl LinkMap {
     /// The first executable among the `files` is what was started.
     #[must_use]
-    pub fn new(files: Vec<Elf>) -> Self {
+    pub fn new(files: Vec<Elf>, has_debug_info: impl Fn(&Elf) -> bool) -> Self {
         let mut by_name: HashMap<String, usize> = HashMap::new();
         for (at, elf) in files.iter().enumerate() {
             for name in [elf.soname(), file_name(elf)].into_iter().flatten() {
                 by_name.entry(name.to_owned()).or_insert(at);
             }
         }
-        let objects: Vec<Object> = files
-            .into_iter()
-            .map(|elf| Object::new(elf, &by_name))
-            .collect();
+        let object = |elf: Elf| Object::new(has_debug_info(&elf), elf, &by_name);
+        let objects: Vec<Object> = files.into_iter().map(object).collect();
         let executable = objects.iter().position(|object| is_executable(&object.elf));
         let started = executable.map_or_else(Vec::new, |at| breadth_first(&objects, at));
-        let reached = |at: usize| {
-            let own = breadth_first(&objects, at);
-            let opened_later = !started.contains(&at);
-            let before = started.iter().copied().filter(|_| opened_later);
-            own.into_iter().chain(before).collect()
-        };
-        let reached = (0..objects.len()).map(reached).collect();
-        Self {
+        let mut map = Self {
             objects,
             started,
-            reached,
-        }
+            suppliers: Vec::new(),
+        };
+        map.suppliers = map.places().map(|at| map.bound(at)).collect();
+        map
     }
 
     /// The files whose images are needed for those of the `wanted` files (by their place among what was given), these among them.
     /// A file's suppliers are in earlier levels.
     #[must_use]
     pub fn levels(&self, wanted: impl IntoIterator<Item = usize>) -> Vec<Vec<usize>> {
-        let mut due: BTreeSet<usize> = BTreeSet::new();
-        for at in wanted {
-            due.insert(at);
-            due.extend(self.suppliers(at));
-        }
-        // Whoever supplies a file reaches less than that does.
-        let mut due: Vec<usize> = due.into_iter().collect();
-        due.sort_by_key(|at| self.reached[*at].len());
-        let mut level_of: HashMap<usize, usize> = HashMap::new();
+        let mut due: Vec<usize> = wanted.into_iter().collect();
         let mut levels: Vec<Vec<usize>> = Vec::new();
-        for at in due {
-            let before = self.suppliers(at).filter_map(|it| level_of.get(&it));
-            let level = before.max().map_or(0, |level| level + 1);
+        let mut level_of: HashMap<usize, usize> = HashMap::new();
+        // Depth first: none comes back to itself, since suppliers do not need whom they supply.
+        while let Some(at) = due.pop() {
+            if level_of.contains_key(&at) {
+                continue;
+            }
+            let suppliers = || self.suppliers[at].keys();
+            let missing: Vec<usize> = suppliers()
+                .filter(|supplier| !level_of.contains_key(supplier))
+                .copied()
+                .collect();
+            if !missing.is_empty() {
+                due.push(at);
+                due.extend(missing);
+                continue;
+            }
+            let level = suppliers().map(|supplier| level_of[supplier] + 1);
+            let level = level.max().unwrap_or(0);
             level_of.insert(at, level);
             levels.resize_with(levels.len().max(level + 1), Vec::new);
             levels[level].push(at);
@@ -152,63 +142,89 @@ impl LinkMap {
     /// What is known, of those that were told, of the functions that the file at a place takes from others.
     #[must_use]
     pub fn learned(&self, at: usize) -> Learned {
-        let own = breadth_first(&self.objects, at);
-        let mut order: Vec<usize> = self.started.iter().copied().chain(own).collect();
-        order.retain(|other| *other != at);
-        let suppliers: BTreeSet<usize> = self.suppliers(at).collect();
-        let objects = &self.objects;
-        let exports = |at: &usize| objects[*at].exports.iter().flatten();
-        let offered: HashSet<&str> = suppliers
-            .iter()
-            .flat_map(|at| exports(at).map(|summary| &*summary.name))
-            .collect();
-        let names = objects[at].elf.imported_names();
-        let names: BTreeSet<&str> = names.filter(|name| offered.contains(name)).collect();
-        let learned = names.into_iter().filter_map(|name| {
-            let mut order = order.iter();
-            let bound = order.find(|at| objects[**at].elf.exports(name))?;
-            // One that needs this file in turn says nothing of it.
-            let summary = exports(suppliers.get(bound)?).find(|it| it.name == name)?;
-            let library = file_name(&objects[*bound].elf).unwrap_or_default();
-            Some(Summary {
+        let exports = |at: &usize| self.objects[*at].exports.as_ref();
+        let suppliers = &self.suppliers[at];
+        let learned = suppliers.iter().flat_map(|(supplier, names)| {
+            let known = exports(supplier).into_iter().flatten();
+            let library = file_name(&self.objects[*supplier].elf).unwrap_or_default();
+            let bound = known.filter(|summary| names.contains(&summary.name));
+            bound.map(|summary| Summary {
                 library: library.to_owned(),
                 ..summary.clone()
             })
         });
-        let is_whole = |at: &usize| objects[*at].is_whole;
-        let is_told = |at: &usize| objects[*at].exports.is_some();
+        let mut summaries: Vec<Summary> = learned.collect();
+        summaries.sort_by(|a, b| a.name.cmp(&b.name));
+        let is_whole = |at: &usize| self.objects[*at].is_whole;
         Learned {
-            summaries: learned.collect(),
-            is_complete: objects[at].is_modelled
+            summaries,
+            is_complete: !self.objects[at].learns
                 || !self.started.is_empty()
-                    && order.iter().chain([&at]).all(is_whole)
-                    && suppliers.iter().all(is_told),
+                    && self.scope(at).iter().all(is_whole)
+                    && suppliers.keys().all(|at| exports(at).is_some()),
         }
     }
 
-    /// The files whose images have to be there before that of the file at a place.
-    fn suppliers(&self, at: usize) -> impl Iterator<Item = usize> {
-        let reached = self.reached[at].iter().copied();
-        let is_modelled = self.objects[at].is_modelled;
-        reached.filter(move |other| !is_modelled && !self.reached[*other].contains(&at))
+    /// The files on which it depends what is learned for the file at a place.
+    #[must_use]
+    pub fn scope(&self, at: usize) -> Vec<usize> {
+        match self.objects[at].learns {
+            true => self.order(at),
+            false => vec![at],
+        }
+    }
+
+    /// Where names are looked up that the file at a place takes from others, itself among them.
+    fn order(&self, at: usize) -> Vec<usize> {
+        let own = breadth_first(&self.objects, at);
+        let started = self.started.iter().copied();
+        let later = own.into_iter().filter(|own| !self.started.contains(own));
+        started.chain(later).collect()
+    }
+
+    /// The suppliers of the file at a place, and the names that are bound to each.
+    fn bound(&self, at: usize) -> BTreeMap<usize, BTreeSet<String>> {
+        let mut bound: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+        if !self.objects[at].learns {
+            return bound;
+        }
+        let mut order = self.order(at);
+        order.retain(|other| *other != at);
+        for name in self.objects[at].elf.imported_names() {
+            let mut order = order.iter();
+            if let Some(definer) = order.find(|it| self.objects[**it].elf.exports(name)) {
+                bound.entry(*definer).or_default().insert(name.to_owned());
+            }
+        }
+        let reached = self.reached(at);
+        bound.retain(|definer, _| {
+            reached.contains(definer) && !self.reached(*definer).contains(&at)
+        });
+        bound
+    }
+
+    /// What the file at a place says that it needs, itself among it; if it was opened later, all that was started too.
+    fn reached(&self, at: usize) -> BTreeSet<usize> {
+        let own = breadth_first(&self.objects, at).into_iter();
+        let started = self.started.iter().copied();
+        let is_later = !self.started.contains(&at);
+        own.chain(started.filter(|_| is_later)).collect()
     }
 }
 
 impl Object {
-    fn new(elf: Elf, by_name: &HashMap<String, usize>) -> Self {
+    fn new(has_debug_info: bool, elf: Elf, by_name: &HashMap<String, usize>) -> Self {
         // One that was linked by its path, and has no name of its own, is needed by that path.
         let names = elf.needed().into_iter().map(last_part);
         let needed: Vec<Option<usize>> = names
             .filter(|name| !is_modelled_library(name))
             .map(|name| by_name.get(name).copied())
             .collect();
+        let own = elf.soname().or(file_name(&elf));
         Self {
             is_whole: needed.iter().all(Option::is_some),
             needed: needed.into_iter().flatten().collect(),
-            is_modelled: elf
-                .soname()
-                .or(file_name(&elf))
-                .is_some_and(is_modelled_library),
+            learns: has_debug_info && !own.is_some_and(is_modelled_library),
             exports: None,
             elf,
         }

@@ -5,6 +5,7 @@ mod common;
 use common::run;
 use pointee_meta::cache::{self, LoadedImage, Options, Origin, Places};
 use pointee_meta::config;
+use pointee_meta::debug_files::{Search, has_any};
 use pointee_meta::elf::Elf;
 use pointee_meta::link_map::{Learned, LinkMap};
 use pointee_meta::needed;
@@ -66,7 +67,10 @@ fn options(at: &Path) -> Options {
 /// The files, loaded together.
 fn together(at: &Path, names: &[&str]) -> LinkMap {
     let open = |name: &&str| Elf::open(at.join(name)).expect("ELF");
-    LinkMap::new(names.iter().map(open).collect())
+    let search = Search::default();
+    LinkMap::new(names.iter().map(open).collect(), |elf| {
+        has_any(elf, &search)
+    })
 }
 
 /// The image of the file at the place, after those of its suppliers.
@@ -162,6 +166,17 @@ fn what_is_learned_and_found() {
     let (_, plugin) = image(&mut map, 4, &options);
     let tasks: Vec<String> = found(&plugin.image()).into_iter().map(|it| it.1).collect();
     assert_eq!(tasks, ["host_get: struct task", "inner_get: struct task"]);
+}
+
+#[test]
+fn who_has_no_types_learns_nothing() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = folder.path();
+    build(at);
+    run("strip", &["program"], at);
+    let (known, image) = image(&mut together(at, &ALL), 0, &options(at));
+    assert!(known.is_complete);
+    assert!(learned(&image.image()).is_empty());
 }
 
 #[test]

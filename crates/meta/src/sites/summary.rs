@@ -50,6 +50,14 @@ impl Summary {
         self.flags & summary_flags::POOL != 0
     }
 
+    /// The same, of whatever file.
+    pub(crate) fn anywhere(&self) -> Self {
+        Self {
+            library: String::new(),
+            ..self.clone()
+        }
+    }
+
     fn of(name: &str, allocator: &Allocator, is_pool: bool, types: &Types<'_>) -> Option<Self> {
         let is_text = match allocator.makes {
             Makes::Whatever => false,
