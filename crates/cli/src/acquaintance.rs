@@ -136,12 +136,9 @@ fn introduce_one(object: &Path, folder: &Path, options: &Options) {
     let Ok(elf) = Elf::open(object) else {
         return;
     };
-    let id = elf.build_id();
-    if id.is_empty() {
-        return;
-    }
     if let Some((path, image)) = cache::cached(&elf, options) {
-        let hex: String = id
+        let hex: String = elf
+            .identity()
             .iter()
             .take(20)
             .map(|byte| format!("{byte:02x}"))

@@ -97,7 +97,7 @@ fn configuration(file: &Path, elf: &Elf, starts: &[u64], found: &[Found], calls:
         text.push_str("# None was found that hands out memory.\n");
     }
     if !found.is_empty() && elf.build_id().is_empty() {
-        text.push_str("# The file has no build ID, by which functions without names are found when it runs: link it with --build-id.\n");
+        text.push_str("# The file has no build ID: a digest of its code stands in for it.\n");
     }
     let name_of = |at: usize| {
         let role = found[at].role;
@@ -115,10 +115,10 @@ fn configuration(file: &Path, elf: &Elf, starts: &[u64], found: &[Found], calls:
         let (table, why) = why(function);
         let _ = write!(
             text,
-            "\n[[{table}]]  # {why}\nname = \"{}\"\naddress = {:#x}\n{}role = \"{}\"\n",
+            "\n[[{table}]]  # {why}\nname = \"{}\"\naddress = {:#x}\nbuild_id = \"{}\"\nrole = \"{}\"\n",
             name_of(at),
             starts[function.function],
-            which_file(file, elf),
+            build_of(elf),
             function.role.word(),
         );
         if frees && function.role != Role::Free {
@@ -142,16 +142,8 @@ fn why(found: &Found) -> (&'static str, String) {
     ("allocator", why)
 }
 
-/// The lines that say of which file an address is.
-fn which_file(file: &Path, elf: &Elf) -> String {
-    let id: String = elf
-        .build_id()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if !id.is_empty() {
-        return format!("build_id = \"{id}\"\n");
-    }
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    format!("module = \"{}\"\n", name.escape_default())
+/// The build of a file, in hexadecimal digits.
+fn build_of(elf: &Elf) -> String {
+    let bytes = elf.identity().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }
