@@ -131,6 +131,24 @@ fn declared() -> String {
     config.hooked_by_name().into_iter().map(line).collect()
 }
 
+/// Links the image of `program`, which a followed process is about to execute, into the session's `folder`, if the configuration declares functions of it; then it
+/// is made where it is not there yet.
+pub(crate) fn introduce_declared(program: &Path, folder: &Path) {
+    if configuration::config().is_empty() {
+        return;
+    }
+    let options = configuration::options();
+    let Ok(elf) = Elf::open(program) else {
+        return;
+    };
+    if declares_functions(&elf, &options) {
+        if cache::existing(&elf, &options).is_none() {
+            images::make_all(&[(program, elf)], &options);
+        }
+        introduce_one(program, folder, &options);
+    }
+}
+
 /// Links the image of one object, if it is up to date, into the session's `folder`.
 fn introduce_one(object: &Path, folder: &Path, options: &Options) {
     let Ok(elf) = Elf::open(object) else {
@@ -180,12 +198,17 @@ fn cursors_placement(elf: &Elf, path: &Path, image: &Image<'_>) -> Option<Vec<u8
 /// names, those that the configuration declares, and pools that analysis finds where there is debug info; the image names them to it.
 /// A program that asks about itself (`pointee.h`) is answered from it.
 fn locates(elf: &Elf, options: &Options) -> bool {
-    let declares = |rule: &Rule| rule.hooked_as().is_some();
-    options.config.selected_for(elf).rules.iter().any(declares)
+    declares_functions(elf, options)
         || elf.section(".debug_info").is_some()
         || elf.section(".note.pointee").is_some()
         || (elf.section(".symtab").is_none() && config::built_in().names_behind_exports_of(elf))
         || (elf.section(".symtab").is_none() && !DebugFiles::find(elf, &options.search).is_empty())
+}
+
+/// Whether the configuration names functions of `elf` that are to be hooked.
+fn declares_functions(elf: &Elf, options: &Options) -> bool {
+    let declares = |rule: &Rule| rule.hooked_as().is_some();
+    options.config.selected_for(elf).rules.iter().any(declares)
 }
 
 /// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's
