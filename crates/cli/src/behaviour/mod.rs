@@ -261,40 +261,57 @@ fn nests(calls: &[Call], is_wanted: impl Fn(&Call) -> bool) -> Vec<Vec<usize>> {
 }
 
 /// Those that gave too little to be judged by it, but blocks that were taken back like all others: a malloc that was called once, for a file's buffer.
-/// Of those that return such a block the innermost counts whose first argument, or the product of the first two, can be its size. What they gave is taken
-/// out of `from_unknown`.
+/// Of those that return such a block, and whose first argument, or the product of the first two, can be its size, the one counts that gave most, of equals the
+/// innermost; a wrapper of what is known is none. What they gave is taken out of `from_unknown`.
 fn seldom(
     calls: &[Call],
     by_function: &BTreeMap<usize, Vec<&Call>>,
     found: &[Found],
     from_unknown: &mut HashSet<u64>,
 ) -> Vec<Found> {
-    let is_known = |function: usize| found.iter().any(|it| it.function == function);
+    let is_known = |call: &Call| found.iter().any(|it| it.function == call.function);
     let returns = |call: &Call| {
         let is_new = call.is_in_heap && !call.arguments.contains(&call.result);
         is_new && from_unknown.contains(&call.result)
     };
-    let nests = nests(calls, returns);
-    let mut seldom: BTreeMap<usize, Found> = BTreeMap::new();
-    let mut explained = HashSet::new();
-    for nest in nests {
-        if nest.iter().any(|call| is_known(calls[*call].function)) {
-            continue;
-        }
-        let fitting = nest.iter().rev().find_map(|number| {
-            let call = &calls[*number];
-            let its = by_function.get(&call.function)?;
-            let (role, size) = room::of_few(its)?;
-            let is_consistent = its
+    let mut left = nests(calls, returns);
+    left.retain(|nest| !nest.iter().any(|call| is_known(&calls[*call])));
+    let wraps_known = |function: usize| {
+        let both = nests(calls, |call| call.function == function || is_known(call));
+        let is_its = |call: &usize| calls[*call].function == function;
+        let mut both = both.iter();
+        both.any(|nest| nest.iter().any(is_its) && !nest.iter().all(is_its))
+    };
+    let fitting = |function: usize| {
+        let its = by_function.get(&function)?;
+        let (role, size) = room::of_few(its)?;
+        let it = giver(function, role, size, its.iter().copied());
+        (!wraps_known(function)).then_some((function, it))
+    };
+    let functions: BTreeSet<usize> = left
+        .iter()
+        .flatten()
+        .map(|call| calls[*call].function)
+        .collect();
+    let fitting: BTreeMap<usize, Found> = functions.into_iter().filter_map(fitting).collect();
+    let mut seldom: Vec<Found> = Vec::new();
+    loop {
+        let inwards = left.iter().flat_map(|nest| nest.iter().enumerate());
+        let best = inwards
+            .filter_map(|(depth, call)| Some((fitting.get(&calls[*call].function)?, depth)))
+            .max_by_key(|(it, depth)| (it.blocks, *depth));
+        let Some((best, _)) = best else {
+            return seldom;
+        };
+        left.retain(|nest| {
+            let is_its = nest
                 .iter()
-                .all(|call| !call.is_in_heap || from_unknown.contains(&call.result));
-            is_consistent.then(|| giver(call.function, role, size, its.iter().copied()))
+                .any(|call| calls[*call].function == best.function);
+            if is_its {
+                from_unknown.remove(&calls[nest[0]].result);
+            }
+            !is_its
         });
-        if let Some(giver) = fitting {
-            explained.insert(calls[nest[0]].result);
-            seldom.insert(giver.function, giver);
-        }
+        seldom.push(best.clone());
     }
-    from_unknown.retain(|block| !explained.contains(block));
-    seldom.into_values().collect()
 }

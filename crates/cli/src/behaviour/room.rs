@@ -98,7 +98,7 @@ pub(super) fn of_few(calls: &[&Call]) -> Option<(Role, Size)> {
     const LARGE: u64 = 1 << 20;
     let can_be = |size: Size| {
         let mut giving = calls.iter().filter(|call| call.is_in_heap);
-        giving.all(|call| (8..LARGE).contains(&size.of(call)))
+        giving.all(|call| (1..LARGE).contains(&size.of(call)))
     };
     if can_be(Size::Argument(0)) {
         return Some((Role::Malloc, Size::Argument(0)));
@@ -302,7 +302,7 @@ pub(super) fn holds_others(
     let takers: BTreeSet<usize> = rooms().filter_map(|(_, room)| room.released.by).collect();
     let is_taken_back =
         |other: usize| rooms().any(|(it, room)| it == other && room.released.by.is_some());
-    let others: BTreeMap<u64, u64> = calls
+    let others: BTreeSet<(u64, u64)> = calls
         .iter()
         .filter(|call| call.is_in_heap && call.function != function && is_taken_back(call.function))
         .map(|call| (call.result, call.began))
@@ -319,7 +319,7 @@ pub(super) fn holds_others(
             takers.contains(&it) || Some(it) == moves
         });
         let end = call.result.saturating_add(room.size.of(call));
-        let mut within = others.range(call.result..end);
+        let mut within = others.range((call.result, 0)..(end, 0));
         divided += usize::from(within.any(|(_, began)| from < *began && *began < until));
     }
     divided * 2 >= blocks.max(1)
