@@ -4,8 +4,13 @@ use super::{Candidates, FEW, Found, Role, is_nearly_all};
 use crate::outside::Call;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// Calls by their first argument, in order.
-pub(super) struct ByFirst<'c>(HashMap<u64, Vec<&'c Call>>);
+/// What happened to pointers into the heap.
+pub(super) struct ByFirst<'c> {
+    /// The calls whose first argument each was, in order.
+    calls: HashMap<u64, Vec<&'c Call>>,
+    /// When each was returned, in order.
+    returned: HashMap<u64, Vec<u64>>,
+}
 
 /// When blocks of one function were taken back, as far as is known of it alone.
 #[derive(Debug, Default)]
@@ -18,23 +23,36 @@ pub(super) struct Released {
 
 impl<'c> ByFirst<'c> {
     pub(super) fn new(calls: &'c [Call]) -> Self {
-        let returned: HashSet<u64> = calls
-            .iter()
-            .filter(|call| call.is_in_heap)
-            .map(|call| call.result)
-            .collect();
+        let mut returned: HashMap<u64, Vec<u64>> = HashMap::new();
+        for call in calls.iter().filter(|call| call.is_in_heap) {
+            let moments = returned.entry(call.result).or_default();
+            moments.extend(call.ended);
+        }
+        for moments in returned.values_mut() {
+            moments.sort_unstable();
+        }
         let mut by_first: HashMap<u64, Vec<&Call>> = HashMap::new();
         for call in calls {
-            if returned.contains(&call.arguments[0]) {
+            if returned.contains_key(&call.arguments[0]) {
                 by_first.entry(call.arguments[0]).or_default().push(call);
             }
         }
-        Self(by_first)
+        Self {
+            calls: by_first,
+            returned,
+        }
+    }
+
+    /// Whether anybody returned `block` between two moments.
+    fn is_returned(&self, block: u64, from: u64, until: u64) -> bool {
+        let moments = self.returned.get(&block).map_or(&[][..], Vec::as_slice);
+        let after = moments.partition_point(|moment| *moment <= from);
+        moments.get(after).is_some_and(|moment| *moment < until)
     }
 
     /// When `block` was first taken after `from`, by a function that is such a one; never: the end of time.
     pub(super) fn taken(&self, block: u64, from: u64, is_taker: impl Fn(usize) -> bool) -> u64 {
-        let called = self.0.get(&block).map_or(&[][..], Vec::as_slice);
+        let called = self.calls.get(&block).map_or(&[][..], Vec::as_slice);
         let since = &called[called.partition_point(|call| call.began <= from)..];
         let taken = since.iter().find(|call| is_taker(call.function));
         taken.map_or(u64::MAX, |call| call.began)
@@ -56,7 +74,7 @@ impl<'c> ByFirst<'c> {
         let mut takers: BTreeMap<usize, Takes> = BTreeMap::new();
         for (block, its) in &mut givings {
             its.sort_unstable_by_key(|(_, ended)| *ended);
-            let Some(called) = self.0.get(block) else {
+            let Some(called) = self.calls.get(block) else {
                 given_again += its.len() - 1;
                 continue;
             };
@@ -65,21 +83,23 @@ impl<'c> ByFirst<'c> {
                 let until = again.unwrap_or(u64::MAX);
                 let from = called.partition_point(|call| call.began <= *given);
                 let since = called[from..].iter().take_while(|call| call.began < until);
-                // How often, and when the last time.
+                // How often again though nobody had returned it meanwhile, and when the last time.
                 let mut took: BTreeMap<usize, (usize, u64)> = BTreeMap::new();
                 for call in since {
-                    let (times, last) = took.entry(call.function).or_default();
-                    *times += 1;
+                    let (twice, last) = took.entry(call.function).or_insert((0, call.began));
+                    let is_twice =
+                        *last < call.began && !self.is_returned(*block, *last, call.began);
+                    *twice += usize::from(is_twice);
                     *last = call.began;
                 }
                 // Moved by itself.
                 let is_moved = took.remove(&function).is_some();
                 let is_again = again.is_some() && !is_moved;
                 given_again += usize::from(is_again);
-                for (function, (times, last)) in took {
+                for (function, (twice, last)) in took {
                     let takes = takers.entry(function).or_default();
                     takes.blocks += 1;
-                    takes.twice += times - 1;
+                    takes.twice += twice;
                     takes.before_again += usize::from(is_again);
                     takes.last = takes.last.max(last);
                 }
@@ -96,7 +116,7 @@ impl<'c> ByFirst<'c> {
             .map(|(function, _)| function);
         let moments = |by: usize| {
             let blocks = givings.keys();
-            let calls = blocks.filter_map(|block| self.0.get(block)).flatten();
+            let calls = blocks.filter_map(|block| self.calls.get(block)).flatten();
             let its = calls.filter(|call| call.function == by);
             its.map(|call| (call.began, call.arguments[0])).collect()
         };
@@ -183,7 +203,7 @@ pub(super) fn taker(
                 let takes = takers.entry(function).or_default();
                 takes.last = when;
                 match blocks.get_mut(&block) {
-                    None if by_first.0.contains_key(&block) => _ = takes.unknown.insert(block),
+                    None if by_first.calls.contains_key(&block) => _ = takes.unknown.insert(block),
                     None => takes.others += 1,
                     Some((_, since)) if since.contains(&function) => takes.twice += 1,
                     Some((_, since)) => {

@@ -100,10 +100,12 @@ pub(super) fn of_few(calls: &[&Call]) -> Option<(Role, Size)> {
         let mut giving = calls.iter().filter(|call| call.is_in_heap);
         giving.all(|call| (1..LARGE).contains(&size.of(call)))
     };
-    if can_be(Size::Argument(0)) {
-        return Some((Role::Malloc, Size::Argument(0)));
+    // Who wants so little, each time?
+    let is_count = calls.iter().all(|call| call.arguments[0] < 8);
+    if is_count && can_be(Size::Product) {
+        return Some((Role::Calloc, Size::Product));
     }
-    can_be(Size::Product).then_some((Role::Calloc, Size::Product))
+    can_be(Size::Argument(0)).then_some((Role::Malloc, Size::Argument(0)))
 }
 
 /// Something that happens to a block.
@@ -167,7 +169,8 @@ fn filled(giving: &[&Call], role: Role, size: Size, released: &Released) -> Opti
             side_by_side.add(*size, next - start);
         }
     }
-    side_by_side.share()
+    let is_moved_and_taken = role == Role::Realloc && released.by.is_some();
+    side_by_side.share(is_moved_and_taken)
 }
 
 /// Blocks with the next one behind them.
@@ -191,11 +194,13 @@ impl Neighbours {
         }
     }
 
-    fn share(&self) -> Option<f64> {
+    /// The share; of a function that is known by the blocks that it is called with, too, even if most of what lies between its blocks is another's.
+    fn share(&self, is_known_otherwise: bool) -> Option<f64> {
         // Not all that is taken back need have been seen: some overlap.
         let fits = self.pairs >= FEW - 1 && self.overlaps * 5 <= self.pairs;
+        let fits_well = is_known_otherwise && self.overlaps * 20 <= self.pairs;
         let share = self.share / self.pairs.max(1) as f64;
-        (fits && share >= 0.2).then_some(share)
+        (fits && (share >= 0.2 || fits_well)).then_some(share)
     }
 }
 
