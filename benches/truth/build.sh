@@ -83,6 +83,8 @@ for program in ${*:-$all}; do
     hunspell) fetch hunspell; (cd hunspell-1.7.1 && autoreconf -fi && ./configure --disable-shared CXXFLAGS="$flags" && make) ;;
     exiv2) fetch exiv2; (cd exiv2-0.27.6 && cmake -B b -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DBUILD_SHARED_LIBS=OFF -DEXIV2_BUILD_SAMPLES=OFF && make -C b) ;;
     eza) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root eza eza --version 0.18.24 ;;
+    binutils) apt-get source -qq binutils; (mkdir -p binutils-shared && cd binutils-shared && ../binutils-2.40/configure --enable-shared --disable-gold --disable-gprofng --disable-gdb --disable-nls --disable-werror --prefix="$PWD/installed" CFLAGS="-g -O2 -fstack-protector-strong" MAKEINFO=true && make MAKEINFO=true && make install MAKEINFO=true) ;;
+    ffmpeg) apt-get source -qq ffmpeg; (cd ffmpeg-5.1.* && ./configure --enable-shared --disable-static --disable-doc --disable-stripping --disable-x86asm --disable-autodetect --disable-network --disable-everything --enable-decoder=pcm_s16le,flac,h264,png,rawvideo,mpeg4,aac,wrapped_avframe --enable-encoder=flac,png,rawvideo,pcm_s16le,mpeg4,aac,wrapped_avframe --enable-demuxer=wav,flac,matroska,rawvideo,image2,mov --enable-muxer=wav,flac,matroska,null,mp4,image2 --enable-protocol=file,pipe --enable-parser=flac,h264,mpeg4video,aac --enable-bsf=extract_extradata --enable-filter=testsrc,sine,scale,aresample,format,aformat,null,anull,buffer,abuffer,buffersink,abuffersink --enable-indev=lavfi --prefix="$PWD/installed" --extra-ldflags="-Wl,-rpath,$PWD/installed/lib" && make && make install) ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

@@ -95,6 +95,8 @@ pub struct Function {
     pub variables: Vec<Variable>,
     /// Calls inlined into it, outer before inner.
     pub inlines: Vec<Inline>,
+    /// Pieces `[start, end)` of each block of statements that declares variables.
+    pub blocks: Vec<Vec<(u64, u64)>>,
     /// What `Place::Frame` is relative to.
     pub frame_base: FrameBase,
     /// `.debug_*` language of its unit (`DW_LANG_*`).
@@ -114,9 +116,11 @@ pub struct Variable {
     pub parameter: Option<u16>,
     /// `Some(i)`: belongs to `Function::inlines[i]`.
     pub inline: Option<u32>,
+    /// `Some(i)`: declared in the block whose pieces are `Function::blocks[i]`.
+    pub block: Option<u32>,
     /// Line of the declaration, 0 if not known.
     pub line: u32,
-    /// Where it lies, by code address `[start, end)`.
+    /// Where it lies, by code address `[start, end)`; what is there beyond its block is left over.
     pub places: Vec<(u64, u64, Place)>,
 }
 

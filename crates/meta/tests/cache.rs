@@ -6,6 +6,7 @@ use common::{compile_c, run};
 use pointee_meta::cache::{Options, Origin, Places, embed, image_for};
 use pointee_meta::debug_files::Search;
 use pointee_meta::elf::Elf;
+use pointee_meta::link_map::Learned;
 use pointee_model::image::header_flags::HAS_DWARF;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -166,7 +167,8 @@ fn a_file_can_carry_its_image() {
         let program = compile_c(at, flags);
         let out = at.join("carrier");
         let _ = std::fs::remove_file(&out);
-        embed(&program, &out, &options).expect("embed");
+        let elf = Elf::open(&program).expect("ELF");
+        embed(&elf, &Learned::default(), &out, &options).expect("embed");
         assert_eq!(
             run("./carrier", &[], at),
             run("./program", &[], at),
@@ -178,7 +180,8 @@ fn a_file_can_carry_its_image() {
         assert_eq!(*carried.origin(), Origin::Embedded, "{flags:?}");
         let made = image_for(&program, &options, &|_| {}).expect("image");
         assert_eq!(carried.bytes(), made.bytes(), "{flags:?}");
-        assert!(embed(&out, &at.join("twice"), &options).is_err());
+        let carrier = Elf::open(&out).expect("ELF");
+        assert!(embed(&carrier, &Learned::default(), &at.join("twice"), &options).is_err());
         // The tools of the system accept the file, and take the image out again.
         run("readelf", &["--wide", "--all", "carrier"], at);
         run(

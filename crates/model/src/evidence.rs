@@ -61,6 +61,8 @@ pub enum Witness {
     CastInSource = 14,
     /// What the source text assigns the result to.
     AssignedInSource = 15,
+    /// What the function that allocates copies into the block: `copy_of(pointer, size)`.
+    Copied = 16,
 }
 
 /// How the witnesses of one site agree.
@@ -95,7 +97,7 @@ macro_rules! from_byte {
 from_byte!(Role: Whole, Element, Header, Base, Bytes, Characters);
 from_byte!(Witness: SizeofInSource, Variable, Field, Global, Result, Parameter, Reallocated,
     TemplateArgument, VirtualTable, Constructor, Model, Compiler, Configuration, CastInSource,
-    AssignedInSource);
+    AssignedInSource, Copied);
 from_byte!(Verdict: Single, Agreed, Conflicting, Opaque);
 
 impl Witness {
@@ -118,6 +120,7 @@ impl Witness {
             Self::Compiler => "compiler",
             Self::Configuration => "configuration",
             Self::CastInSource => "cast",
+            Self::Copied => "copy",
             Self::AssignedInSource => "assigned",
         }
     }

@@ -1,11 +1,11 @@
 //! *Of the allocations that programs really make, how many have a type?*
 
 use super::Options;
-use crate::shell;
 use crate::workspace::Workspace;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Sites without a type that are shown, the largest first.
 const SHOWN: usize = 8;
@@ -34,15 +34,34 @@ pub(super) fn run(options: &Options) -> Result<()> {
         let line = line.to_string_lossy();
         let mut command = Command::new("sh");
         let words = [pointee.as_os_str(), report.as_os_str()].map(|word| word.to_string_lossy());
+        // The first process only, unless another program is wanted of what it starts.
+        let follow = match options.program {
+            Some(_) => "",
+            None => "--no-follow ",
+        };
         command.arg("-c").arg(format!(
-            "exec '{}' run --no-follow --format json --report '{}' -- {line}",
+            "exec '{}' run {follow}--format json --report '{}' -- {line}",
             words[0], words[1]
         ));
-        shell::output(&mut command)?;
-        let text = std::fs::read_to_string(&report).context("report")?;
+        // How it ends is its own affair: a server is ended by a signal.
+        drop(std::fs::remove_file(&report));
+        let ended = command.stdin(Stdio::null()).output()?;
+        let text = std::fs::read_to_string(&report).with_context(|| {
+            let said = String::from_utf8_lossy(&ended.stderr);
+            format!("{line}: {}, without a report\n{said}", ended.status)
+        })?;
         let said: Value = serde_json::from_str(&text)?;
         println!("{line}");
-        for process in said.as_array().context("an array of processes")? {
+        let is_wanted = |process: &&Value| {
+            let program = Path::new(process["program"].as_str().unwrap_or_default());
+            let name = program.file_name().map(|name| name.to_string_lossy());
+            options.program.is_none() || name.as_deref() == options.program.as_deref()
+        };
+        let processes = said.as_array().context("an array of processes")?;
+        if !processes.iter().any(|process| is_wanted(&process)) {
+            bail!("no process of the program was recorded");
+        }
+        for process in processes.iter().filter(is_wanted) {
             count(process, &mut own, &mut all);
         }
     }

@@ -35,6 +35,7 @@ pub(crate) const USAGE: &str = "\
   truth score ROWS FILE       scores a file's sites against rows; further pairs may follow
   truth compare FILE [FILE]   the lines on which two builds of a program, or one with its sources and without, say different types
   truth counts COMMAND…       runs each command line under `pointee run`; how many allocations have a type
+                                --program NAME  of what else it starts: a server that another program ends
   truth wrappers LIST FILE    which wrappers of a list are found; further pairs may follow
   truth layouts FILE…         compares every record's members with what pahole says
   truth builds FILE.c… [-- OPTIONS]   compiles in 30 ways; the share of sites with an answer, and those without where it is low
@@ -48,6 +49,8 @@ pub(crate) struct Options {
     count: usize,
     seed: u64,
     rows: Option<PathBuf>,
+    /// The file name of the one program that counts.
+    program: Option<String>,
     files: Vec<PathBuf>,
     /// What follows `--`.
     rest: Vec<String>,
@@ -61,6 +64,7 @@ impl Options {
             count: 40,
             seed: 1,
             rows: None,
+            program: None,
             files: Vec::new(),
             rest: Vec::new(),
         };
@@ -75,6 +79,7 @@ impl Options {
                 "--" => break,
                 "--no-sources" => options.sources = false,
                 "--pointee" => options.pointee = Some(value()?.into()),
+                "--program" => options.program = Some((*value()?).to_owned()),
                 "--rows" => options.rows = Some(value()?.into()),
                 "--count" => options.count = value()?.parse().context("--count wants a number")?,
                 "--seed" => options.seed = value()?.parse().context("--seed wants a number")?,

@@ -1,10 +1,11 @@
 //! `pointee meta`: *what is known of this file?*
 
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result, bail};
 use pointee_inspect::text::{Style, bytes, grouped};
-use pointee_meta::cache::{self, CacheError, LoadedImage, Origin};
+use pointee_meta::cache::{self, LoadedImage, Origin};
 use pointee_meta::elf::Elf;
 use pointee_model::image::{NO_TYPE, header_flags, site_flags};
 use serde::Serialize;
@@ -48,6 +49,10 @@ struct Row {
     sites: usize,
     typed_sites: usize,
     wrapper_sites: usize,
+    /// Functions that hand out memory to other files.
+    exports: usize,
+    /// Functions of other files that are known to, by these files' images.
+    imports: usize,
     variables: usize,
     diagnostics: Vec<String>,
 }
@@ -58,15 +63,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let [file] = arguments.files.as_slice() else {
             bail!("--embed takes one file");
         };
-        cache::embed(file, out, &options).with_context(|| file.display().to_string())?;
+        let (map, learned) = images::alone(file, &options)?;
+        cache::embed(map.file(0), &learned, out, &options)
+            .with_context(|| file.display().to_string())?;
         return Ok(());
     }
     let mut rows = Vec::new();
     for file in &arguments.files {
-        let loaded = Elf::open(file)
-            .map_err(CacheError::Elf)
-            .and_then(|elf| Ok((cache::image_of(&elf, &options, &|_| {})?, elf)));
-        let (loaded, elf) = loaded.with_context(|| file.display().to_string())?;
+        let loaded = images::of_file(file, &options)?;
+        let elf = Elf::open(file).with_context(|| file.display().to_string())?;
         rows.push(row(file, &elf, &loaded));
     }
     let output = match arguments.listing.format {
@@ -115,6 +120,8 @@ fn row(file: &Path, elf: &Elf, loaded: &LoadedImage) -> Row {
             .iter()
             .filter(|site| is_wrapper(site.flags))
             .count(),
+        exports: image.exports.len(),
+        imports: image.imports.len(),
         variables: image.variables.len(),
         diagnostics: loaded.diagnostics().to_vec(),
     }
@@ -159,6 +166,14 @@ fn render(row: &Row, style: Style) -> String {
             grouped(row.sites as u64),
             grouped(row.typed_sites as u64),
             grouped(row.wrapper_sites as u64)
+        ),
+    );
+    line(
+        "allocators",
+        &format!(
+            "{} exported, {} of other files learned",
+            grouped(row.exports as u64),
+            grouped(row.imports as u64)
         ),
     );
     for diagnostic in row.diagnostics.iter().take(style.rows) {

@@ -9,9 +9,11 @@
 mod append;
 mod bytes;
 mod compression;
+mod dynamic;
 mod instruction;
 mod linkage;
 mod symbols;
+mod thunks;
 
 pub(crate) use append::with_section;
 pub use bytes::FileBytes;
@@ -34,6 +36,7 @@ use object::read::elf::{
 };
 use pointee_model::identity;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -123,6 +126,7 @@ pub struct Elf {
     stand_in: OnceLock<[u8; identity::LEN]>,
     symbols: OnceLock<SymbolTable>,
     linkage: OnceLock<Linkage>,
+    thunks: OnceLock<HashMap<u64, thunks::Thunk>>,
 }
 
 impl Elf {
@@ -168,6 +172,7 @@ impl Elf {
             stand_in: OnceLock::new(),
             symbols: OnceLock::new(),
             linkage: OnceLock::new(),
+            thunks: OnceLock::new(),
             path: None,
             bytes: Arc::new(bytes),
         })

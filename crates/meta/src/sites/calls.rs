@@ -47,6 +47,10 @@ pub(super) struct Body<'f> {
     pub(super) returns: bool,
     /// Whether any function calls it by name, or may through a pointer.
     pub(super) is_called: bool,
+    /// Whether other files can call it.
+    pub(super) is_exported: bool,
+    /// Whether any function calls it by name.
+    pub(super) is_named: bool,
     /// The functions whose address it puts into registers, if it calls through any.
     pub(super) taken: Vec<Key>,
     /// Whether it moves the stack pointer by what a register holds.
@@ -99,7 +103,8 @@ enum Load {
 }
 
 impl<'f> Program<'f> {
-    pub(super) fn new(elf: &'f Elf, facts: &'f Facts) -> Self {
+    /// Of the functions of other files those count as allocation functions that `allocates` says.
+    pub(super) fn new(elf: &'f Elf, facts: &'f Facts, allocates: impl Fn(&str) -> bool) -> Self {
         let mut bodies = bodies(elf, facts);
         bodies.sort_by_key(|body| body.entry);
         bodies.dedup_by_key(|body| body.entry);
@@ -116,7 +121,7 @@ impl<'f> Program<'f> {
             slots: HashMap::new(),
             addressed: HashSet::new(),
         };
-        program.slots = program.add_pointers();
+        program.slots = program.add_pointers(allocates);
         program.addressed = addressed_in_data(elf, &program.entries).collect();
         let raw: Vec<Scanned<'f>> = program
             .bodies
@@ -164,18 +169,27 @@ impl<'f> Program<'f> {
             Key::Local(at) => Some(at),
             _ => None,
         });
-        for at in called.chain(&program.addressed) {
+        for at in called {
+            program.bodies[*at as usize].is_named = true;
             program.bodies[*at as usize].is_called = true;
+        }
+        for at in &program.addressed {
+            program.bodies[*at as usize].is_called = true;
+        }
+        for symbol in elf.symbols().filter(|symbol| symbol.is_exported()) {
+            if let Some(at) = program.entries.get(&symbol.address) {
+                program.bodies[*at as usize].is_exported = true;
+            }
         }
         program
     }
 
     /// Notes the pointers to allocation functions of other files; gives back those that are linkage slots.
-    fn add_pointers(&mut self) -> HashMap<u64, Key> {
+    fn add_pointers(&mut self, allocates: impl Fn(&str) -> bool) -> HashMap<u64, Key> {
         let elf = self.elf;
         let mut slots = HashMap::new();
         for (cell, name) in elf.imported_pointers() {
-            if model::row(name).is_none() {
+            if !allocates(name) {
                 continue;
             }
             let Some(key) = self.intern(Callee::Imported(name)) else {
@@ -271,6 +285,8 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             calls: Vec::new(),
             returns: true,
             is_called: false,
+            is_exported: false,
+            is_named: false,
             taken: Vec::new(),
             moves_stack: false,
         })
@@ -284,6 +300,8 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         calls: Vec::new(),
         returns: true,
         is_called: false,
+        is_exported: false,
+        is_named: false,
         taken: Vec::new(),
         moves_stack: false,
     };
@@ -291,8 +309,17 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
     for (at, body) in bodies.iter().enumerate() {
         known.entry(body.entry).or_insert(at);
     }
+    // A piece that lies apart (`.cold`) has a symbol of its own, and is its function's.
+    let entries: HashSet<u64> = bodies.iter().map(|body| body.entry).collect();
+    let mut pieces: Vec<(u64, u64)> = bodies.iter().flat_map(|body| body.ranges.clone()).collect();
+    pieces.retain(|(start, _)| !entries.contains(start));
+    pieces.sort_unstable();
+    let is_piece = |address: u64| {
+        let found = pieces.binary_search_by_key(&address, |(start, _)| *start);
+        found.is_ok()
+    };
     for symbol in elf.symbols() {
-        if !symbol.is_function() || symbol.size == 0 {
+        if !symbol.is_function() || symbol.size == 0 || is_piece(symbol.address) {
             continue;
         }
         match known.get(&symbol.address) {
@@ -350,6 +377,7 @@ pub(super) fn each_instruction(elf: &Elf, body: &Body<'_>, mut visit: impl FnMut
         let mut decoder = Decoder::with_ip(64, code, *start, DecoderOptions::NONE);
         while decoder.can_decode() {
             decoder.decode_out(&mut instruction);
+            elf.meant(&mut instruction);
             visit(&instruction);
         }
     }

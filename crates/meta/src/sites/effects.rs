@@ -99,11 +99,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         state.after_call();
         state.registers[RESULT] = result;
-        for slot in &self.escaped {
-            if !matches!(state.slot(*slot), Value::Allocated { .. }) {
-                state.set_slot(*slot, 8, Value::Unknown);
-            }
-        }
+        state.forget(&self.escaped);
         self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
         true
     }
@@ -287,26 +283,31 @@ impl<'f> Interpreter<'_, 'f> {
         {
             met.unit = met.unit.or(u64::try_from(bytes).ok());
         }
-        if let Some(old) = allocator.old {
-            let register = ARGUMENTS[usize::from(old) % 6];
-            let value = met.arguments[usize::from(old) % 6];
-            let target = self
-                .object_of(value, state, met.call)
-                .or_else(|| match value {
-                    Value::Unknown | Value::Linear { .. } | Value::Parameter { .. } => {
-                        self.variable_in(register, met.call)
-                    }
-                    _ => None,
-                });
-            let seen = match target {
-                Some((target, 0)) => Some(Seen::Types(vec![target])),
-                _ => None,
-            };
-            if let Some(seen) = seen {
-                self.note(met.call, Witness::Reallocated, seen, met.call, "");
+        let older = allocator.old.map(|old| (old, Witness::Reallocated));
+        let copied = allocator.copies.map(|of| (of, Witness::Copied));
+        for (argument, witness) in older.into_iter().chain(copied) {
+            if let Some(target) = self.given(argument, &met, state) {
+                let seen = Seen::Types(vec![target]);
+                self.note(met.call, witness, seen, met.call, "");
             }
         }
         self.outcome.met.push(met);
+    }
+
+    /// What an argument points to the start of; of an array, its elements.
+    fn given(&self, argument: u8, met: &Met, state: &State) -> Option<TypeIndex> {
+        let at = usize::from(argument) % 6;
+        let value = met.arguments[at];
+        let named = || match value {
+            Value::Unknown | Value::Linear { .. } | Value::Parameter { .. } => (self.terms)
+                .same_as(ARGUMENTS[at])
+                .find_map(|register| self.variable_in(register, met.call)),
+            _ => None,
+        };
+        let (target, 0) = self.object_of(value, state, met.call).or_else(named)? else {
+            return None;
+        };
+        Some(self.types.element(target).unwrap_or(target))
     }
 
     /// What a collection holds, given a pointer to its untyped part.
@@ -365,6 +366,14 @@ impl<'f> Interpreter<'_, 'f> {
             state.set_slot(slot, 8, block);
             self.own_slot(slot, block, state, at);
             return;
+        }
+        if let (Value::Parameter { index, offset: 0 }, Some(origins)) =
+            (pointer, Self::start_of(block))
+            && self.recording
+        {
+            let calls = self.origins.calls(origins).iter();
+            let handed = calls.map(|call| (*call, index));
+            self.outcome.handed.extend(handed);
         }
         let (Some((target, offset)), Some(origins)) =
             (self.object_of(pointer, state, at), Self::start_of(block))

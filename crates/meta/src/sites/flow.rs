@@ -17,6 +17,7 @@ use super::places::Places;
 use super::pools::{Cell, Watch};
 use super::request::is_record;
 use super::state::{SP, State};
+use super::terms::Terms;
 use super::typing::{Pointee, Types};
 use super::value::{OriginSet, Origins, Value};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
@@ -67,6 +68,8 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) outcome: Outcome,
     pub(super) code: Vec<Instruction>,
     pub(super) starts: Vec<u64>,
+    /// What the registers hold multiples of, in the block that is gone through.
+    pub(super) terms: Terms,
 }
 
 /// The program, as far as joins need it.
@@ -147,6 +150,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             outcome: Outcome::default(),
             code: Vec::new(),
             starts: Vec::new(),
+            terms: Terms::default(),
         }
     }
 
@@ -341,6 +345,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         let mut at = first;
         let mut expected = start;
         self.in_dead_end = self.dead_ends.contains(&block);
+        self.terms = Terms::at_start(&state.registers);
         while let Some(instruction) = self.code.get(at).copied() {
             if instruction.ip() >= end || instruction.ip() != expected {
                 break;
@@ -351,12 +356,21 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             }
             let next = instruction.next_ip();
             match instruction.flow_control() {
-                FlowControl::Next => self.step(&instruction, state),
+                FlowControl::Next => {
+                    self.step(&instruction, state);
+                    let terms = &mut self.terms;
+                    if let Some((register, value)) =
+                        terms.step(&instruction, &mut self.info, &state.registers)
+                    {
+                        state.registers[register] = value;
+                    }
+                }
                 FlowControl::Call | FlowControl::IndirectCall => {
                     if !self.call(&instruction, state, false) {
                         self.dead_ends.insert(block);
                         return Left::default();
                     }
+                    self.terms = Terms::at_start(&state.registers);
                 }
                 FlowControl::Return => {
                     self.returns(state, instruction.ip());

@@ -7,7 +7,7 @@ use super::allocators::Allocator;
 use super::calls::Body;
 use super::model::{Makes, Size};
 use super::outcome::{Met, Outcome, Seen};
-use super::parameters::parameters;
+use super::parameters::{Parameter, parameters};
 use super::request::Request;
 use super::typing::{Pointee, Types};
 use super::value::{Computed, Value};
@@ -30,7 +30,14 @@ pub(super) fn may_hand_on(types: &Types<'_>, body: &Body<'_>, function: &Functio
     match handed_back(types, function) {
         None => false,
         Some(Pointee::Void) => true,
-        Some(Pointee::Type(target)) => types.is_character(target) || is_record(types, target),
+        Some(Pointee::Type(target)) => {
+            let points_to_it = |parameter: Parameter<'_>| {
+                types.pointee(parameter.r#type) == Some(Pointee::Type(target))
+            };
+            types.is_character(target)
+                || is_record(types, target)
+                || registers.into_iter().flatten().any(points_to_it)
+        }
     }
 }
 
@@ -102,8 +109,12 @@ pub(super) fn hands_out(
             }
             _ => None,
         });
+    let copied = copied_once(met, outcome).filter(|_| offset == 0);
+    let source = copied.unwrap_or_default();
+    let given_on = || callee.copies.map(|of| met.arguments[usize::from(of) % 6]);
     let allocator = |size, base| Allocator {
         old,
+        copies: copied.or_else(given_on).and_then(parameter),
         base,
         unit: unit_of(Some(callee), met),
         // What is stored for the caller too tells more than a result that is cast.
@@ -126,8 +137,6 @@ pub(super) fn hands_out(
         text: parameter(of),
         ..allocator(Size::Unknown, characters)
     };
-    let copied = copied_once(met, outcome).filter(|_| offset == 0);
-    let source = copied.unwrap_or_default();
     // What it keeps it may lend out, or have left in the register of results.
     let is_fresh = !callee.kept && !outcome.stored.contains(&met.call);
     let passes_on = matches!(
@@ -179,8 +188,13 @@ pub(super) fn hands_out(
             _ if is_lent => None,
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
-            // Whoever calls it, no caller's code is seen that could tell more.
-            Size::Unknown if !body.is_called && !callee.element => None,
+            // Whoever calls it, no caller's code is seen that could tell more; but of a size that is kept somewhere, other files' may.
+            Size::Unknown if !callee.element && !body.is_called => {
+                let is_kept = !matches!(met.size, Value::Constant(_));
+                (body.is_exported && is_kept).then(|| allocator(size, None))
+            }
+            // It makes one thing, for those who call all such functions through pointers.
+            Size::Unknown if !body.is_named && Request::of(met, false).total.is_some() => None,
             _ => Some(allocator(size, None)),
         },
         Some(Some(Pointee::Type(target))) if types.is_character(target) => match size {
@@ -189,7 +203,9 @@ pub(super) fn hands_out(
             }
             // A copy of a string parameter: the size is its length.
             Size::Derived(mask)
-                if !typed && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
+                if !typed
+                    && !is_lent
+                    && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
             {
                 Some(text(source))
             }
@@ -197,6 +213,17 @@ pub(super) fn hands_out(
             Size::Unknown if copied.is_some() && !typed && !is_lent => Some(text(source)),
             _ => None,
         },
+        // As many of what a parameter points to as are copied from there.
+        Some(Some(Pointee::Type(target)))
+            if !is_record(types, target)
+                && !matches!(met.size, Value::Constant(_))
+                && pointed_to(types, body, source) == Some(Pointee::Type(target)) =>
+        {
+            Some(Allocator {
+                base: Some(target),
+                ..text(source)
+            })
+        }
         Some(Some(Pointee::Type(target))) => {
             let record = is_record(types, target);
             let request = Request::of(met, false);
@@ -256,6 +283,13 @@ fn copied_once(met: &Met, outcome: &Outcome) -> Option<Value> {
     copies.next().is_none().then_some(*from)
 }
 
+/// What the parameter that a value is points to.
+fn pointed_to(types: &Types<'_>, body: &Body<'_>, value: Value) -> Option<Pointee> {
+    let declared = parameters(body, types).by_register;
+    let parameter = declared[usize::from(parameter(value)?) % 6]?;
+    types.pointee(parameter.r#type)
+}
+
 /// The parameter that a value is.
 fn parameter(value: Value) -> Option<u8> {
     match value {
@@ -284,7 +318,16 @@ pub(super) fn behind_header(size: Size, offset: i64) -> bool {
 
 /// Whether a size is one parameter, perhaps rounded or replaced where it is 0.
 fn is_one_parameter(size: Value) -> bool {
-    matches!(size, Value::Linear { from, scale: 1, add: 0, .. } if from.count_ones() == 1)
+    match size {
+        Value::Linear {
+            from,
+            scale: 1,
+            add: 0,
+            ..
+        } => from.count_ones() == 1,
+        Value::Multiple { from, .. } => from == 0,
+        _ => false,
+    }
 }
 
 /// Whether a size is one more than a parameter, or than what is computed from one: `strlen(s) + 1`.

@@ -56,7 +56,10 @@ impl<'f> Interpreter<'_, 'f> {
                 let aligned = self.align(Mnemonic::Shl, value(index).unwrap_or_default(), bits);
                 start.plus(aligned.unwrap_or_default())
             }
-            Some(index) => start.plus(index.times(scale)),
+            Some(index) => {
+                let index = index.times(scale);
+                self.element_start(start, index).plus(index)
+            }
             None => start,
         };
         Address {
@@ -65,6 +68,31 @@ impl<'f> Interpreter<'_, 'f> {
             displacement,
             indexed: index.is_some(),
         }
+    }
+
+    /// Where the array begins that an index goes into: compilers add the array's offset in its object to the index.
+    fn element_start(&self, start: Value, index: Value) -> Value {
+        let Value::Linear { scale, add, .. } = index else {
+            return start;
+        };
+        let lies_in = |target: TypeIndex, offset: i64| {
+            let size = self
+                .types
+                .size(target)
+                .and_then(|size| i64::try_from(size).ok());
+            size.is_some_and(|size| offset < size)
+        };
+        let inside = match start {
+            _ if scale < 2 || add <= 0 => false,
+            Value::Typed { target, offset } => {
+                self.types.is_structure(target) && lies_in(target, offset.saturating_add(add))
+            }
+            Value::Global(address) => self.global_at(address).is_some_and(|(target, offset)| {
+                self.types.is_structure(target) && lies_in(target, offset.saturating_add(add))
+            }),
+            _ => false,
+        };
+        if inside { start.offset(add) } else { start }
     }
 
     /// The value of an address, by debug info where the state does not know the base.

@@ -153,7 +153,10 @@ impl<'f> Interpreter<'_, 'f> {
         offset: i64,
         at: u64,
     ) {
-        let doubt = self.doubt(origins);
+        let doubt = match self.is_left_over(hit, at) {
+            true => Doubt::Stale,
+            false => self.doubt(origins),
+        };
         let fresh = self
             .origins
             .calls(origins)
@@ -188,7 +191,18 @@ impl<'f> Interpreter<'_, 'f> {
             Some(inline) => format!("{}: {}", inline.name, hit.variable.name),
             None => hit.variable.name.clone(),
         };
-        self.note_each(origins, witness, &pointees, at, &what);
+        self.note_as(origins, witness, doubt, &pointees, at, &what);
+    }
+
+    /// Whether the instruction at `at` lies outside of the block that declares the variable: the register that was the variable's
+    /// may be another's there.
+    fn is_left_over(&self, hit: &super::places::Hit<'f>, at: u64) -> bool {
+        let blocks = self.body.function.map_or(&[][..], |body| &body.blocks);
+        let block = hit
+            .variable
+            .block
+            .and_then(|block| blocks.get(block as usize));
+        block.is_some_and(|pieces| !contains(pieces, at))
     }
 
     /// A store of eight bytes somewhere but to the stack.
@@ -267,6 +281,19 @@ impl<'f> Interpreter<'_, 'f> {
         at: u64,
         what: &str,
     ) {
+        let doubt = self.doubt(origins);
+        self.note_as(origins, witness, doubt, pointees, at, what);
+    }
+
+    fn note_as(
+        &mut self,
+        origins: OriginSet,
+        witness: Witness,
+        doubt: Doubt,
+        pointees: &[Pointee],
+        at: u64,
+        what: &str,
+    ) {
         let types: Vec<TypeIndex> = pointees
             .iter()
             .filter_map(|pointee| match pointee {
@@ -279,7 +306,6 @@ impl<'f> Interpreter<'_, 'f> {
             (true, false) => Seen::Void,
             (true, true) => return,
         };
-        let doubt = self.doubt(origins);
         let open = matches!(seen, Seen::Types(_)) && pointees.contains(&Pointee::Void);
         let calls = self.origins.calls(origins).iter();
         let observations = calls.map(|call| Observation {

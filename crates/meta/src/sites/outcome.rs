@@ -28,7 +28,8 @@ pub(super) enum Doubt {
     None,
     /// It may be something else, on some path.
     Mixed,
-    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale.
+    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale, or outside of the
+    /// block that declares the variable.
     Stale,
 }
 

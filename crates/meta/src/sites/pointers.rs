@@ -11,6 +11,7 @@ use super::typing::{Pointee, Types};
 use crate::elf::{Callee, Elf};
 use crate::facts::Function;
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use object::elf::ET_EXEC;
 use pointee_model::image::{TypeIndex, TypeKind};
 use std::collections::{HashMap, HashSet};
 
@@ -109,11 +110,13 @@ pub(super) fn addressed_in_data(
     elf: &Elf,
     entries: &HashMap<u64, u32>,
 ) -> impl Iterator<Item = u32> {
-    let sections = elf.sections().iter().filter(|section| {
+    // Code that is never moved has addresses among its constants too: two of them fill a vector register at once.
+    let is_fixed = elf.file_kind() == ET_EXEC;
+    let sections = elf.sections().iter().filter(move |section| {
+        let is_data = section.flags.0 & WRITABLE != 0
+            || (is_fixed && section.flags.0 & LOADED != 0 && !section.is_code());
         // Linkage slots serve direct calls; they say nothing about pointers.
-        section.flags.0 & WRITABLE != 0
-            && !section.file.is_empty()
-            && !section.name.starts_with(".got")
+        is_data && !section.file.is_empty() && !section.name.starts_with(".got")
     });
     let slots = sections.flat_map(|section| {
         let end = section.address.saturating_add(section.size);
@@ -128,6 +131,8 @@ pub(super) fn addressed_in_data(
 
 /// `SHF_WRITE`.
 const WRITABLE: u64 = 1;
+/// `SHF_ALLOC`.
+const LOADED: u64 = 2;
 
 /// The address an instruction takes rather than calls.
 pub(super) fn taken_address(instruction: &Instruction) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! *What is asked for, and what part of it may a type be?*
 
+use super::calls::Key;
 use super::outcome::Met;
 use super::typing::Types;
 use super::value::{Computed, Value};
@@ -19,12 +20,15 @@ pub struct Request {
     pub head: u64,
     /// The request replaces an older block.
     pub grows: bool,
+    /// Nothing is called: the block is carved out of what there is.
+    pub is_carved: bool,
 }
 
 impl Request {
     pub(super) fn of(met: &Met, grows: bool) -> Self {
         let mut request = Self {
             grows,
+            is_carved: met.callee == Key::Carved,
             unit: met.unit.filter(|unit| *unit > 0),
             ..Self::default()
         };
@@ -137,6 +141,7 @@ pub(super) fn role(
         // A part that is no multiple: something else lies in the block too.
         Request { head, .. } if !record && head % size != 0 => Role::Unknown,
         _ if !record || request.grows => Role::Element,
+        _ if types.is_open(index) => Role::Header,
         _ => Role::Unknown,
     };
     (by_size, tail.filter(|_| by_size == Role::Header))

@@ -3,6 +3,7 @@
 
 mod carving;
 mod conventions;
+mod copied;
 mod handed_out;
 mod parts;
 mod pointers;

@@ -239,7 +239,7 @@ impl<'f> Types<'f> {
         let element = arrays && outer.kind == TypeKind::Array && outer.target.is_some_and(first_of);
         first
             || element
-            || self.leaves_open(outer, inner)
+            || self.leaves_open(outer, part)
             || (matches!(inner.kind, TypeKind::Struct)
                 && inner.members.len() >= 2
                 && inner.members.len() < outer.members.len()
@@ -250,20 +250,33 @@ impl<'f> Types<'f> {
                 }))
     }
 
-    /// Whether `inner` is a number that tells the kind and bytes for whatever that kind has, as `struct
-    /// sockaddr` is, and `outer` of such a kind.
-    fn leaves_open(&self, outer: &Type, inner: &Type) -> bool {
-        let ([kind, open], Some(first)) = (&inner.members[..], outer.members.first()) else {
+    /// Whether `index` is a number that tells the kind and bytes for whatever that kind has, as `struct sockaddr` is.
+    pub(super) fn is_open(&self, index: TypeIndex) -> bool {
+        let tells_kind = |entry: &Type| match &entry.members[..] {
+            [kind, open] => {
+                let bytes = self.element(open.r#type);
+                entry.kind == TypeKind::Struct
+                    && self.is_integer(self.strip(kind.r#type))
+                    && bytes.is_some_and(|element| self.is_character(element))
+            }
+            _ => false,
+        };
+        self.get(index).is_some_and(tells_kind)
+    }
+
+    /// Whether `outer` is of a kind that `inner`, which [is open](Self::is_open), may tell.
+    fn leaves_open(&self, outer: &Type, inner: TypeIndex) -> bool {
+        let Some([kind, _]) = self.get(inner).map(|inner| &inner.members[..]) else {
             return false;
         };
-        let bytes = self.element(open.r#type);
-        inner.kind == TypeKind::Struct
-            && outer.kind == TypeKind::Struct
-            && self.is_integer(self.strip(kind.r#type))
-            && bytes.is_some_and(|element| self.is_character(element))
+        let Some(first) = outer.members.first() else {
+            return false;
+        };
+        outer.kind == TypeKind::Struct
+            && self.is_open(inner)
             && (kind.offset, self.strip(kind.r#type)) == (first.offset, self.strip(first.r#type))
             && outer.members.len() >= 2
-            && outer.size >= inner.size
+            && outer.size >= self.size(inner)
     }
 
     /// Whether `index` has members.
@@ -365,6 +378,12 @@ impl<'f> Types<'f> {
         named("char")
             .find(|at| self.is_text(*at))
             .or_else(|| named("i8").find(|at| self.is_character(*at)))
+    }
+
+    /// The type of an identity, if the file has it.
+    pub(super) fn identified(&self, identity: [u8; 16]) -> Option<TypeIndex> {
+        let at = self.types.iter().position(|it| it.identity == identity)?;
+        Some(self.strip(u32::try_from(at).ok()?))
     }
 
     /// The struct or class of a tag, defined if possible.

@@ -28,7 +28,8 @@ pub(super) enum Value {
     },
     /// The product of two parameters.
     Product(u8, u8),
-    /// The parameter `unit`, times something computed from the parameters in the bit mask `from`.
+    /// The parameter `unit`, times something computed from the parameters in the bit mask `from`; if that is 0, from something else, and
+    /// either may be the unit.
     Multiple { unit: u8, from: u8 },
     /// The result of one of the allocations in `origins`, plus `offset` ([`ANYWHERE`] if not known,
     /// or what a parameter holds: [`offset_parameter`]).
@@ -372,6 +373,11 @@ impl Value {
                     from: times.from(),
                 }
             }
+            (Self::Parameter { index, offset: 0 }, Self::Unknown)
+            | (Self::Unknown, Self::Parameter { index, offset: 0 }) => Self::Multiple {
+                unit: index,
+                from: 0,
+            },
             _ => Self::derived(self.from() | other.from()),
         }
     }

@@ -108,13 +108,16 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     // A word that may be something else may have its type from that, unless just so many bytes are asked for.
     // Bytes say nothing against it: structures are built in them.
     let asked = request.total.or(request.unit).filter(|bytes| *bytes > 1);
-    let doubted = |at: TypeIndex, more: Doubt| {
+    let seen_only = |at: TypeIndex, doubt: Doubt| {
         let mut clues = clues.iter().filter(|clue| clue.types.contains(&at));
-        clues.all(|clue| clue.doubt >= more) && (asked.is_none() || asked != types.size(at))
+        clues.all(|clue| clue.doubt >= doubt)
     };
+    let is_exact = |at: TypeIndex| asked.is_some() && asked == types.size(at);
+    let is_told = (candidates.left.iter()).any(|at| is_exact(*at) && !seen_only(*at, Doubt::Stale));
     candidates.keep("seen only where variables are stale", |at| {
-        !doubted(at, Doubt::Stale)
+        !seen_only(at, Doubt::Stale) || is_exact(at) && !is_told
     });
+    let doubted = |at: TypeIndex, doubt: Doubt| seen_only(at, doubt) && !is_exact(at);
     let is_certain = |at: &TypeIndex| !doubted(*at, Doubt::Mixed) && !types.is_character(*at);
     if candidates.left.iter().any(is_certain) {
         candidates.drop_where("seen only of what may be something else", |at| {
@@ -164,9 +167,11 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             role = Role::Element;
         }
         Role::Unknown => {
-            // That the size is one object's may be said of a part of it; an owner says what it owns.
+            // That the size is one object's may be said of a part of it; an owner says what it owns, and what carves what it takes.
             let mut parts = said.filter(|clue| {
-                clue.role != Some(Role::Whole) || clue.witness == Witness::TemplateArgument
+                clue.role != Some(Role::Whole)
+                    || clue.witness == Witness::TemplateArgument
+                    || request.is_carved
             });
             role = parts.find_map(|clue| clue.role).unwrap_or(role);
         }
@@ -293,13 +298,21 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
         clue.witness == Witness::CastInSource
             && matches!(clue.types[..], [only] if types.is_character(only))
     });
+    // A buffer that is text before it grows and after, of which as much is asked for as of records that are put into it too.
+    let text_grows = request.grows && request.total.is_none() && {
+        let mut older = clues
+            .iter()
+            .filter(|clue| clue.witness == Witness::Reallocated);
+        older.any(|clue| matches!(clue.types[..], [only] if types.is_character(only)))
+    };
     if kept_otherwise {
         candidates.drop_where("only its size is meant", |at| {
             let said = || clues.iter().filter(|clue| clue.types.contains(&at));
             let is_part = said().all(|clue| clue.role == Some(Role::Element));
             let is_number = types.pointee(at).is_some() || types.is_integer(at);
             !types.is_character(at)
-                && (is_number || (cast_to_bytes && is_part && is_kept_as_bytes(types, clues)))
+                && (is_number
+                    || ((text_grows || cast_to_bytes && is_part) && is_kept_as_bytes(types, clues)))
                 && said().all(|clue| kind(clue.witness) == SIZEOF)
         });
     }
@@ -342,6 +355,16 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
                 .any(|clue| kind(clue.witness) != SIZEOF && clue.types.contains(&at))
         });
     }
+    // Text and its end, as long as something else says: that a record lies at its start is how it is looked at.
+    if request.is_uneven() && candidates.left.iter().any(|at| types.is_character(*at)) {
+        candidates.drop_where("a view of bytes", |at| {
+            let mut said = clues.iter().filter(|clue| clue.types.contains(&at));
+            is_record(types, at)
+                && request.head < size(at)
+                && types.flexible(at).is_none()
+                && said.all(|clue| matches!(clue.witness, Witness::Variable | Witness::Parameter))
+        });
+    }
     // Numbers that the size is no multiple of are how the start of some bytes is looked at.
     if candidates.left.iter().any(|at| types.is_character(*at)) {
         candidates.drop_where("what is asked for is no number of them", |at| {
@@ -362,6 +385,18 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
                 && said.all(|clue| matches!(clue.witness, Witness::Variable | Witness::Parameter))
         });
     }
+    // What is copied, and into what is of the same type.
+    let is_copy = |at: TypeIndex| {
+        let of_it = |clue: &&Clue| clue.types == [at];
+        let mut said = clues.iter().filter(of_it);
+        let copied = said.clone().any(|clue| clue.witness == Witness::Copied);
+        copied && said.any(|clue| keeps(clue.witness))
+    };
+    let copies: Vec<TypeIndex> = seen.iter().copied().filter(|at| is_copy(*at)).collect();
+    candidates.keep("not what is copied", |at| {
+        let is_more = |copy: &TypeIndex| is_record(types, *copy) && types.starts_with(at, *copy);
+        copies.contains(&at) || copies.iter().any(is_more)
+    });
     // 2. Structure before bytes.
     let fits = |at: TypeIndex| {
         let size = size(at);

@@ -20,9 +20,8 @@ use super::outcome::{Met, Outcome, Seen};
 use super::parameters::parameters;
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
-use super::value::{ANYWHERE, is_number};
-use super::{Wrapper, beneath, pointers, pools, unnamed};
-use crate::config::Declared;
+use super::value::{ANYWHERE, Value, is_number};
+use super::{Options, Wrapper, beneath, pointers, pools, unnamed};
 use crate::facts::Facts;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -45,9 +44,9 @@ pub(super) fn fixpoint<'f>(
     program: &Program<'f>,
     types: &Types<'f>,
     facts: &'f Facts,
-    declared: &[Declared],
+    options: &Options,
 ) -> Found<'f> {
-    let mut allocators = Allocators::roots(program, facts, declared);
+    let mut allocators = Allocators::roots(program, types, facts, options);
     beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     pools::add(program, types, &mut allocators);
@@ -290,20 +289,27 @@ fn derive(
         }
         match allocator.size {
             Size::Argument {
-                index,
-                scale: 1,
-                add,
+                index, scale: 1, ..
             } if behind_header(allocator.size, offset) => {
+                // What it keeps before the block, and what it may keep behind it, its callers do not ask for.
                 allocator.header = offset;
                 allocator.size = Size::Argument {
                     index,
                     scale: 1,
-                    add: add - offset,
+                    add: 0,
                 };
             }
             _ => {
                 allocator.offset = offset;
-                if offset == ANYWHERE && allocator.size == Size::Unknown {
+                // What a unit is a parameter of, and not the count, hands out one of them.
+                let is_one_of_them =
+                    matches!(allocator.size, Size::Derived(_)) && allocator.unit.is_some();
+                if is_any_factor(met.size) && offset != ANYWHERE {
+                    allocator.unit = None;
+                }
+                if offset == ANYWHERE && is_one_of_them {
+                    allocator.element = true;
+                } else if offset == ANYWHERE && allocator.size == Size::Unknown {
                     let numbers = match result {
                         Some(Some(Pointee::Void)) => numbers_given(types, body),
                         _ => Vec::new(),
@@ -326,21 +332,19 @@ fn derive(
         calls.push(met.call);
         found = Some(match found {
             None => allocator,
-            Some(before) => Allocator {
-                size: if before.size == allocator.size {
-                    before.size
-                } else {
-                    either(before.size, allocator.size)
-                },
-                old: before.old.or(allocator.old),
-                unit: before.unit.or(allocator.unit),
-                out: before.out.or(allocator.out),
-                kept: before.kept || allocator.kept,
-                ..before
-            },
+            // One way hands out all that it asks for, another a place in a larger block: the latter is as good as a block.
+            Some(before) if before.offset == ANYWHERE && allocator.offset == 0 => {
+                both(allocator, before)
+            }
+            Some(before) => both(before, allocator),
         });
     }
     Some((found?, calls))
+}
+
+/// Whether a size is a parameter times something that is not known: which is the count, and which the unit?
+fn is_any_factor(size: Value) -> bool {
+    matches!(size, Value::Multiple { from: 0, .. })
 }
 
 /// The arguments of a function that are numbers and may be sizes, and how many bytes each has.
@@ -404,6 +408,22 @@ fn is_seen_typed(types: &Types<'_>, met: &Met, outcome: &Outcome) -> bool {
         seen.call == met.call
             && matches!(&seen.seen, Seen::Types(list) if list.iter().any(|at| !types.is_byte(*at)))
     })
+}
+
+/// What callers get if a wrapper hands out what `one` says, or what `other` says.
+fn both(one: Allocator, other: Allocator) -> Allocator {
+    Allocator {
+        size: if one.size == other.size {
+            one.size
+        } else {
+            either(one.size, other.size)
+        },
+        old: one.old.or(other.old),
+        unit: one.unit.or(other.unit),
+        out: one.out.or(other.out),
+        kept: one.kept || other.kept,
+        ..one
+    }
 }
 
 /// The size rule when two calls in one wrapper differ: the one that says something, if one does.

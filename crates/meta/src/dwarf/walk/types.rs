@@ -70,8 +70,10 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             owner: Owner::Type(index),
             function: None,
             inline: None,
+            block: None,
             depth: 0,
             discriminant: None,
+            is_declared: false,
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Scope<'a, 'f> {
     pub(super) facts: &'a Facts,
     /// The file that the call stands in.
     pub(super) file: u32,
+    /// The inlined function that it stands in, if it is one.
+    pub(super) within: Option<u32>,
 }
 
 impl Scope<'_, '_> {
@@ -209,7 +211,11 @@ impl Scope<'_, '_> {
             return Vec::new();
         };
         let mut types = types.clone();
-        let is_untold = is_carved && request == Request::default();
+        let untold = Request {
+            is_carved: request.is_carved,
+            ..Request::default()
+        };
+        let is_untold = is_carved && request == untold;
         types.retain(|at| {
             self.types.size(*at).is_some_and(|size| {
                 let is_asked = request.total == Some(size) || request.unit == Some(size);
@@ -347,7 +353,11 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
         }
         let summed = (start..end).find(|other| is(*other, &["+", "-", "?"]));
         let factor = (at > start && is(at - 1, &["*"])) || (after_it < end && is(after_it, &["*"]));
+        let count = others().filter(|word| !matches!(word.text(), "*" | "(" | ")"));
+        let is_one = factor && count.map(Token::text).eq(["1"]);
         return match (factor, summed) {
+            // `NEW(T, 1)`.
+            (true, None) if is_one => Some(Role::Whole),
             (true, None) => Some(Role::Element),
             // The whole argument, where there is nothing else in it.
             (false, None) if at == start && after_it == end && own == 0 => Some(Role::Whole),
@@ -402,6 +412,7 @@ mod tests {
         let rows = [
             ("sizeof(T)", Some(Role::Whole)),
             ("n * sizeof(T)", Some(Role::Element)),
+            ("(1) * sizeof(T)", Some(Role::Whole)),
             ("(n + 1) * sizeof(T)", Some(Role::Element)),
             ("((sizeof(T)) * n)", Some(Role::Element)),
             ("n, sizeof(T)", Some(Role::Whole)),

@@ -90,6 +90,7 @@ impl<'f> Sources<'f> {
                 function,
                 facts: self.facts,
                 file: position.file,
+                within: position.within,
             };
             let line = position.line;
             let text = whole.tokens(line.saturating_sub(BEFORE), line.saturating_add(AFTER));

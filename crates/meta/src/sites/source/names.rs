@@ -153,17 +153,22 @@ impl Scope<'_, '_> {
         Some(index)
     }
 
-    /// The type of a variable, if all variables of that name in the function have one type.
+    /// The type of a variable, if all variables of that name have one type: in the function that the text is in, inlined or not, if
+    /// it has any, or else in all that are inlined where it is.
     pub(super) fn variable(&self, name: &str) -> Option<TypeIndex> {
-        let mut local = self
-            .function
-            .variables
-            .iter()
-            .filter(|variable| variable.name == name)
-            .filter_map(|variable| variable.r#type)
-            .map(|at| self.types.strip(at));
-        if let Some(first) = local.next() {
-            return local.all(|other| other == first).then_some(first);
+        let of = |is_own: bool| {
+            let variables = self.function.variables.iter();
+            let named = variables.filter(move |variable| {
+                variable.name == name && (!is_own || variable.inline == self.within)
+            });
+            let types = named.filter_map(|variable| variable.r#type);
+            types.map(|at| self.types.strip(at))
+        };
+        for is_own in [true, false] {
+            let mut local = of(is_own);
+            if let Some(first) = local.next() {
+                return local.all(|other| other == first).then_some(first);
+            }
         }
         let mut globals = self
             .facts

@@ -102,3 +102,69 @@ fn without_debug_info() {
         assert_eq!(names, expect, "{level}: {found:#?}");
     });
 }
+
+/// Returns that are jumps, as compilers write them against speculation.
+#[test]
+fn returns_through_a_thunk() {
+    let source = format!(
+        "{HEAD}{}",
+        "#pragma GCC optimize (\"no-inline\")
+        #define THUNK __attribute__((function_return(\"thunk\"), indirect_branch(\"thunk\"), noinline))
+        THUNK void *room(size_t n) {
+            void *p = malloc(n); //= wrapper
+            if (!p) abort();
+            return p;
+        }
+        THUNK struct node *fresh(void) {
+            struct node *n = room(sizeof *n); //= Whole struct node
+            n->key = 3;
+            return n;
+        }"
+    );
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    check_at(&["-O1", "-O2"], "thunk.c", "gcc", &source, &options);
+}
+
+/// What lies before a block and behind it is its wrapper's own.
+#[test]
+fn marks_around_a_block() {
+    check(
+        "marks.c",
+        "struct mark { size_t size; long magic; };
+        __attribute__((noinline)) void *marked(size_t n) {
+            struct mark *m = malloc(sizeof *m + n + 8); //= wrapper
+            if (!m) abort();
+            m->size = n; m->magic = 42;
+            return m + 1;
+        }
+        void fill(struct pair *p) {
+            p->first = marked(sizeof(struct node)); //= Whole struct node
+        }",
+    );
+}
+
+/// A buffer that is kept by number, and lent, is nobody else's.
+#[test]
+fn text_that_is_lent() {
+    check(
+        "lent.c",
+        "static struct slot { size_t size; char *text; } slots[4];
+        __attribute__((noinline)) char *shown(int at, const char *s) {
+            size_t n = strlen(s) + 3;
+            if (slots[at].size < n) {
+                free(slots[at].text);
+                slots[at].text = malloc(n); //= Characters char
+                slots[at].size = n;
+            }
+            char *text = slots[at].text;
+            text[0] = '(';
+            memcpy(text + 1, s, n - 3);
+            text[n - 2] = ')'; text[n - 1] = 0;
+            return text;
+        }
+        void print(const char *s) { puts(shown(1, s)); }",
+    );
+}
