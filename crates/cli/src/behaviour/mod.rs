@@ -24,7 +24,7 @@ mod room;
 mod tests;
 
 use crate::outside::Call;
-use release::{ByFirst, taker};
+use release::{Pointers, taker};
 use room::{Room, Size, lie_within_others};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -83,7 +83,7 @@ pub(crate) struct Shown {
 
 /// What `calls`, in the order of their beginnings, show.
 pub(crate) fn judge(calls: &[Call]) -> Shown {
-    let by_first = ByFirst::new(calls);
+    let pointers = Pointers::new(calls);
     let mut by_function: BTreeMap<usize, Vec<&Call>> = BTreeMap::new();
     for call in calls {
         by_function.entry(call.function).or_default().push(call);
@@ -96,16 +96,16 @@ pub(crate) fn judge(calls: &[Call]) -> Shown {
         .iter()
         .filter(|(_, calls)| returns_blocks(calls))
         .filter_map(|(function, calls)| {
-            let released = by_first.released(*function, calls);
+            let released = pointers.released(*function, calls);
             Some((*function, Room::of(calls, &given, released)?))
         })
         .collect();
     let mut left = givers(calls, &candidates);
     let all: BTreeSet<usize> = left.iter().map(|it| it.function).collect();
-    left.retain(|it| !room::holds_others(calls, it.function, &all, &candidates, &by_first));
+    left.retain(|it| !room::holds_others(calls, it.function, &all, &candidates, &pointers));
     let mut shown = Shown::default();
     // What one function takes back is one family: the first is that of the function that gives most.
-    while let Some(taken) = taker(calls, &by_first, &left, &candidates) {
+    while let Some(taken) = taker(calls, &pointers, &left, &candidates) {
         let took: HashSet<u64> = by_function[&taken.found.function]
             .iter()
             .map(|call| call.arguments[0])

@@ -4,8 +4,8 @@ use super::{Candidates, FEW, Found, Role, is_nearly_all};
 use crate::outside::Call;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What happened to pointers into the heap.
-pub(super) struct ByFirst<'c> {
+/// Pointers into the heap, and what happened to them.
+pub(super) struct Pointers<'c> {
     /// The calls whose first argument each was, in order.
     calls: HashMap<u64, Vec<&'c Call>>,
     /// When each was returned, in order.
@@ -21,7 +21,7 @@ pub(super) struct Released {
     pub(super) moments: Vec<(u64, u64)>,
 }
 
-impl<'c> ByFirst<'c> {
+impl<'c> Pointers<'c> {
     pub(super) fn new(calls: &'c [Call]) -> Self {
         let mut returned: HashMap<u64, Vec<u64>> = HashMap::new();
         for call in calls.iter().filter(|call| call.is_in_heap) {
@@ -167,7 +167,7 @@ enum Event {
 /// The function that takes back what the first of `givers` gives that anybody takes back, and others.
 pub(super) fn taker(
     calls: &[Call],
-    by_first: &ByFirst<'_>,
+    pointers: &Pointers<'_>,
     givers: &[Found],
     candidates: &Candidates,
 ) -> Option<Taken> {
@@ -203,7 +203,7 @@ pub(super) fn taker(
                 let takes = takers.entry(function).or_default();
                 takes.last = when;
                 match blocks.get_mut(&block) {
-                    None if by_first.calls.contains_key(&block) => _ = takes.unknown.insert(block),
+                    None if pointers.calls.contains_key(&block) => _ = takes.unknown.insert(block),
                     None => takes.others += 1,
                     Some((_, since)) if since.contains(&function) => takes.twice += 1,
                     Some((_, since)) => {

@@ -3,7 +3,7 @@
 //! Only blocks that are alive are held against each other: earlier ones may have been larger, and were divided since. A block is alive
 //! until it is taken back, by the function of which that is assumed, or moved, or until another lies where it was.
 
-use super::release::{ByFirst, Released};
+use super::release::{Pointers, Released};
 use super::{Candidates, FEW, Returned, Role, is_nearly_all};
 use crate::outside::Call;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -298,7 +298,7 @@ pub(super) fn holds_others(
     function: usize,
     all: &BTreeSet<usize>,
     candidates: &Candidates,
-    by_first: &ByFirst<'_>,
+    pointers: &Pointers<'_>,
 ) -> bool {
     let Some(room) = candidates.get(&function) else {
         return false;
@@ -320,7 +320,7 @@ pub(super) fn holds_others(
         blocks += 1;
         let from = call.ended.unwrap_or(u64::MAX);
         let moves = (room.role == Role::Realloc).then_some(function);
-        let until = by_first.taken(call.result, from, |it| {
+        let until = pointers.taken(call.result, from, |it| {
             takers.contains(&it) || Some(it) == moves
         });
         let end = call.result.saturating_add(room.size.of(call));
