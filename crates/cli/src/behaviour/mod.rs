@@ -166,7 +166,7 @@ fn returns_blocks(calls: &[&Call]) -> bool {
 
 /// The functions that account for all blocks given.
 fn givers(calls: &[Call], candidates: &Candidates) -> Vec<Found> {
-    let groups = groups(calls, candidates);
+    let groups = nests(calls, |call| candidates.contains_key(&call.function));
     let within = lie_within_others(calls, candidates);
     let is_outer = |group: &usize| !groups[*group].iter().any(|call| within.contains(call));
     let mut left: BTreeSet<usize> = (0..groups.len()).filter(is_outer).collect();
@@ -230,12 +230,6 @@ fn giver<'c>(
         again: own.len() - places.len(),
         sizes: (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0)),
     }
-}
-
-/// The calls that return one block, the outermost first; for each block.
-fn groups(calls: &[Call], candidates: &Candidates) -> Vec<Vec<usize>> {
-    let is_candidate = |call: &Call| candidates.contains_key(&call.function);
-    nests(calls, is_candidate)
 }
 
 /// The calls, of those that are wanted, that return one block, the outermost first; for each block.
