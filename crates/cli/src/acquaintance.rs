@@ -141,6 +141,27 @@ fn declared() -> String {
     config.hooked_by_name().into_iter().map(line).collect()
 }
 
+/// Links the image of `program`, which a followed process is about to execute, into the session's `folder`, if the configuration declares functions of it; then it
+/// is made where it is not there yet.
+pub(crate) fn introduce_declared(program: &Path, folder: &Path) {
+    if configuration::config().is_empty() {
+        return;
+    }
+    let options = configuration::options();
+    let Ok(elf) = Elf::open(program) else {
+        return;
+    };
+    if !declares_functions(&elf, &options) {
+        return;
+    }
+    // It has its libraries inside.
+    let mut alone = LinkMap::new(vec![elf]);
+    if !images::are_there(&mut alone, &[0], &options) {
+        images::make_all(&mut alone, &[0], &options);
+    }
+    introduce_one(alone.file(0), &alone.learned(0), folder, &options);
+}
+
 /// Links the image of one object, if it is up to date, into the session's `folder`; gives back an image that there is.
 fn introduce_one(
     elf: &Elf,
@@ -148,15 +169,15 @@ fn introduce_one(
     folder: &Path,
     options: &Options,
 ) -> Option<LoadedImage> {
-    let id = elf.build_id();
     let Some((path, image)) = cache::cached(elf, learned, options) else {
         return cache::existing(elf, learned, options);
     };
     // What was made by less than there is to be learned may be out of date.
-    if id.is_empty() || !learned.is_complete {
+    if !learned.is_complete {
         return Some(image);
     }
-    let hex: String = id
+    let hex: String = elf
+        .identity()
         .iter()
         .take(20)
         .map(|byte| format!("{byte:02x}"))
@@ -198,12 +219,17 @@ fn cursors_placement(elf: &Elf, path: &Path, image: &Image<'_>) -> Option<Vec<u8
 /// names, those that the configuration declares, and pools that analysis finds where there is debug info; the image names them to it.
 /// A program that asks about itself (`pointee.h`) is answered from it.
 fn locates(elf: &Elf, options: &Options) -> bool {
-    let declares = |rule: &Rule| rule.hooked_as().is_some();
-    options.config.selected_for(elf).rules.iter().any(declares)
+    declares_functions(elf, options)
         || elf.section(".debug_info").is_some()
         || elf.section(".note.pointee").is_some()
         || (elf.section(".symtab").is_none() && config::built_in().names_behind_exports_of(elf))
         || (elf.section(".symtab").is_none() && !DebugFiles::find(elf, &options.search).is_empty())
+}
+
+/// Whether the configuration names functions of `elf` that are to be hooked.
+fn declares_functions(elf: &Elf, options: &Options) -> bool {
+    let declares = |rule: &Rule| rule.hooked_as().is_some();
+    options.config.selected_for(elf).rules.iter().any(declares)
 }
 
 /// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's

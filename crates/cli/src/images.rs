@@ -303,7 +303,11 @@ pub(crate) fn of_file(path: &Path, options: &Options) -> Result<LoadedImage> {
 
 /// The file itself, by its path or as it was kept open.
 fn file_of((path, build_id): &Key, kept: &[File]) -> Option<Elf> {
-    let is_it = |elf: &Elf| cut(elf.build_id()) == build_id.as_slice();
+    // What is seen of a process from outside has no stand-in for a build ID: its code may have been patched since.
+    let is_it = |elf: &Elf| match build_id.as_slice() {
+        [] => elf.build_id().is_empty(),
+        id => cut(elf.identity()) == id,
+    };
     // Only regular files: the path is what a process says it is.
     let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
     let elf = is_file.then(|| Elf::open(Path::new(path)).ok()).flatten();

@@ -7,8 +7,8 @@
 //!   else         made, and kept in memory when it cannot be written
 //! ```
 //!
-//! *ID* is the build ID, or a hash of the contents where there is none. *Provenance* hashes what an image
-//! is made from (which debug files were found, the configuration), so that installing debug info
+//! *ID* is the build ID, or what stands in for it where there is none ([`Elf::identity`]). *Provenance* hashes what an image
+//! is made from (which debug files were found, the configuration, how long the file is: stripped, it is the same build), so that installing debug info
 //! changes the answer at the next question; and what was learned of the files that it is bound to ([`Learned`]). Who cannot know all of
 //! these takes the image that was made by the most, as long as that is no less than what is known.
 //! A cached file that is not what its name says is made anew.
@@ -27,7 +27,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 use zerocopy::IntoBytes;
 
 /// Name of the section that holds an embedded image.
@@ -418,6 +418,7 @@ fn provenance_of(
     let mut hash = Xxh3::new();
     hash.update(&FORMAT.to_le_bytes());
     hash.update(&debug.identity().to_le_bytes());
+    hash.update(&elf.bytes().len().to_le_bytes());
     hash.update(format!("{:?}", options.sites).as_bytes());
     // All of what ships inside: to select from it would take longer than all else that is asked before a program starts.
     hash.update(config::built_in_meaning().as_bytes());
@@ -426,25 +427,22 @@ fn provenance_of(
         hash.update(config.meaning().as_bytes());
     }
     Provenance {
-        build_id: elf.build_id().to_vec(),
+        build_id: elf.identity().to_vec(),
         inputs: hash.digest(),
         learned: learned.digest(),
     }
 }
 
-fn id_of(elf: &Elf) -> String {
-    match elf.build_id() {
-        [] => format!("c-{:032x}", xxh3_128(elf.bytes())),
-        id => hex(id),
-    }
-}
-
 fn file_name(elf: &Elf, provenance: &Provenance) -> String {
-    format!("{}-{FORMAT}-{}.image", id_of(elf), hex(&provenance.bytes()))
+    format!(
+        "{}-{FORMAT}-{}.image",
+        hex(elf.identity()),
+        hex(&provenance.bytes())
+    )
 }
 
 fn short_name(elf: &Elf) -> String {
-    format!("{}-{FORMAT}.image", id_of(elf))
+    format!("{}-{FORMAT}.image", hex(elf.identity()))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -501,7 +499,7 @@ fn embedded(elf: &Elf) -> Option<LoadedImage> {
     let section = elf.section(SECTION)?;
     let found =
         LoadedImage::from_slice(elf.stored_bytes(section), Origin::Embedded, Vec::new()).ok()?;
-    is_of(&found.image(), elf.build_id()).then_some(found)
+    is_of(&found.image(), elf.identity()).then_some(found)
 }
 
 /// Writes a file so that readers see all of it or nothing.

@@ -45,7 +45,7 @@ pub fn read_untrusted(bytes: &[u8]) -> usize {
     };
     let sites = sites::infer(&elf, &facts, &options);
     let provenance = writer::Provenance {
-        build_id: elf.build_id().to_vec(),
+        build_id: elf.identity().to_vec(),
         ..writer::Provenance::default()
     };
     writer::write(&facts, &sites, &config::Config::default(), &provenance).len()

@@ -115,6 +115,32 @@ fn installing_debug_info_changes_the_answer() {
 }
 
 #[test]
+fn what_stands_in_for_a_build_id_tells_builds_apart() {
+    let identity = |flags: &[&str], strip: bool| {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let program = compile_c(directory.path(), flags);
+        if strip {
+            run("strip", &["program"], directory.path());
+        }
+        Elf::open(&program).expect("ELF").identity().to_vec()
+    };
+    let plain = identity(&["-Wl,--build-id=none"], false);
+    let rows: [(&[&str], bool, bool); 4] = [
+        (&["-Wl,--build-id=none"], true, true),
+        (&["-Wl,--build-id=none", "-g"], false, true),
+        (&["-Wl,--build-id=none", "-O1"], false, false),
+        (&["-Wl,--build-id=sha1"], false, false),
+    ];
+    for (flags, strip, is_same) in rows {
+        assert_eq!(
+            identity(flags, strip) == plain,
+            is_same,
+            "{flags:?} {strip}"
+        );
+    }
+}
+
+#[test]
 fn no_cache_folder_is_no_error() {
     let directory = tempfile::tempdir().expect("temporary folder");
     let at = directory.path();
@@ -124,7 +150,9 @@ fn no_cache_folder_is_no_error() {
     std::fs::write(at.join("cache"), b"").expect("write");
     let made = image_for(&program, &options, &|_| {}).expect("image");
     assert_eq!(*made.origin(), Origin::Made(None));
-    assert!(made.image().build_id().is_empty());
+    let elf = Elf::open(&program).expect("ELF");
+    assert!(elf.build_id().is_empty());
+    assert_eq!(made.image().build_id(), elf.identity());
     options.places.user = None;
     image_for(&program, &options, &|_| {}).expect("image");
 }

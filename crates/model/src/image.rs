@@ -46,7 +46,7 @@ pub struct Header {
     pub format: u32,
     /// How many [`Section`]s follow.
     pub sections: u32,
-    /// Build ID of the file described (its first 20 bytes, zero-padded); all zero if it has none.
+    /// Build ID of the file described (its first 20 bytes, zero-padded), or what stands in for it ([`crate::identity`]).
     pub build_id: [u8; 20],
     /// Its length in bytes.
     pub build_id_len: u32,

@@ -6,6 +6,7 @@ use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result, bail};
 use pointee_inspect::text::{Style, bytes, grouped};
 use pointee_meta::cache::{self, LoadedImage, Origin};
+use pointee_meta::elf::Elf;
 use pointee_model::image::{NO_TYPE, header_flags, site_flags};
 use serde::Serialize;
 use std::fmt::Write;
@@ -34,6 +35,8 @@ pub(crate) struct Arguments {
 struct Row {
     file: String,
     build_id: Option<String>,
+    /// The build ID, or what stands in for it.
+    identity: String,
     debug_info: bool,
     sources: bool,
     /// `embedded`, `cached` or `made`.
@@ -67,7 +70,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut rows = Vec::new();
     for file in &arguments.files {
-        rows.push(row(file, &images::of_file(file, &options)?));
+        let loaded = images::of_file(file, &options)?;
+        let elf = Elf::open(file).with_context(|| file.display().to_string())?;
+        rows.push(row(file, &elf, &loaded));
     }
     let output = match arguments.listing.format {
         Format::Json => json(&rows)?,
@@ -82,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     print(&output)
 }
 
-fn row(file: &Path, loaded: &LoadedImage) -> Row {
+fn row(file: &Path, elf: &Elf, loaded: &LoadedImage) -> Row {
     let image = loaded.image();
     let has = |flag| image.header().flags & flag != 0;
     let (origin, path) = match loaded.origin() {
@@ -90,15 +95,13 @@ fn row(file: &Path, loaded: &LoadedImage) -> Row {
         Origin::Cached(path) => ("cached", Some(path)),
         Origin::Made(path) => ("made", path.as_ref()),
     };
-    let build_id: String = image
-        .build_id()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let build_id: String = hex(elf.build_id());
     let is_wrapper = |flags: u16| flags & site_flags::WRAPPER != 0;
     Row {
         file: file.to_string_lossy().into_owned(),
         build_id: Some(build_id).filter(|id| !id.is_empty()),
+        identity: hex(elf.identity()),
         debug_info: has(header_flags::HAS_DWARF),
         sources: has(header_flags::HAS_SOURCES),
         origin,
@@ -135,7 +138,8 @@ fn render(row: &Row, style: Style) -> String {
         (true, false) => "with debug info",
         (false, _) => "no debug info: symbols only",
     };
-    line("build ID", row.build_id.as_deref().unwrap_or("none"));
+    let stand_in = || format!("none; {} stands in for it", row.identity);
+    line("build ID", &row.build_id.clone().unwrap_or_else(stand_in));
     line("made from", debug_info);
     line(
         "image",
