@@ -159,6 +159,8 @@ impl LinkMap {
         Learned {
             summaries,
             is_complete: !self.objects[at].learns
+                // Statically linked, say.
+                || self.objects[at].elf.imported_names().next().is_none()
                 || !self.started.is_empty()
                     && self.scope(at).iter().all(is_whole)
                     && suppliers.keys().all(|at| exports(at).is_some()),
