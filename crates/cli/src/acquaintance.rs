@@ -155,7 +155,7 @@ pub(crate) fn introduce_declared(program: &Path, folder: &Path) {
         return;
     }
     // It has its libraries inside.
-    let mut alone = LinkMap::new(vec![elf]);
+    let mut alone = images::link(vec![elf], &options);
     if !images::are_there(&mut alone, &[0], &options) {
         images::make_all(&mut alone, &[0], &options);
     }
