@@ -36,7 +36,9 @@ fn thunk(name: &str) -> Option<Thunk> {
 
 /// All thunks of a file, by address.
 pub(super) fn find(elf: &Elf) -> HashMap<u64, Thunk> {
-    let symbols = elf.symbols().filter(|symbol| symbol.name.starts_with("__x86_"));
+    let symbols = elf
+        .symbols()
+        .filter(|symbol| symbol.name.starts_with("__x86_"));
     symbols
         .filter_map(|symbol| Some((symbol.address, thunk(symbol.name)?)))
         .collect()
@@ -85,10 +87,7 @@ mod tests {
     fn names() {
         let rows = [
             ("__x86_return_thunk", Some(Thunk::Return)),
-            (
-                "__x86_indirect_thunk_r12",
-                Some(Thunk::Through(12)),
-            ),
+            ("__x86_indirect_thunk_r12", Some(Thunk::Through(12))),
             ("__x86_indirect_thunk_xmm1", None),
             ("__x86_get_pc_thunk", None),
         ];

@@ -200,7 +200,9 @@ pub(super) fn hands_out(
             }
             // A copy of a string parameter: the size is its length.
             Size::Derived(mask)
-                if !typed && !is_lent && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
+                if !typed
+                    && !is_lent
+                    && (0..6).any(|at| mask >> at & 1 == 1 && is_string(types, body, at)) =>
             {
                 Some(text(source))
             }

@@ -76,7 +76,10 @@ impl<'f> Interpreter<'_, 'f> {
             return start;
         };
         let lies_in = |target: TypeIndex, offset: i64| {
-            let size = self.types.size(target).and_then(|size| i64::try_from(size).ok());
+            let size = self
+                .types
+                .size(target)
+                .and_then(|size| i64::try_from(size).ok());
             size.is_some_and(|size| offset < size)
         };
         let inside = match start {

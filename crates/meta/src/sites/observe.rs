@@ -198,7 +198,10 @@ impl<'f> Interpreter<'_, 'f> {
     /// may be another's there.
     fn is_left_over(&self, hit: &super::places::Hit<'f>, at: u64) -> bool {
         let blocks = self.body.function.map_or(&[][..], |body| &body.blocks);
-        let block = hit.variable.block.and_then(|block| blocks.get(block as usize));
+        let block = hit
+            .variable
+            .block
+            .and_then(|block| blocks.get(block as usize));
         block.is_some_and(|pieces| !contains(pieces, at))
     }
 
@@ -261,7 +264,7 @@ impl<'f> Interpreter<'_, 'f> {
 
     /// How sure it is that a word with these origins is one of them.
     fn doubt(&self, origins: OriginSet) -> Doubt {
-        if self.in_dead_end {
+        if self.in_dead_end || self.origins.is_guessed(origins) {
             Doubt::Stale
         } else if self.origins.is_mixed(origins) {
             Doubt::Mixed

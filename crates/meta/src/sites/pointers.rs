@@ -116,9 +116,7 @@ pub(super) fn addressed_in_data(
         let is_data = section.flags.0 & WRITABLE != 0
             || (is_fixed && section.flags.0 & LOADED != 0 && !section.is_code());
         // Linkage slots serve direct calls; they say nothing about pointers.
-        is_data
-            && !section.file.is_empty()
-            && !section.name.starts_with(".got")
+        is_data && !section.file.is_empty() && !section.name.starts_with(".got")
     });
     let slots = sections.flat_map(|section| {
         let end = section.address.saturating_add(section.size);

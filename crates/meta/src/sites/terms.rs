@@ -210,10 +210,7 @@ mod tests {
             // lea rax,[rdi*8]; sub rax,rsi
             (b"\x48\x8d\x04\xfd\0\0\0\0\x48\x29\xf0", None),
             // lea rax,[rdi*8]; mov rdi,[rsi]; sub rax,rdi
-            (
-                b"\x48\x8d\x04\xfd\0\0\0\0\x48\x8b\x3e\x48\x29\xf8",
-                None,
-            ),
+            (b"\x48\x8d\x04\xfd\0\0\0\0\x48\x8b\x3e\x48\x29\xf8", None),
             // imul rax,rdi,24; add rax,24
             (b"\x48\x6b\xc7\x18\x48\x83\xc0\x18", Some((24, 24))),
         ];

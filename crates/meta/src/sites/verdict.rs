@@ -113,8 +113,7 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
         clues.all(|clue| clue.doubt >= doubt)
     };
     let is_exact = |at: TypeIndex| asked.is_some() && asked == types.size(at);
-    let is_told =
-        (candidates.left.iter()).any(|at| is_exact(*at) && !seen_only(*at, Doubt::Stale));
+    let is_told = (candidates.left.iter()).any(|at| is_exact(*at) && !seen_only(*at, Doubt::Stale));
     candidates.keep("seen only where variables are stale", |at| {
         !seen_only(at, Doubt::Stale) || is_exact(at) && !is_told
     });
@@ -301,7 +300,9 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
     });
     // A buffer that is text before it grows and after, of which as much is asked for as of records that are put into it too.
     let text_grows = request.grows && request.total.is_none() && {
-        let mut older = clues.iter().filter(|clue| clue.witness == Witness::Reallocated);
+        let mut older = clues
+            .iter()
+            .filter(|clue| clue.witness == Witness::Reallocated);
         older.any(|clue| matches!(clue.types[..], [only] if types.is_character(only)))
     };
     if kept_otherwise {
