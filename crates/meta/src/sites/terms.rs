@@ -197,7 +197,8 @@ mod tests {
     /// `n` comes in rdi, something else in rsi; what is told of rax at last.
     #[test]
     fn products() {
-        let rows: [(&[u8], Option<(u32, i64)>); 6] = [
+        type Row = (&'static [u8], Option<(u32, i64)>);
+        let rows: [Row; 6] = [
             // lea rax,[rdi*8]; sub rax,rdi; lea rax,[rax*4+28]
             (
                 b"\x48\x8d\x04\xfd\0\0\0\0\x48\x29\xf8\x48\x8d\x04\x85\x1c\0\0\0",

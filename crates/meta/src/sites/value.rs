@@ -454,3 +454,32 @@ impl Value {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands in a set for a doubt is no call.
+    #[test]
+    fn doubts_are_no_calls() {
+        let mut origins = Origins::default();
+        let one = origins.single(0x1000);
+        let two = origins.single(0x2000);
+        let both = origins.union(one, two);
+        let guessed = origins.guessed(one);
+        let mixed = origins.mixed(guessed);
+        let rows = [
+            (one, &[0x1000][..], false, false),
+            (both, &[0x1000, 0x2000], false, false),
+            (guessed, &[0x1000], false, true),
+            (mixed, &[0x1000], true, true),
+            (origins.union(mixed, two), &[0x1000, 0x2000], true, true),
+            (origins.mixed(two), &[0x2000], true, false),
+        ];
+        for (set, calls, is_mixed, is_guessed) in rows {
+            assert_eq!(origins.calls(set), calls);
+            assert_eq!(origins.is_mixed(set), is_mixed, "{calls:x?}");
+            assert_eq!(origins.is_guessed(set), is_guessed, "{calls:x?}");
+        }
+    }
+}
