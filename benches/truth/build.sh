@@ -110,6 +110,8 @@ for program in ${*:-$all}; do
     file) patched file; (cd file-5.44 && configure --disable-shared --disable-zlib --disable-bzlib --disable-xzlib && make -C src) ;;
     xz-utils) patched xz-utils; (cd xz-utils-5.4.1 && configure --disable-shared --disable-nls && make) ;;
     strace) patched strace; (cd strace-6.1 && configure --enable-mpers=no && make) ;;
+    binutils) apt-get source -qq binutils; (mkdir -p binutils-shared && cd binutils-shared && ../binutils-2.40/configure --enable-shared --disable-gold --disable-gprofng --disable-gdb --disable-nls --disable-werror --prefix="$PWD/installed" CFLAGS="-g -O2 -fstack-protector-strong" MAKEINFO=true && make MAKEINFO=true && make install MAKEINFO=true) ;;
+    ffmpeg) apt-get source -qq ffmpeg; (cd ffmpeg-5.1.* && ./configure --enable-shared --disable-static --disable-doc --disable-stripping --disable-x86asm --disable-autodetect --disable-network --disable-everything --enable-decoder=pcm_s16le,flac,h264,png,rawvideo,mpeg4,aac,wrapped_avframe --enable-encoder=flac,png,rawvideo,pcm_s16le,mpeg4,aac,wrapped_avframe --enable-demuxer=wav,flac,matroska,rawvideo,image2,mov --enable-muxer=wav,flac,matroska,null,mp4,image2 --enable-protocol=file,pipe --enable-parser=flac,h264,mpeg4video,aac --enable-bsf=extract_extradata --enable-filter=testsrc,sine,scale,aresample,format,aformat,null,anull,buffer,abuffer,buffersink,abuffersink --enable-indev=lavfi --prefix="$PWD/installed" --extra-ldflags="-Wl,-rpath,$PWD/installed/lib" && make && make install) ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
     esac
 done

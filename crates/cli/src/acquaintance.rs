@@ -15,10 +15,11 @@
 
 use crate::{configuration, images};
 use pointee_index::handoff::DECLARED;
-use pointee_meta::cache::{self, Options};
+use pointee_meta::cache::{self, LoadedImage, Options};
 use pointee_meta::config::{self, Rule};
 use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
+use pointee_meta::link_map::{Learned, LinkMap};
 use pointee_model::entries::Declared;
 use pointee_model::image::Image;
 use rayon::prelude::*;
@@ -47,40 +48,39 @@ fn note_of(program: &Path) -> Option<PathBuf> {
 /// A program and the objects that it loads: those of its last run, else those that its dynamic linker lists.
 #[derive(Debug)]
 pub(crate) struct Acquaintance {
-    program: PathBuf,
-    /// One path a line.
-    objects: String,
+    /// The program comes first.
+    linked: LinkMap,
 }
 
 impl Acquaintance {
     /// Makes the images that have to be there before `program` starts. That may take long; no thread is left when it is done.
     pub(crate) fn make(program: &Path) -> Self {
         let note = note_of(program).and_then(|path| std::fs::read_to_string(path).ok());
-        let made = Self {
-            objects: note.unwrap_or_else(|| linked_with(program).unwrap_or_default()),
-            program: program.to_owned(),
-        };
-        let says_something = !configuration::config().is_empty();
-        let may_hide =
-            |object: &&Path| says_something || config::built_in().names_hidden_functions_of(object);
+        let objects = note.or_else(|| linked_with(program)).unwrap_or_default();
+        let mut paths = vec![program];
+        let objects = objects.lines().take(OBJECTS).map(Path::new);
+        paths.extend(objects.filter(|object| *object != program));
+        let files = paths.iter().filter_map(|path| Elf::open(path).ok());
         let options = configuration::options();
-        let missing: Vec<_> = std::iter::once(program)
-            .chain(made.objects().filter(may_hide))
-            .filter_map(|object| Some((object, Elf::open(object).ok()?)))
-            .filter(|(_, elf)| locates(elf, &options) && cache::existing(elf, &options).is_none())
-            .collect();
-        if !missing.is_empty() {
-            images::make_all(&missing, &options);
+        let mut linked = images::link(files.collect(), &options);
+        let says_something = !configuration::config().is_empty();
+        let has_to_be_there = |at: &usize| {
+            let elf = linked.file(*at);
+            let path = elf.path().unwrap_or(Path::new(""));
+            let may_hide = path == program
+                || says_something
+                || config::built_in().names_hidden_functions_of(path);
+            may_hide && locates(elf, &options)
+        };
+        let wanted: Vec<usize> = linked.places().filter(has_to_be_there).collect();
+        if !images::are_there(&mut linked, &wanted, &options) {
+            images::make_all(&mut linked, &wanted, &options);
         }
-        made
-    }
-
-    fn objects(&self) -> impl Iterator<Item = &Path> {
-        self.objects.lines().take(OBJECTS).map(Path::new)
+        Self { linked }
     }
 
     /// Fills a folder of the session with links to the images that are up to date.
-    pub(crate) fn introduce(&self, session: &Path) -> PathBuf {
+    pub(crate) fn introduce(mut self, session: &Path) -> PathBuf {
         let folder = session.join("images");
         if std::fs::create_dir(&folder).is_err() {
             return folder;
@@ -88,13 +88,23 @@ impl Acquaintance {
         // Where it cannot be written, pools stay unseen at the first run.
         let _ = std::fs::write(folder.join(DECLARED), declared());
         let options = configuration::options();
-        let paths: Vec<&Path> = self.objects().chain([&*self.program]).collect();
-        let introduce = |path: &&Path| introduce_one(path, &folder, &options);
-        if options.search.servers.urls.is_empty() {
-            // Threads would take longer to begin than this takes.
-            paths.iter().for_each(introduce);
-        } else {
-            paths.par_iter().for_each(introduce);
+        let linked = &mut self.linked;
+        for level in linked.levels(linked.places()) {
+            let introduce = |at: &usize| {
+                let learned = linked.learned(*at);
+                introduce_one(linked.file(*at), &learned, &folder, &options)
+            };
+            let images: Vec<Option<LoadedImage>> = if options.search.servers.urls.is_empty() {
+                // Threads would take longer to begin than this takes.
+                level.iter().map(introduce).collect()
+            } else {
+                level.par_iter().map(introduce).collect()
+            };
+            for (at, image) in level.iter().zip(images) {
+                if let Some(image) = image {
+                    linked.tell(*at, &image.image());
+                }
+            }
         }
         folder
     }
@@ -131,28 +141,54 @@ fn declared() -> String {
     config.hooked_by_name().into_iter().map(line).collect()
 }
 
-/// Links the image of one object, if it is up to date, into the session's `folder`.
-fn introduce_one(object: &Path, folder: &Path, options: &Options) {
-    let Ok(elf) = Elf::open(object) else {
+/// Links the image of `program`, which a followed process is about to execute, into the session's `folder`, if the configuration declares functions of it; then it
+/// is made where it is not there yet.
+pub(crate) fn introduce_declared(program: &Path, folder: &Path) {
+    if configuration::config().is_empty() {
+        return;
+    }
+    let options = configuration::options();
+    let Ok(elf) = Elf::open(program) else {
         return;
     };
-    let id = elf.build_id();
-    if id.is_empty() {
+    if !declares_functions(&elf, &options) {
         return;
     }
-    if let Some((path, image)) = cache::cached(&elf, options) {
-        let hex: String = id
-            .iter()
-            .take(20)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        // Without it blocks that inlined code carves out stay unseen.
-        if let Some(placement) = cursors_placement(&elf, &path, &image.image()) {
-            let _ = std::fs::write(folder.join(format!("{hex}.cursors")), placement);
-        }
-        // A missing link only makes a walk longer.
-        let _ = std::os::unix::fs::symlink(path, folder.join(hex + ".img"));
+    // It has its libraries inside.
+    let mut alone = LinkMap::new(vec![elf]);
+    if !images::are_there(&mut alone, &[0], &options) {
+        images::make_all(&mut alone, &[0], &options);
     }
+    introduce_one(alone.file(0), &alone.learned(0), folder, &options);
+}
+
+/// Links the image of one object, if it is up to date, into the session's `folder`; gives back an image that there is.
+fn introduce_one(
+    elf: &Elf,
+    learned: &Learned,
+    folder: &Path,
+    options: &Options,
+) -> Option<LoadedImage> {
+    let Some((path, image)) = cache::cached(elf, learned, options) else {
+        return cache::existing(elf, learned, options);
+    };
+    // What was made by less than there is to be learned may be out of date.
+    if !learned.is_complete {
+        return Some(image);
+    }
+    let hex: String = elf
+        .identity()
+        .iter()
+        .take(20)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    // Without it blocks that inlined code carves out stay unseen.
+    if let Some(placement) = cursors_placement(elf, &path, &image.image()) {
+        let _ = std::fs::write(folder.join(format!("{hex}.cursors")), placement);
+    }
+    // A missing link only makes a walk longer.
+    let _ = std::os::unix::fs::symlink(path, folder.join(hex + ".img"));
+    Some(image)
 }
 
 /// The placement that tells of the cursors that the `image` at `path` knows: as kept beside it, behind the image's provenance, or made now.
@@ -183,12 +219,17 @@ fn cursors_placement(elf: &Elf, path: &Path, image: &Image<'_>) -> Option<Vec<u8
 /// names, those that the configuration declares, and pools that analysis finds where there is debug info; the image names them to it.
 /// A program that asks about itself (`pointee.h`) is answered from it.
 fn locates(elf: &Elf, options: &Options) -> bool {
-    let declares = |rule: &Rule| rule.hooked_as().is_some();
-    options.config.selected_for(elf).rules.iter().any(declares)
+    declares_functions(elf, options)
         || elf.section(".debug_info").is_some()
         || elf.section(".note.pointee").is_some()
         || (elf.section(".symtab").is_none() && config::built_in().names_behind_exports_of(elf))
         || (elf.section(".symtab").is_none() && !DebugFiles::find(elf, &options.search).is_empty())
+}
+
+/// Whether the configuration names functions of `elf` that are to be hooked.
+fn declares_functions(elf: &Elf, options: &Options) -> bool {
+    let declares = |rule: &Rule| rule.hooked_as().is_some();
+    options.config.selected_for(elf).rules.iter().any(declares)
 }
 
 /// Notes what `program` and its descendants loaded. A cache that cannot be written is no error: the next run's

@@ -4,6 +4,7 @@
 //! Whatever fails, the program runs as it would without us, and the report says why it was not seen. One process is served after the
 //! other, while the supervisor looks after nothing else: each stands before an `execve` already.
 
+use crate::acquaintance;
 use crate::launch;
 use crate::outside::{Held, Mapped};
 use crate::static_program;
@@ -34,6 +35,8 @@ pub(crate) struct Lost {
 pub(crate) struct Following {
     socket: OwnedFd,
     runtime: PathBuf,
+    /// Where images are that the runtime is given.
+    images: Option<PathBuf>,
     /// What the first program was told.
     handoff: Vec<u8>,
     lost: RefCell<Vec<Lost>>,
@@ -41,7 +44,12 @@ pub(crate) struct Following {
 
 impl Following {
     /// Listens at `path`.
-    pub(crate) fn open(path: &Path, runtime: PathBuf, handoff: Vec<u8>) -> Result<Self> {
+    pub(crate) fn open(
+        path: &Path,
+        runtime: PathBuf,
+        images: Option<&Path>,
+        handoff: Vec<u8>,
+    ) -> Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         bind(socket.as_raw_fd(), &UnixAddr::new(path)?)
@@ -50,6 +58,7 @@ impl Following {
         Ok(Self {
             socket,
             runtime,
+            images: images.map(Path::to_owned),
             handoff,
             lost: RefCell::default(),
         })
@@ -91,6 +100,9 @@ impl Following {
         let program = std::fs::read_link(format!("/proc/{pid}/exe"));
         let program =
             program.map_or_else(|_| "(not known)".into(), |path| path.display().to_string());
+        if let Some(images) = &self.images {
+            acquaintance::introduce_declared(Path::new(&program), images);
+        }
         let mapped = Mapped {
             runtime: self.runtime.clone(),
             handoff: launch::with_generation(&self.handoff, next.generation),

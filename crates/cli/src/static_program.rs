@@ -6,6 +6,7 @@
 use crate::configuration;
 use pointee_meta::cache;
 use pointee_meta::elf::Elf;
+use pointee_meta::link_map::Learned;
 use pointee_model::entries::{FAMILIES, FAMILY};
 use std::path::Path;
 
@@ -58,6 +59,6 @@ pub(crate) fn why_unseen(program: &Path) -> Option<String> {
 
 /// Whether its image, if there is one already, knows allocation functions.
 fn has_entries(elf: &Elf) -> bool {
-    cache::existing(elf, &configuration::options())
+    cache::existing(elf, &Learned::default(), &configuration::options())
         .is_some_and(|image| !image.image().entries.is_empty())
 }

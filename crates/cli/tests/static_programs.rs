@@ -229,55 +229,106 @@ fn address_of(program: &str, function: &str) -> String {
 
 #[test]
 fn allocators_without_names_are_found_by_what_they_do() {
-    let workshop = Workshop::new();
-    let named = workshop.build(&["gcc", "-static"], "lists.c");
-    let stripped = format!("{named}-stripped");
-    let status = Command::new("strip")
-        .args(["-o", &stripped, &named])
+    // musl's calloc calls its malloc, which is enough.
+    let rows: [(&[&str], &[&str]); 2] = [
+        (
+            &["gcc", "-static"],
+            &["malloc", "calloc", "realloc", "free"],
+        ),
+        (
+            &["musl-gcc", "-static", "-Wl,--build-id=none"],
+            &["malloc", "realloc", "free"],
+        ),
+    ];
+    for (compiler, expect) in rows {
+        let workshop = Workshop::new();
+        let named = workshop.build(compiler, "lists.c");
+        let stripped = format!("{named}-stripped");
+        let status = Command::new("strip")
+            .args(["-o", &stripped, &named])
+            .status();
+        assert!(status.expect("strip runs").success());
+        let found = workshop.0.path().join("found.toml");
+        let output = pointee()
+            .args(["observe", "--output"])
+            .arg(&found)
+            .args(["--", &stripped])
+            .output()
+            .expect("runs");
+        let plain = Command::new(&stripped).output().expect("runs");
+        assert_eq!(told(&output), told(&plain));
+        let text = std::fs::read_to_string(&found).expect("the configuration");
+        let tables: Vec<&str> = text.split("\n[[").skip(1).collect();
+        for name in expect {
+            let is_it = |table: &&&str| table.contains(&format!("name = \"{name}\"\n"));
+            let table = tables.iter().find(is_it);
+            let address = format!("address = {}\n", address_of(&named, name));
+            assert!(
+                table.is_some_and(|table| table.contains(&address)),
+                "{name} {address}: {text}"
+            );
+        }
+        assert_eq!(tables.len(), expect.len(), "{text}");
+
+        // With that configuration it is recorded, as it is with its symbols; also when another program starts it.
+        let script = format!("\"{stripped}\"; exit $?");
+        let runs: [(&[&str], Option<&Path>); 3] = [
+            (&[&named], None),
+            (&[&stripped], Some(&found)),
+            (&["sh", "-c", &script], Some(&found)),
+        ];
+        let totals = runs.map(|(command, config)| totals_of_lists(&workshop, command, config));
+        assert!(totals[0][0] >= Some(500), "{totals:?}");
+        assert_eq!(totals[1], totals[0], "{compiler:?}");
+        assert_eq!(totals[2], totals[0], "{compiler:?}");
+    }
+}
+
+/// What the report of `lists` counts, run by `command`.
+fn totals_of_lists(
+    workshop: &Workshop,
+    command: &[&str],
+    config: Option<&Path>,
+) -> [Option<u64>; 4] {
+    let file = workshop.0.path().join("report");
+    let mut run = pointee();
+    if let Some(config) = config {
+        run.arg("--config").arg(config);
+    }
+    let status = run
+        .args(["run", "--format", "json", "--report"])
+        .arg(&file)
+        .arg("--")
+        .args(command)
         .status();
-    assert!(status.expect("strip runs").success());
-    let found = workshop.0.path().join("found.toml");
+    assert!(status.expect("runs").success());
+    let report = std::fs::read(&file).expect("a report");
+    let reports: Vec<Value> = serde_json::from_slice(&report).expect("JSON");
+    let is_it = |report: &&Value| {
+        let program = report["program"].as_str();
+        program.is_some_and(|program| program.contains("lists"))
+    };
+    let totals = &reports.iter().find(is_it).expect("its report")["totals"];
+    ["allocations", "bytes_allocated", "frees", "live"].map(|field| totals[field].as_u64())
+}
+
+/// One that is watched for a part of its time goes on as it would have.
+#[test]
+fn a_program_that_is_no_longer_observed_goes_on() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&["gcc", "-static"], "many_lists.c");
     let output = pointee()
-        .args(["observe", "--output"])
-        .arg(&found)
-        .args(["--", &stripped])
+        .args(["observe", "--seconds", "1", "--", &program])
         .output()
         .expect("runs");
-    let plain = Command::new(&stripped).output().expect("runs");
-    assert_eq!(told(&output), told(&plain));
-    let text = std::fs::read_to_string(&found).expect("the configuration");
-    let tables: Vec<&str> = text.split("\n[[").skip(1).collect();
-    let expect = ["malloc", "calloc", "realloc", "free"];
-    for name in expect {
-        let is_it = |table: &&&str| table.contains(&format!("name = \"{name}\"\n"));
-        let table = tables.iter().find(is_it);
-        let address = format!("address = {}\n", address_of(&named, name));
-        assert!(
-            table.is_some_and(|table| table.contains(&address)),
-            "{name} {address}: {text}"
-        );
-    }
-    assert_eq!(tables.len(), expect.len(), "{text}");
-
-    // With that configuration it is recorded, as it is with its symbols.
-    let totals = |program: &str, config: Option<&Path>| {
-        let file = workshop.0.path().join("report");
-        let mut command = pointee();
-        if let Some(config) = config {
-            command.arg("--config").arg(config);
-        }
-        let status = command
-            .args(["run", "--format", "json", "--report"])
-            .arg(&file)
-            .args(["--", program])
-            .status();
-        assert!(status.expect("runs").success());
-        let report = std::fs::read(&file).expect("a report");
-        let reports: Value = serde_json::from_slice(&report).expect("JSON");
-        let totals = &reports[0]["totals"];
-        ["allocations", "frees", "live"].map(|field| totals[field].as_u64())
-    };
-    let with_symbols = totals(&named, None);
-    assert!(with_symbols[0] >= Some(500), "{with_symbols:?}");
-    assert_eq!(totals(&stripped, Some(&found)), with_symbols);
+    let plain = Command::new(&program).output().expect("runs");
+    assert_eq!(output.stdout, plain.stdout);
+    assert_eq!(output.status, plain.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("at its own speed"), "{said}");
+    assert!(
+        said.contains("what it did after these is not known"),
+        "{said}"
+    );
+    assert!(said.contains("role = \"malloc\""), "{said}");
 }

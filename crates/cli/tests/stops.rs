@@ -211,10 +211,11 @@ fn compare(
             "{what}: one block twice"
         );
     });
-    let mut missing = Vec::new();
+    let (mut missing, mut resized) = (Vec::new(), Vec::new());
     for (base, logged) in &log.live {
         match found.get(base) {
-            Some(block) => assert_eq!(block.size, logged.size, "{what}: size of {base:#x}"),
+            Some(block) if block.size != logged.size => resized.push((*base, *block, *logged)),
+            Some(_) => {}
             None => missing.push(*base),
         }
     }
@@ -228,6 +229,11 @@ fn compare(
     assert!(
         extra.len() <= usize::from(under_way),
         "{what}: {extra:x?} are too many"
+    );
+    // Such a call may have given a block another size where it lies.
+    assert!(
+        resized.len() <= usize::from(under_way),
+        "{what}: other sizes in index and log: {resized:x?}"
     );
 
     let mut checked_sites = 0;
@@ -284,7 +290,7 @@ fn compare(
         );
     }
 
-    let exact = missing.is_empty() && extra.is_empty();
+    let exact = missing.is_empty() && extra.is_empty() && resized.is_empty();
     // The log ends a call before the hook does: counters may be one call behind, and then say nothing here.
     let live = data.total.live();
     let is_counted = log.tells_callers || live.blocks == log.live.len() as u64;

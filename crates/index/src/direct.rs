@@ -9,6 +9,7 @@
 use crate::Writer;
 use crate::layout::{CHUNK_SHIFT, CHUNKS, DIRECTORY, LARGE, Layout, PAGE, SPAN_SHIFT, SPANS};
 use crate::layout::{SPILL_BYTES, TABLE_WORDS};
+use crate::marks::{MANY, starts};
 use crate::read::Block;
 use crate::table::{directory_index, granule};
 use crate::words::{self, GRANULE_SHIFT};
@@ -17,7 +18,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 /// How far back is looked first: most blocks start within it.
-const NEAR: u64 = 256;
+const NEAR: u64 = 1024;
 
 /// Reads the tables of one level of blocks.
 #[derive(Clone, Copy)]
@@ -253,67 +254,20 @@ impl Reader {
 /// They are granules of `table`.
 #[inline(always)]
 unsafe fn last_start(table: *const AtomicU32, first: u64, last: u64) -> Option<u64> {
-    let mut end = last + 1;
-    while end > first {
-        if end - first >= MANY && end <= last {
-            let many = table.wrapping_add((end - MANY) as usize);
-            // SAFETY: the caller's promise: all from `first` on.
-            if !unsafe { any_start(many) } {
-                end -= MANY;
-                continue;
-            }
-        }
-        end -= 1;
-        // SAFETY: the caller's promise.
-        if words::is_start(unsafe { &*table.add(end as usize) }.load(Relaxed)) {
-            return Some(end);
-        }
+    // SAFETY: the caller's promise, for all granules up to `last`.
+    let is_start = |at: u64| words::is_start(unsafe { &*table.add(at as usize) }.load(Relaxed));
+    if is_start(last) {
+        return Some(last);
     }
-    None
-}
-
-/// Words that are looked at at once.
-const MANY: u64 = 16;
-
-/// Whether one of the [`MANY`] words from `words` on is a start: in assembly, since atomic loads are not made into vectors.
-///
-/// # Safety
-/// As many words are there.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn any_start(words: *const AtomicU32) -> bool {
-    // The start mark is a word's highest bit, which is what `movmskps` takes.
-    const { assert!(words::START == 1 << 31 && MANY == 16) };
-    let marks: u32;
-    // SAFETY: the caller's promise; words of four bytes are read whole by any wider load of an aligned place.
-    unsafe {
-        core::arch::asm!(
-            "movdqu {a}, [{from}]",
-            "movdqu {b}, [{from} + 16]",
-            "por {a}, {b}",
-            "movdqu {b}, [{from} + 32]",
-            "por {a}, {b}",
-            "movdqu {b}, [{from} + 48]",
-            "por {a}, {b}",
-            "movmskps {marks:e}, {a}",
-            from = in(reg) words,
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            marks = lateout(reg) marks,
-            options(nostack, readonly, preserves_flags),
-        );
+    let mut end = last;
+    while end > first && end >= MANY {
+        // SAFETY: the caller's promise: words of the table, of which those below `first` do not count.
+        let marks = unsafe { starts(table.add((end - MANY) as usize)) };
+        if marks != 0 {
+            let found = end - MANY + u64::from(marks.ilog2());
+            return (found >= first).then_some(found);
+        }
+        end -= MANY;
     }
-    marks != 0
-}
-
-/// As above.
-///
-/// # Safety
-/// As many words are there.
-#[cfg(not(target_arch = "x86_64"))]
-#[inline(always)]
-unsafe fn any_start(words: *const AtomicU32) -> bool {
-    // SAFETY: the caller's promise.
-    let word = |at: u64| unsafe { &*words.add(at as usize) }.load(Relaxed);
-    (0..MANY).any(|at| words::is_start(word(at)))
+    (first..end).rev().find(|at| is_start(*at))
 }

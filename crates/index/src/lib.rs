@@ -32,11 +32,13 @@
 //! - The crate makes no system call; memory it is given reads as zero where never written.
 #![no_std]
 
+pub mod claim;
 pub mod class;
 pub mod counters;
 pub mod direct;
 pub mod handoff;
 pub mod layout;
+mod marks;
 pub mod mismatches;
 pub mod nested;
 pub mod origins;

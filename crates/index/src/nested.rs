@@ -11,13 +11,11 @@
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
 use crate::layout::{Header, LARGE, Layout, TABLE_WORDS};
+use crate::marks::{MANY, starts};
 use crate::table::{Recorded, Writer, granule};
 use crate::words::{self, GRANULE, LARGE_MARK, SINGLE, START};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::Relaxed;
-
-/// Words looked at together where there may be no block.
-const AT_ONCE: u64 = 8;
 
 /// Writes the tables of blocks that were cut out of others.
 #[derive(Clone, Copy)]
@@ -176,16 +174,21 @@ impl Nested {
             let granules_left = TABLE_WORDS - granule(from);
             let granules = (end - from).div_ceil(GRANULE).min(granules_left);
             if !words.is_null() {
-                for first in (0..granules).step_by(AT_ONCE as usize) {
-                    let group = first..granules.min(first + AT_ONCE);
-                    // SAFETY: granules of the table.
-                    let word = |number: u64| unsafe { &*words.add(number as usize) };
-                    let seen = group
-                        .clone()
-                        .fold(0, |all, at| all | word(at).load(Relaxed));
-                    if words::is_start(seen) {
-                        group.for_each(|at| self.take_out(word(at), from + at * GRANULE, each));
+                // SAFETY: granules of the table.
+                let word = |number: u64| unsafe { &*words.add(number as usize) };
+                let mut at = 0;
+                while at + MANY <= granules {
+                    // SAFETY: as above.
+                    let mut marks = unsafe { starts(word(at)) };
+                    while marks != 0 {
+                        let number = at + u64::from(marks.trailing_zeros());
+                        self.take_out(word(number), from + number * GRANULE, each);
+                        marks &= marks - 1;
                     }
+                    at += MANY;
+                }
+                for number in at..granules {
+                    self.take_out(word(number), from + number * GRANULE, each);
                 }
             }
             from += granules * GRANULE;

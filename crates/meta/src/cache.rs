@@ -7,16 +7,19 @@
 //!   else         made, and kept in memory when it cannot be written
 //! ```
 //!
-//! *ID* is the build ID, or a hash of the contents where there is none. *Provenance* hashes what an image
-//! is made from (which debug files were found, the configuration), so that installing debug info
-//! changes the answer at the next question. A cached file that is not what its name says is made anew.
+//! *ID* is the build ID, or what stands in for it where there is none ([`Elf::identity`]). *Provenance* hashes what an image
+//! is made from (which debug files were found, the configuration, how long the file is: stripped, it is the same build), so that installing debug info
+//! changes the answer at the next question; and what was learned of the files that it is bound to ([`Learned`]). Who cannot know all of
+//! these takes the image that was made by the most, as long as that is no less than what is known.
+//! A cached file that is not what its name says is made anew.
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Kind};
 use crate::debug_files::{DebugFiles, Search};
 use crate::dwarf::read_facts;
 use crate::elf::{Elf, ElfError, FileBytes};
 use crate::facts::Facts;
-use crate::sites::{self, Sites, guards};
+use crate::link_map::Learned;
+use crate::sites::{self, Sites, Summary, guards};
 use crate::writer::{self, Provenance};
 use pointee_model::image::{FORMAT, Image, ImageError};
 use std::fs;
@@ -24,7 +27,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 use zerocopy::IntoBytes;
 
 /// Name of the section that holds an embedded image.
@@ -202,7 +205,7 @@ impl LoadedImage {
     }
 }
 
-/// The image of the file at `path`: embedded, cached, or made and cached.
+/// The image of the file at `path`: embedded, cached, or made and cached. Nothing is known of the files that it is bound to.
 ///
 /// # Errors
 /// [`CacheError`] when the file cannot be read as ELF. A cache that cannot be read or written is no
@@ -212,15 +215,17 @@ pub fn image_for(
     options: &Options,
     progress: &dyn Fn(Stage),
 ) -> Result<LoadedImage, CacheError> {
-    image_of(&Elf::open(path)?, options, progress)
+    image_of(&Elf::open(path)?, &Learned::default(), options, progress)
 }
 
-/// The image of a file that is open already, or that came over as bytes ([`Elf::from_bytes`]).
+/// The image of a file that is open already, or that came over as bytes ([`Elf::from_bytes`]), given what was `learned` of those that it is
+/// bound to.
 ///
 /// # Errors
 /// As [`image_for`].
 pub fn image_of(
     elf: &Elf,
+    learned: &Learned,
     options: &Options,
     progress: &dyn Fn(Stage),
 ) -> Result<LoadedImage, CacheError> {
@@ -228,11 +233,11 @@ pub fn image_of(
         return Ok(found);
     }
     let debug = DebugFiles::find(elf, &options.search);
-    let provenance = provenance_of(elf, &debug, options);
-    if let Some(found) = stored(elf, options, &provenance) {
+    let provenance = provenance_of(elf, &debug, learned, options);
+    if let Some(found) = stored(elf, learned, options, &provenance) {
         return Ok(found);
     }
-    let made = make(elf, &debug, options, &provenance, progress);
+    let made = make(elf, &debug, learned, options, &provenance, progress);
     let Made {
         bytes,
         diagnostics,
@@ -246,18 +251,30 @@ pub fn image_of(
     };
     // To give back hundreds of thousands of names takes about as long as to write the file.
     let (stored, ()) = rayon::join(write, || drop((facts, sites)));
-    if let Some(path) = &stored {
-        point_to(path, &path.with_file_name(short_name(elf)));
+    let image = LoadedImage::from_made(bytes, Origin::Made(stored), diagnostics)
+        .map_err(CacheError::Image)?;
+    if let Origin::Made(Some(path)) = image.origin() {
+        let link = path.with_file_name(short_name(elf));
+        let knows_more = |other: &LoadedImage| {
+            is_made_alike(&other.image(), &provenance)
+                && other.image().imports.len() > image.image().imports.len()
+        };
+        let before = fs::read_link(&link).ok();
+        let before = before.and_then(|before| load(&before, &provenance, Wanted::Any));
+        if !before.as_ref().is_some_and(knows_more) {
+            point_to(path, &link);
+        }
     }
-    LoadedImage::from_made(bytes, Origin::Made(stored), diagnostics).map_err(CacheError::Image)
+    Ok(image)
 }
 
 /// The image of a file, embedded or cached; `None` where it has to be made.
 #[must_use]
-pub fn existing(elf: &Elf, options: &Options) -> Option<LoadedImage> {
+pub fn existing(elf: &Elf, learned: &Learned, options: &Options) -> Option<LoadedImage> {
     embedded_for(elf, options).or_else(|| {
         let debug = DebugFiles::find(elf, &options.search);
-        stored(elf, options, &provenance_of(elf, &debug, options))
+        let provenance = provenance_of(elf, &debug, learned, options);
+        stored(elf, learned, options, &provenance)
     })
 }
 
@@ -268,43 +285,54 @@ fn embedded_for(elf: &Elf, options: &Options) -> Option<LoadedImage> {
 }
 
 /// The image in the system's or the user's directory.
-fn stored(elf: &Elf, options: &Options, provenance: &Provenance) -> Option<LoadedImage> {
+fn stored(
+    elf: &Elf,
+    learned: &Learned,
+    options: &Options,
+    provenance: &Provenance,
+) -> Option<LoadedImage> {
     let config = options.config.selected_for(elf);
     let name = file_name(elf, provenance);
     let systems = options.places.system.iter().flat_map(|directory| {
+        let of_packager = match config.is_empty() {
+            true => Wanted::Any,
+            false => Wanted::Exactly,
+        };
         [
-            (directory.join(&name), true),
-            (directory.join(short_name(elf)), !config.is_empty()),
+            (directory.join(&name), Wanted::Exactly),
+            (directory.join(short_name(elf)), of_packager),
         ]
     });
     let user = options.places.user.iter();
-    let user = user.map(|directory| (directory.join(&name), true));
+    let exact = user.clone().map(|directory| directory.join(&name));
+    let newest = user.filter_map(|directory| fs::read_link(directory.join(short_name(elf))).ok());
+    let newest = newest.filter(|_| !learned.is_complete);
     systems
-        .chain(user)
-        .find_map(|(path, exact)| load(&path, provenance, exact))
+        .chain(newest.map(|path| (path, Wanted::NoLess(learned))))
+        .chain(exact.map(|path| (path, Wanted::Exactly)))
+        .find_map(|(path, wanted)| load(&path, provenance, wanted))
 }
 
 /// The cached image of a file and where it lies, if it is the one that would be made now.
 #[must_use]
-pub fn cached(elf: &Elf, options: &Options) -> Option<(PathBuf, LoadedImage)> {
+pub fn cached(elf: &Elf, learned: &Learned, options: &Options) -> Option<(PathBuf, LoadedImage)> {
     let debug = DebugFiles::find(elf, &options.search);
-    let provenance = provenance_of(elf, &debug, options);
+    let provenance = provenance_of(elf, &debug, learned, options);
     let name = file_name(elf, &provenance);
     let folders = options.places.system.iter().chain(&options.places.user);
     folders.map(|folder| folder.join(&name)).find_map(|path| {
-        let image = load(&path, &provenance, true)?;
+        let image = load(&path, &provenance, Wanted::Exactly)?;
         Some((path, image))
     })
 }
 
 /// What analysis finds in a file, with the configuration applied; nothing is cached.
 #[must_use]
-pub fn analyse(elf: &Elf, options: &Options) -> (Facts, Sites) {
+pub fn analyse(elf: &Elf, learned: &Learned, options: &Options) -> (Facts, Sites) {
     let debug = DebugFiles::find(elf, &options.search);
-    let config = config_for(elf, options);
     let mut facts = read_facts(elf, &debug);
-    config::name_functions(&config, elf, &mut facts);
-    let sites = find_sites(elf, &facts, &config, options);
+    let config = config_for(elf, options);
+    let sites = find_sites(elf, &mut facts, &config, learned, options);
     (facts, sites)
 }
 
@@ -315,12 +343,30 @@ fn config_for(elf: &Elf, options: &Options) -> Config {
     config
 }
 
-fn find_sites(elf: &Elf, facts: &Facts, config: &Config, options: &Options) -> Sites {
+fn find_sites(
+    elf: &Elf,
+    facts: &mut Facts,
+    config: &Config,
+    learned: &Learned,
+    options: &Options,
+) -> Sites {
+    config::name_functions(config, elf, facts);
+    if learned.summaries.iter().any(Summary::is_text) {
+        sites::declare_text(facts);
+    }
+    // Whatever is said of a function in a configuration holds before what is learned.
+    let is_said = |summary: &&Summary| {
+        let mut rules = config.rules.iter();
+        rules.any(|rule| rule.kind != Kind::Pair && rule.names(&summary.name))
+    };
+    let unsaid = learned.summaries.iter().filter(|it| !is_said(it));
     let with_declared = sites::Options {
         declared: config.declared(),
+        learned: unsaid.cloned().collect(),
         ..options.sites.clone()
     };
     let mut sites = sites::infer(elf, facts, &with_declared);
+    sites.imports.clone_from(&learned.summaries);
     let path = elf
         .path()
         .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
@@ -341,6 +387,7 @@ struct Made {
 fn make(
     elf: &Elf,
     debug: &DebugFiles,
+    learned: &Learned,
     options: &Options,
     provenance: &Provenance,
     progress: &dyn Fn(Stage),
@@ -349,8 +396,7 @@ fn make(
     let mut facts = read_facts(elf, debug);
     progress(Stage::Sites);
     let config = config_for(elf, options);
-    config::name_functions(&config, elf, &mut facts);
-    let mut sites = find_sites(elf, &facts, &config, options);
+    let mut sites = find_sites(elf, &mut facts, &config, learned, options);
     progress(Stage::Writing);
     let bytes = writer::write(&facts, &sites, &config, provenance);
     let mut diagnostics = std::mem::take(&mut facts.diagnostics);
@@ -363,10 +409,16 @@ fn make(
     }
 }
 
-fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance {
+fn provenance_of(
+    elf: &Elf,
+    debug: &DebugFiles,
+    learned: &Learned,
+    options: &Options,
+) -> Provenance {
     let mut hash = Xxh3::new();
     hash.update(&FORMAT.to_le_bytes());
     hash.update(&debug.identity().to_le_bytes());
+    hash.update(&elf.bytes().len().to_le_bytes());
     hash.update(format!("{:?}", options.sites).as_bytes());
     // All of what ships inside: to select from it would take longer than all else that is asked before a program starts.
     hash.update(config::built_in_meaning().as_bytes());
@@ -375,32 +427,41 @@ fn provenance_of(elf: &Elf, debug: &DebugFiles, options: &Options) -> Provenance
         hash.update(config.meaning().as_bytes());
     }
     Provenance {
-        build_id: elf.build_id().to_vec(),
-        inputs: hash.digest128().to_le_bytes(),
-    }
-}
-
-fn id_of(elf: &Elf) -> String {
-    match elf.build_id() {
-        [] => format!("c-{:032x}", xxh3_128(elf.bytes())),
-        id => hex(id),
+        build_id: elf.identity().to_vec(),
+        inputs: hash.digest(),
+        learned: learned.digest(),
     }
 }
 
 fn file_name(elf: &Elf, provenance: &Provenance) -> String {
-    format!("{}-{FORMAT}-{}.image", id_of(elf), hex(&provenance.inputs))
+    format!(
+        "{}-{FORMAT}-{}.image",
+        hex(elf.identity()),
+        hex(&provenance.bytes())
+    )
 }
 
 fn short_name(elf: &Elf) -> String {
-    format!("{}-{FORMAT}.image", id_of(elf))
+    format!("{}-{FORMAT}.image", hex(elf.identity()))
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Loads a cached image if it is what its name says; with `exact`, provenance included.
-fn load(path: &Path, provenance: &Provenance, exact: bool) -> Option<LoadedImage> {
+/// What an image has to be made from.
+#[derive(Clone, Copy)]
+enum Wanted<'a> {
+    /// From what it would be made from now.
+    Exactly,
+    /// From that and no less than was learned, of files that are not all known.
+    NoLess(&'a Learned),
+    /// From whatever there is of its file.
+    Any,
+}
+
+/// Loads a cached image if it is of the file that its name says, and made from what is wanted.
+fn load(path: &Path, provenance: &Provenance, wanted: Wanted<'_>) -> Option<LoadedImage> {
     let bytes = FileBytes::open(path).ok()?;
     let found = match bytes {
         FileBytes::Mapped(_) => LoadedImage::new(
@@ -412,9 +473,21 @@ fn load(path: &Path, provenance: &Provenance, exact: bool) -> Option<LoadedImage
         FileBytes::Owned(_) => return None, // an empty file
     };
     let image = found.image();
-    let matches = is_of(&image, &provenance.build_id)
-        && (!exact || image.header().provenance == provenance.inputs);
+    let is_wanted = match wanted {
+        Wanted::Exactly => image.header().provenance == provenance.bytes(),
+        Wanted::NoLess(learned) => is_made_alike(&image, provenance) && learned.is_in(&image),
+        Wanted::Any => true,
+    };
+    let matches = is_of(&image, &provenance.build_id) && is_wanted;
     matches.then_some(found)
+}
+
+/// Whether all that an image was made from is that, but for what was learned of other files.
+fn is_made_alike(image: &Image<'_>, provenance: &Provenance) -> bool {
+    image
+        .header()
+        .provenance
+        .starts_with(&provenance.inputs.to_le_bytes())
 }
 
 /// Images keep the first 20 bytes of a build ID.
@@ -426,7 +499,7 @@ fn embedded(elf: &Elf) -> Option<LoadedImage> {
     let section = elf.section(SECTION)?;
     let found =
         LoadedImage::from_slice(elf.stored_bytes(section), Origin::Embedded, Vec::new()).ok()?;
-    is_of(&found.image(), elf.build_id()).then_some(found)
+    is_of(&found.image(), elf.identity()).then_some(found)
 }
 
 /// Writes a file so that readers see all of it or nothing.
@@ -470,25 +543,30 @@ fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     written
 }
 
-/// Writes a copy of the file at `path` that carries its own image to `out`.
+/// Writes a copy of the file that carries its own image to `out`.
 ///
 /// The image goes into a section that is not loaded, behind everything else in the file, so that the
 /// program runs as before and `strip` can remove it.
 ///
 /// # Errors
 /// [`CacheError`], also when the file already carries an image.
-pub fn embed(path: &Path, out: &Path, options: &Options) -> Result<(), CacheError> {
-    let elf = Elf::open(path)?;
+pub fn embed(
+    elf: &Elf,
+    learned: &Learned,
+    out: &Path,
+    options: &Options,
+) -> Result<(), CacheError> {
     if elf.section(SECTION).is_some() {
         return Err(CacheError::Embed("it has an image already"));
     }
-    let debug = DebugFiles::find(&elf, &options.search);
-    let provenance = provenance_of(&elf, &debug, options);
-    let image = make(&elf, &debug, options, &provenance, &|_| {}).bytes;
-    let bytes = crate::elf::with_section(&elf, SECTION, &image).ok_or(CacheError::Embed(
+    let debug = DebugFiles::find(elf, &options.search);
+    let provenance = provenance_of(elf, &debug, learned, options);
+    let image = make(elf, &debug, learned, options, &provenance, &|_| {}).bytes;
+    let bytes = crate::elf::with_section(elf, SECTION, &image).ok_or(CacheError::Embed(
         "its section headers are damaged or absent",
     ))?;
-    let mode = fs::metadata(path).map_or(0o755, |metadata| {
+    let mode = elf.path().and_then(|path| fs::metadata(path).ok());
+    let mode = mode.map_or(0o755, |metadata| {
         std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
     });
     write_whole(out, &bytes, mode & 0o7777).map_err(|source| CacheError::Write {

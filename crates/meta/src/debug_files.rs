@@ -131,6 +131,12 @@ impl DebugFiles {
     }
 }
 
+/// Whether there is DWARF of a file, in it or beside it.
+#[must_use]
+pub fn has_any(elf: &Elf, search: &Search) -> bool {
+    has_debug_info(elf) || DebugFiles::find(elf, search).debug.is_some()
+}
+
 /// Whether DWARF is in the file itself.
 fn has_debug_info(elf: &Elf) -> bool {
     [".debug_info", ".zdebug_info"].iter().any(|name| {

@@ -6,6 +6,8 @@
 //!      │   configuration (what people say) ──config──────────────────────┐
 //!      └─debug_files─▶ debug ELF, dwz, dwo ──dwarf──▶ Facts ──sites──▶ Sites
 //!                                                       └───────writer────┴──▶ image bytes ──cache──▶ file
+//!                                    summaries of the functions that it exports ◀─────┘
+//!      link_map: those of the files that one is bound to ──▶ its sites
 //! ```
 //!
 //! Most users want [`cache::image_for`]. Nothing here runs the file it looks at, and no bytes of a
@@ -18,7 +20,9 @@ pub mod debuginfod;
 pub mod dwarf;
 pub mod elf;
 pub mod facts;
+pub mod link_map;
 pub mod names;
+pub mod needed;
 pub mod sites;
 pub mod writer;
 
@@ -30,6 +34,8 @@ pub fn read_untrusted(bytes: &[u8]) -> usize {
     let Ok(elf) = elf::Elf::from_bytes(bytes.to_vec()) else {
         return 0;
     };
+    let taken = elf.imported_names().chain(elf.needed());
+    let _ = taken.take(1 << 10).filter(|name| elf.exports(name)).count();
     let debug = debug_files::DebugFiles::inside(&elf);
     let facts = dwarf::read_facts(&elf, &debug);
     // The paths of source files that a stranger's debug info names are not opened.
@@ -39,7 +45,7 @@ pub fn read_untrusted(bytes: &[u8]) -> usize {
     };
     let sites = sites::infer(&elf, &facts, &options);
     let provenance = writer::Provenance {
-        build_id: elf.build_id().to_vec(),
+        build_id: elf.identity().to_vec(),
         ..writer::Provenance::default()
     };
     writer::write(&facts, &sites, &config::Config::default(), &provenance).len()

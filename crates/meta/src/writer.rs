@@ -5,13 +5,13 @@
 
 use crate::config::Config;
 use crate::facts::{Facts, FrameBase, Function, LoadedSection, Place};
-use crate::sites::{CursorWrite, Sites, Size, Wrapper};
+use crate::sites::{CursorWrite, Sites, Size, Summary, Wrapper};
 use pointee_model::entries::{Declared, Role, role_of};
 use pointee_model::image::{
     CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header,
     InlineRecord, LineRecord, LocalPlace, LocalRecord, MAGIC, MemberRecord, NO_TYPE, Section,
-    SectionRecord, SiteRecord, StrRef, TypeKind, TypeRecord, VariableRecord, cursor_flags,
-    function_flags, header_flags, section_kind, variable_flags,
+    SectionRecord, SiteRecord, StrRef, SummaryRecord, TypeKind, TypeRecord, VariableRecord,
+    cursor_flags, function_flags, header_flags, section_kind, variable_flags,
 };
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -23,8 +23,19 @@ use zerocopy::{Immutable, IntoBytes};
 pub struct Provenance {
     /// Build ID of the file; empty when it has none.
     pub build_id: Vec<u8>,
-    /// Hash of everything the image is made from.
-    pub inputs: [u8; 16],
+    /// Hash of everything of its own that the image is made from.
+    pub inputs: u64,
+    /// What was learned of other files, as [`Learned`](crate::link_map::Learned) says it.
+    pub learned: u64,
+}
+
+impl Provenance {
+    /// As the header holds it.
+    #[must_use]
+    pub fn bytes(&self) -> [u8; 16] {
+        let both = u128::from(self.inputs) | u128::from(self.learned) << 64;
+        both.to_le_bytes()
+    }
 }
 
 /// Writes an image.
@@ -54,6 +65,8 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
     let (records, evidence) = site_records(sites, &mut strings);
     let entries = entries(facts, sites, config, &mut strings);
     let cursors = cursors(sites, &mut strings);
+    let exports = summaries(&sites.exports, &mut strings);
+    let imports = summaries(&sites.imports, &mut strings);
 
     let mut layout = Layout::default();
     layout.add(section_kind::TYPES, &types.records);
@@ -71,6 +84,8 @@ pub fn write(facts: &Facts, sites: &Sites, config: &Config, provenance: &Provena
     layout.add(section_kind::SYSTEM_CALLS, &sites.system_calls);
     layout.add(section_kind::CURSORS, &cursors);
     layout.add(section_kind::GUARDS, &sites.guards);
+    layout.add(section_kind::EXPORTS, &exports);
+    layout.add(section_kind::IMPORTS, &imports);
     layout.add(section_kind::FILES, &files);
     layout.add(section_kind::STRINGS, &strings.bytes);
     let mut flags = 0;
@@ -149,6 +164,13 @@ fn cursors(sites: &Sites, strings: &mut Strings) -> Vec<CursorRecord> {
         flags: if write.down { cursor_flags::DOWN } else { 0 },
     };
     sites.cursor_writes.iter().map(record).collect()
+}
+
+fn summaries(summaries: &[Summary], strings: &mut Strings) -> Vec<SummaryRecord> {
+    let records = summaries.iter();
+    records
+        .map(|summary| summary.to_record(|text| strings.intern(text)))
+        .collect()
 }
 
 /// The string section under construction.
@@ -507,7 +529,7 @@ impl<'a> Layout<'a> {
             sections: self.table.len() as u32,
             build_id,
             build_id_len: len as u32,
-            provenance: provenance.inputs,
+            provenance: provenance.bytes(),
             flags,
         };
         let start = size_of::<Header>() + size_of_val(self.table.as_slice());

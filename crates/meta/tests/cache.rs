@@ -5,6 +5,8 @@ mod common;
 use common::{compile_c, run};
 use pointee_meta::cache::{Options, Origin, Places, embed, image_for};
 use pointee_meta::debug_files::Search;
+use pointee_meta::elf::Elf;
+use pointee_meta::link_map::Learned;
 use pointee_model::image::header_flags::HAS_DWARF;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -113,6 +115,32 @@ fn installing_debug_info_changes_the_answer() {
 }
 
 #[test]
+fn what_stands_in_for_a_build_id_tells_builds_apart() {
+    let identity = |flags: &[&str], strip: bool| {
+        let directory = tempfile::tempdir().expect("temporary folder");
+        let program = compile_c(directory.path(), flags);
+        if strip {
+            run("strip", &["program"], directory.path());
+        }
+        Elf::open(&program).expect("ELF").identity().to_vec()
+    };
+    let plain = identity(&["-Wl,--build-id=none"], false);
+    let rows: [(&[&str], bool, bool); 4] = [
+        (&["-Wl,--build-id=none"], true, true),
+        (&["-Wl,--build-id=none", "-g"], false, true),
+        (&["-Wl,--build-id=none", "-O1"], false, false),
+        (&["-Wl,--build-id=sha1"], false, false),
+    ];
+    for (flags, strip, is_same) in rows {
+        assert_eq!(
+            identity(flags, strip) == plain,
+            is_same,
+            "{flags:?} {strip}"
+        );
+    }
+}
+
+#[test]
 fn no_cache_folder_is_no_error() {
     let directory = tempfile::tempdir().expect("temporary folder");
     let at = directory.path();
@@ -122,7 +150,9 @@ fn no_cache_folder_is_no_error() {
     std::fs::write(at.join("cache"), b"").expect("write");
     let made = image_for(&program, &options, &|_| {}).expect("image");
     assert_eq!(*made.origin(), Origin::Made(None));
-    assert!(made.image().build_id().is_empty());
+    let elf = Elf::open(&program).expect("ELF");
+    assert!(elf.build_id().is_empty());
+    assert_eq!(made.image().build_id(), elf.identity());
     options.places.user = None;
     image_for(&program, &options, &|_| {}).expect("image");
 }
@@ -137,7 +167,8 @@ fn a_file_can_carry_its_image() {
         let program = compile_c(at, flags);
         let out = at.join("carrier");
         let _ = std::fs::remove_file(&out);
-        embed(&program, &out, &options).expect("embed");
+        let elf = Elf::open(&program).expect("ELF");
+        embed(&elf, &Learned::default(), &out, &options).expect("embed");
         assert_eq!(
             run("./carrier", &[], at),
             run("./program", &[], at),
@@ -149,7 +180,8 @@ fn a_file_can_carry_its_image() {
         assert_eq!(*carried.origin(), Origin::Embedded, "{flags:?}");
         let made = image_for(&program, &options, &|_| {}).expect("image");
         assert_eq!(carried.bytes(), made.bytes(), "{flags:?}");
-        assert!(embed(&out, &at.join("twice"), &options).is_err());
+        let carrier = Elf::open(&out).expect("ELF");
+        assert!(embed(&carrier, &Learned::default(), &at.join("twice"), &options).is_err());
         // The tools of the system accept the file, and take the image out again.
         run("readelf", &["--wide", "--all", "carrier"], at);
         run(

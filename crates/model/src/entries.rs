@@ -292,6 +292,21 @@ pub fn is_language_library(file_name: &[u8]) -> bool {
         .any(|name| file_name.starts_with(name.as_bytes()))
 }
 
+/// Whether a file of this name, as others need it, is a library of the language or of C, whose functions that hand out memory analysis knows
+/// by name.
+#[must_use]
+pub fn is_modelled_library(name: &str) -> bool {
+    const NAMES: [&str; 6] = [
+        "libc.so",
+        "libc.musl-",
+        "libm.so",
+        "libdl.so",
+        "librt.so",
+        "ld-musl-",
+    ];
+    is_language_library(name.as_bytes()) || NAMES.iter().any(|known| name.starts_with(known))
+}
+
 /// The role of a name, among the families.
 #[must_use]
 pub fn role_of(name: &str) -> Option<Named> {

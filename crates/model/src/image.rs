@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 37;
+pub const FORMAT: u32 = 38;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -46,11 +46,12 @@ pub struct Header {
     pub format: u32,
     /// How many [`Section`]s follow.
     pub sections: u32,
-    /// Build ID of the file described (its first 20 bytes, zero-padded); all zero if it has none.
+    /// Build ID of the file described (its first 20 bytes, zero-padded), or what stands in for it ([`crate::identity`]).
     pub build_id: [u8; 20],
     /// Its length in bytes.
     pub build_id_len: u32,
-    /// Hash of what the image was made from: debug file, dwz, dwo, sources, configuration.
+    /// What the image was made from: eight bytes that hash debug file, dwz, dwo, sources and configuration, and eight that hash the
+    /// [`section_kind::IMPORTS`], zero where there are none.
     pub provenance: [u8; 16],
     /// Bits of [`header_flags`].
     pub flags: u64,
@@ -98,6 +99,8 @@ pub mod section_kind {
     pub const SYSTEM_CALLS: u32 = 15;
     pub const CURSORS: u32 = 16;
     pub const GUARDS: u32 = 17;
+    pub const EXPORTS: u32 = 18;
+    pub const IMPORTS: u32 = 19;
 }
 
 /// What a [`TypeRecord`] is.
@@ -574,4 +577,72 @@ pub struct GuardRecord {
 impl GuardRecord {
     /// Bytes at most: of a near branch on a condition.
     pub const LONGEST: usize = 6;
+}
+
+/// What one function that hands out memory does for its callers in other files: in order of name, of those that the file exports, and
+/// of those of other files by whose summaries its own sites were found.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SummaryRecord {
+    /// [`TypeRecord::identity`] of what its result points to; zero for `void`, or not known.
+    pub base: [u8; 16],
+    /// Where in the block its result points: bytes; `i64::MIN` for anywhere, `i64::MIN + 1 + n` for what argument `n` says.
+    pub offset: i64,
+    /// Bytes added to the size.
+    pub add: i64,
+    /// Factor of the size.
+    pub scale: u32,
+    /// Its linker name, without a version.
+    pub name: StrRef,
+    /// File name of the file that defines it; empty for the file described.
+    pub library: StrRef,
+    /// Bits of [`summary_flags`].
+    pub flags: u32,
+    /// How its arguments say the size: a number of [`summary_size`].
+    pub size: u8,
+    /// The argument that counts, or the mask of them.
+    pub first: u8,
+    /// The other argument of a product.
+    pub second: u8,
+    /// The argument that is the old block; [`SummaryRecord::NONE`] if there is none.
+    pub old: u8,
+    /// The argument that is the size of one element, likewise.
+    pub unit: u8,
+    /// The argument through which the block is stored, likewise.
+    pub out: u8,
+    /// The argument whose text, or what else it points to, is copied, likewise.
+    pub text: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl SummaryRecord {
+    /// No argument.
+    pub const NONE: u8 = u8::MAX;
+}
+
+/// Values of [`SummaryRecord::size`].
+#[allow(missing_docs)]
+pub mod summary_size {
+    pub const UNKNOWN: u8 = 0;
+    /// `scale · first + add`.
+    pub const ARGUMENT: u8 = 1;
+    /// `first · second`: count and unit.
+    pub const PRODUCT: u8 = 2;
+    /// Computed in some way from the arguments in the mask `first`.
+    pub const DERIVED: u8 = 3;
+}
+
+/// Bits of [`SummaryRecord::flags`].
+pub mod summary_flags {
+    /// It returns the block.
+    pub const RETURNS: u32 = 1;
+    /// It hands out text.
+    pub const TEXT: u32 = 2;
+    /// It puts the block somewhere too.
+    pub const KEPT: u32 = 4;
+    /// What it returns is some element of an array that it lets grow.
+    pub const ELEMENT: u32 = 8;
+    /// It cuts its blocks out of larger ones.
+    pub const POOL: u32 = 16;
 }

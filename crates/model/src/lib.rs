@@ -1,7 +1,7 @@
 //! *What do all of Pointee's parts talk about?* — world: everywhere (`no_std`, no allocation).
 //!
 //! This crate holds the words: addresses that cannot be mixed up ([`addr`]), the evidence for a
-//! type ([`evidence`]), and the metadata image ([`image`]), which is everything Pointee knows of
+//! type ([`evidence`]), which build of a file is meant ([`identity`]), and the metadata image ([`image`]), which is everything Pointee knows of
 //! one ELF file, in a flat form that is mapped read-only by the command, by the debugger and by
 //! the runtime inside the target.
 //!
@@ -13,5 +13,6 @@ pub mod addr;
 pub mod call;
 pub mod entries;
 pub mod evidence;
+pub mod identity;
 pub mod image;
 pub mod source;

@@ -1,19 +1,22 @@
 //! *Which build of a file is this, and where is its metadata image?*
 //!
-//! A build ID is found among an object's notes. Its image lies in the session's folder, where it is up to date, or in the user's cache, where it
+//! A build ID is found among an object's notes; where there is none, a digest of its headers and code stands in for it
+//! (`model/src/identity.rs`). Its image lies in the session's folder, where it is up to date, or in the user's cache, where it
 //! is the one that was made last.
 
 #![allow(unsafe_code)] // Reads notes of loaded objects, and maps files.
 
 use crate::environment::PathBuffer;
+use crate::modules::{PT_NOTE, Segment};
 use crate::region::region;
 use crate::sys;
 use core::sync::atomic::Ordering::Relaxed;
 use pointee_index::handoff::key;
 use pointee_index::layout::PAGE;
+use pointee_model::identity;
 use pointee_model::image::{FORMAT, Image};
 
-/// The first 20 bytes of a build ID.
+/// The first 20 bytes of a build ID, or what stands in for it; nothing in an object without code.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BuildId {
     bytes: [u8; 20],
@@ -28,11 +31,49 @@ impl BuildId {
         Self { bytes, len }
     }
 
+    /// That of an object with `count` program headers at `headers`, loaded with this bias, whose code nobody has patched yet.
+    ///
+    /// # Safety
+    /// The headers, and the segments that they tell of, are mapped.
+    pub(crate) unsafe fn of_loaded(bias: u64, headers: u64, count: u64) -> Self {
+        // SAFETY: the caller's promise, for all that is made here.
+        let bytes = |at: u64, len: u64| unsafe {
+            core::slice::from_raw_parts(at as *const u8, len as usize)
+        };
+        // SAFETY: as above.
+        let segment = |at: u64| unsafe { *(headers as *const Segment).add(at as usize) };
+        let mut code: &[u8] = &[];
+        for segment in (0..count).map(segment) {
+            let from = bias.wrapping_add(segment.address);
+            if segment.kind == PT_NOTE
+                // SAFETY: notes are in a loaded segment.
+                && let Some((at, len)) = unsafe { build_id_note(from, from + segment.len) }
+            {
+                return Self::of(bytes(at, len as u64));
+            }
+            if code.is_empty() && identity::is_code(segment.kind, segment.flags) {
+                code = bytes(from, segment.file_len);
+            }
+        }
+        match code {
+            [] => Self::of(&[]),
+            code => {
+                let headers = bytes(headers, count * size_of::<Segment>() as u64);
+                Self::of(&identity::stand_in(headers, code))
+            }
+        }
+    }
+
+    /// As it is, or what stands in for it.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     /// In hexadecimal digits.
     pub(crate) fn hex(&self) -> PathBuffer {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut hex = [0; 40];
-        for (at, byte) in self.bytes[..self.len].iter().enumerate() {
+        for (at, byte) in self.as_bytes().iter().enumerate() {
             hex[2 * at] = DIGITS[usize::from(byte >> 4)];
             hex[2 * at + 1] = DIGITS[usize::from(byte & 15)];
         }
@@ -67,7 +108,7 @@ impl BuildId {
 ///
 /// # Safety
 /// The range is mapped.
-pub(crate) unsafe fn build_id_note(mut at: u64, end: u64) -> Option<(u64, usize)> {
+unsafe fn build_id_note(mut at: u64, end: u64) -> Option<(u64, usize)> {
     const NT_GNU_BUILD_ID: u32 = 3;
     while at + 16 <= end {
         // SAFETY: twelve bytes of header and four of name are below `end`.

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)] // Edits the stack's environment block in place.
 
 use crate::environ_end;
-use core::ffi::CStr;
+use core::ffi::{CStr, c_char};
 use pointee_index::handoff::{SEPARATOR, VARIABLE, key};
 
 /// Longest hand-off we take.
@@ -48,6 +48,11 @@ impl PathBuffer {
 
     pub(crate) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+    }
+
+    /// For C: the last byte is never written.
+    pub(crate) const fn as_ptr(&self) -> *const c_char {
+        self.bytes.as_ptr().cast()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)] // Walks the dynamic linker's structures and the headers of loaded objects.
 
-use crate::build_id::{BuildId, build_id_note};
+use crate::build_id::BuildId;
 use crate::environment::PathBuffer;
 use crate::region::{add_string, region};
 use crate::sys;
@@ -92,19 +92,19 @@ unsafe fn each_loaded(
 /// A program header (ELF-64).
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Segment {
-    kind: u32,
-    flags: u32,
+pub(crate) struct Segment {
+    pub(crate) kind: u32,
+    pub(crate) flags: u32,
     offset: u64,
-    address: u64,
+    pub(crate) address: u64,
     physical: u64,
-    file_len: u64,
-    len: u64,
+    pub(crate) file_len: u64,
+    pub(crate) len: u64,
     align: u64,
 }
 
 const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
+pub(crate) const PT_NOTE: u32 = 4;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 
 /// A loaded object.
@@ -438,19 +438,10 @@ fn revived(bias: u64, name: &[u8], dynamic: *const [u64; 2]) -> Option<u32> {
 }
 
 /// # Safety
-/// A shared object's first segment is mapped at `bias`, if it is not zero.
+/// A shared object's first segment is mapped at `bias`, if it is not zero, and nobody has patched it yet.
 unsafe fn build_id_at(bias: u64) -> Option<BuildId> {
-    // SAFETY: the caller's promise; notes lie in mapped segments.
-    unsafe {
-        let (headers, count) = headers_at(bias)?;
-        (0..count).find_map(|at| {
-            let segment = *(headers as *const Segment).add(at as usize);
-            let from = bias.wrapping_add(segment.address);
-            let note = (segment.kind == PT_NOTE).then(|| build_id_note(from, from + segment.len));
-            note.flatten()
-                .map(|(at, len)| BuildId::of(core::slice::from_raw_parts(at as *const u8, len)))
-        })
-    }
+    // SAFETY: the caller's promise.
+    unsafe { headers_at(bias).map(|(headers, count)| BuildId::of_loaded(bias, headers, count)) }
 }
 
 fn add(new: Module) -> Option<&'static Module> {
@@ -486,7 +477,6 @@ unsafe fn describe(
     let (mut start, mut end) = (u64::MAX, 0);
     let mut text = (0, 0);
     let mut unwind = None;
-    let mut note = (0, 0);
     for at in 0..count {
         // SAFETY: within the program header table.
         let segment = unsafe { *(headers as *const Segment).add(at as usize) };
@@ -501,23 +491,14 @@ unsafe fn describe(
                 }
             }
             PT_GNU_EH_FRAME => unwind = UnwindTable::of_header(from, to),
-            PT_NOTE => {
-                // SAFETY: notes are in a loaded segment.
-                if let Some(found) = unsafe { build_id_note(from, to) } {
-                    note = found;
-                }
-            }
             _ => {}
         }
     }
     if start >= end {
         return None;
     }
-    // SAFETY: a loaded note of that length.
-    let build_id = unsafe {
-        core::slice::from_raw_parts(note.0 as *const u8, if note.0 == 0 { 0 } else { note.1 })
-    };
-    let build_id = if note.0 == 0 { &[] } else { build_id };
+    // SAFETY: an object that is loaded, and not hooked yet.
+    let build_id = unsafe { BuildId::of_loaded(bias, headers, count) };
     let path = if is_executable {
         executable_path()
     } else {
@@ -533,9 +514,15 @@ unsafe fn describe(
     if (start..end).contains(&linker) {
         flags |= module_flags::DYNAMIC_LINKER;
     }
-    let number = record(start, end, bias, path.as_bytes(), build_id, flags);
-    let id = BuildId::of(build_id);
-    let image = id.session_image();
+    let number = record(
+        start,
+        end,
+        bias,
+        path.as_bytes(),
+        build_id.as_bytes(),
+        flags,
+    );
+    let image = build_id.session_image();
     Some(Module {
         number,
         start,
@@ -546,7 +533,7 @@ unsafe fn describe(
         unwind,
         headers: (headers, count),
         image,
-        build_id: id,
+        build_id,
         loaded: AtomicBool::new(true),
         link_map: AtomicU64::new(0),
         path,

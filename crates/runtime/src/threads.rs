@@ -31,8 +31,9 @@ use crate::{locate, modules, signal_stacks, sys};
 use core::arch::asm;
 use core::ops::Range;
 use core::ptr;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use pointee_index::claim::Claim;
 use pointee_index::counters::{FIRST_OWN, SHARED, Thread};
 use pointee_index::layout::unseen;
 
@@ -78,6 +79,8 @@ struct States {
     guard: AtomicU32,
     /// States in use, the [`FIRST_OWN`] reserved ones included.
     used: AtomicU32,
+    /// Of each state, whether a thread is about to take it over.
+    taken: [AtomicBool; STATES as usize],
 }
 
 static ALL: States = States {
@@ -97,6 +100,7 @@ static ALL: States = States {
     }; STATES as usize],
     guard: AtomicU32::new(0),
     used: AtomicU32::new(0),
+    taken: [const { AtomicBool::new(false) }; STATES as usize],
 };
 
 /// Arms the guard, or arms it again in a forked child.
@@ -294,12 +298,14 @@ pub(crate) fn current() -> Option<&'static State> {
 fn state_for(key: u64, tid: u32) -> Option<&'static State> {
     let used = ALL.used.load(Acquire).min(STATES);
     let own = region().geometry.threads.min(STATES);
-    let before = (FIRST_OWN..used).find(|at| ALL.all[*at as usize].key.load(Relaxed) == key);
-    let with_counters = before
-        .or_else(|| unused(own))
-        .or_else(|| abandoned(FIRST_OWN..own, key));
-    let with_shared = || unused(STATES).or_else(|| abandoned(own..STATES, key));
-    let Some(at) = with_counters.or_else(with_shared) else {
+    let take = |at, claim| Some((at, Some(claim)));
+    let is_its_own = |state: &State| state.key.load(Acquire) == key;
+    let before = (FIRST_OWN..used).find_map(|at| take(at, claim(at, is_its_own)?));
+    let new = |end| unused(end).map(|at| (at, None));
+    let left = |mut among: Range<u32>| among.find_map(|at| take(at, claim(at, is_abandoned)?));
+    let with_counters = before.or_else(|| new(own)).or_else(|| left(FIRST_OWN..own));
+    let with_shared = || new(STATES).or_else(|| left(own..STATES));
+    let Some((at, _claim)) = with_counters.or_else(with_shared) else {
         region()
             .header()
             .unseen
@@ -309,28 +315,23 @@ fn state_for(key: u64, tid: u32) -> Option<&'static State> {
     Some(give(at, key, tid))
 }
 
-/// The next state that no thread has had, below `end`.
+/// The next state that no thread has had, below `end`: nobody else's from now on.
 fn unused(end: u32) -> Option<u32> {
     ALL.used
         .fetch_update(AcqRel, Acquire, |used| (used < end).then_some(used + 1))
         .ok()
 }
 
-/// A state whose thread is no more, claimed for the thread with thread pointer `key`.
-fn abandoned(mut among: Range<u32>, key: u64) -> Option<u32> {
-    if is_filtered() {
-        // To ask after a thread is a system call.
-        return None;
-    }
-    among.find(|at| {
-        let state = &ALL.all[*at as usize];
-        let owner = state.key.load(Relaxed);
-        !sys::is_thread(state.tid.load(Relaxed))
-            && state
-                .key
-                .compare_exchange(owner, key, AcqRel, Relaxed)
-                .is_ok()
-    })
+/// The right to give state `at` to a thread, if it `is_wanted`.
+fn claim(at: u32, is_wanted: impl Fn(&State) -> bool) -> Option<Claim<'static, AtomicBool>> {
+    let at = at as usize;
+    Claim::of(&ALL.taken[at], || is_wanted(&ALL.all[at]))
+}
+
+/// Whether a thread had the state and is no more. One that is being given for the first time has no key yet.
+fn is_abandoned(state: &State) -> bool {
+    // To ask after a thread is a system call.
+    !is_filtered() && state.key.load(Acquire) != 0 && !sys::is_thread(state.tid.load(Relaxed))
 }
 
 /// Makes state `at` that of the thread with this thread pointer and kernel id.
@@ -352,7 +353,7 @@ fn give(at: u32, key: u64, tid: u32) -> &'static State {
         .store(ptr::from_ref(thread).cast_mut(), Relaxed);
     state.counters.store(thread.counters.load(Relaxed), Relaxed);
     state.idle.store(if is_own { key } else { 0 }, Relaxed);
-    state.key.store(key, Relaxed);
+    state.key.store(key, Release);
     signal_stacks::take_over(state);
     state.leave();
     state

@@ -129,7 +129,7 @@ fn pahole(file: &Path) -> Command {
     command
 }
 
-/// The file with debug info, the file itself or the one installed for it, and bytes of the `.debug_` sections of both.
+/// The file with debug info, the file itself or the one installed for it, and bytes of the `.debug_` sections of both, unpacked.
 fn debug_info(file: &Path, build_id: Option<&str>) -> Result<(PathBuf, f64)> {
     let installed = build_id.filter(|id| id.len() > 2).map(|id| {
         let (folder, name) = id.split_at(2);
@@ -142,14 +142,59 @@ fn debug_info(file: &Path, build_id: Option<&str>) -> Result<(PathBuf, f64)> {
         if !file.exists() {
             continue;
         }
-        let text = shell::output(Command::new("readelf").arg("-SW").arg(file))?;
-        // [Nr] Name Type Address Offset Size …
-        let sections = text.lines().filter_map(|line| {
-            let mut words = line.split(']').nth(1)?.split_whitespace();
-            words.next().filter(|name| name.starts_with(".debug_"))?;
-            u64::from_str_radix(words.nth(3)?, 16).ok()
-        });
-        all += sections.sum::<u64>();
+        let text = shell::output(Command::new("readelf").arg("-tW").arg(file))?;
+        all += of_debug_sections(&text);
     }
     Ok((found, all as f64))
+}
+
+/// The bytes of all `.debug_` sections that `readelf -tW` tells of.
+fn of_debug_sections(text: &str) -> u64 {
+    let mut sizes = Vec::new();
+    let mut is_debug = false;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let hex = |at: usize| {
+            let word = words.get(at)?.trim_end_matches(',');
+            u64::from_str_radix(word, 16).ok()
+        };
+        match words.as_slice() {
+            // [Nr] Name
+            [.., name] if line.trim_start().starts_with('[') && !line.contains("]:") => {
+                is_debug = name.starts_with(".debug_");
+            }
+            _ if !is_debug => {}
+            // ZLIB, size as unpacked, alignment
+            ["ZLIB," | "ZSTD,", ..] => {
+                sizes.pop();
+                sizes.extend(hex(1));
+            }
+            // Type Address Offset Size …
+            [kind, _, _, _, ..] if !kind.starts_with('[') => sizes.extend(hex(3)),
+            _ => {}
+        }
+    }
+    sizes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_as_unpacked() {
+        let text = "\
+  [29] .bss
+       NOBITS          0000000000012340 012340 000a20 00   0   0 32
+       [0000000000000003]: WRITE, ALLOC
+  [30] .debug_aranges
+       PROGBITS        0000000000000000 000400 000010 00   0   0  8
+       [0000000000000000]:\x20
+  [31] .debug_info
+       PROGBITS        0000000000000000 007728 4ff67c0 00   0   0  8
+       [0000000000000800]: COMPRESSED
+       ZLIB, 0000000000000100, 1
+";
+        assert_eq!(of_debug_sections(text), 0x110);
+    }
 }

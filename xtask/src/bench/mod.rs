@@ -107,7 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         rounds: options.rounds,
         jq: jq::build(&workspace)?,
         jq_sources: jq::sources(&workspace)?,
-        tools: Tools::find(pointee, forwarder)?,
+        tools: Tools::find(pointee, forwarder, sources.join("no-pools.toml"))?,
         folder,
         sources,
     };

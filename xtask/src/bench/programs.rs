@@ -1,6 +1,6 @@
 //! *What does it cost real programs?* — CPU time and memory of programs that allocate much.
 //!
-//! Before anything is measured each program runs once under `pointee run`: that fills the image cache, and its
+//! Before anything is measured each program runs once under `pointee run`, with pools and without: that fills the image cache, and the
 //! report says how much the program allocates.
 
 use super::measure::{Usage, geometric_mean, interleaved, median, ratio, usage};
@@ -89,8 +89,13 @@ fn head<'a>(plain: &'a str, variants: &[Variant]) -> impl Iterator<Item = &'a st
     ["program", plain].into_iter().chain(titles)
 }
 
-/// Runs the program once under `pointee run`.
+/// Runs the program once under `pointee run`, and once without pools.
 fn record(bench: &Bench, program: &Workload) -> Result<Recorded> {
+    usage(
+        &mut bench
+            .tools
+            .command(Variant::RunWithoutPools, &program.words),
+    )?;
     let report = bench.folder.join("report.json");
     let mut command = Command::new(&bench.tools.pointee);
     command

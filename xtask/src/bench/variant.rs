@@ -16,6 +16,8 @@ pub(super) enum Variant {
     Forwarder,
     /// With the runtime preloaded, nothing else.
     Preloaded,
+    /// Under `pointee run` with all pools ignored.
+    RunWithoutPools,
     /// Under `pointee run`, its report thrown away; images are in the cache.
     Run,
     /// Under heaptrack, recorder and interpreter, as one uses it.
@@ -24,11 +26,12 @@ pub(super) enum Variant {
 
 impl Variant {
     /// All but the first are compared with it.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Plain,
         Self::PlainAgain,
         Self::Forwarder,
         Self::Preloaded,
+        Self::RunWithoutPools,
         Self::Run,
         Self::Heaptrack,
     ];
@@ -40,6 +43,7 @@ impl Variant {
             Self::PlainAgain => "plain again",
             Self::Forwarder => "forwarder",
             Self::Preloaded => "runtime preloaded",
+            Self::RunWithoutPools => "pointee run, no pools",
             Self::Run => "pointee run",
             Self::Heaptrack => "heaptrack",
         }
@@ -51,6 +55,8 @@ pub(super) struct Tools {
     pub(super) pointee: PathBuf,
     pub(super) runtime: PathBuf,
     pub(super) forwarder: PathBuf,
+    /// Configuration that ignores pools.
+    no_pools: PathBuf,
     heaptrack: Option<PathBuf>,
 }
 
@@ -61,12 +67,13 @@ const HEAPTRACK_MEMORY: &str = "--as=4294967296";
 const HEAPTRACK_TIME: &str = "180";
 
 impl Tools {
-    pub(super) fn find(pointee: PathBuf, forwarder: PathBuf) -> Result<Self> {
+    pub(super) fn find(pointee: PathBuf, forwarder: PathBuf, no_pools: PathBuf) -> Result<Self> {
         let runtime = shell::output(Command::new(&pointee).arg("runtime-path"))?;
         Ok(Self {
             pointee,
             runtime: runtime.trim_end().into(),
             forwarder,
+            no_pools,
             heaptrack: shell::find_program("heaptrack"),
         })
     }
@@ -108,6 +115,11 @@ impl Tools {
             }
             Variant::Forwarder => preloading(&self.forwarder),
             Variant::Preloaded => preloading(&self.runtime),
+            Variant::RunWithoutPools => {
+                let no_pools = self.no_pools.to_string_lossy();
+                let options = ["run", "--config", &no_pools, "--report", "/dev/null", "--"];
+                with(&self.pointee, &options)
+            }
             Variant::Run => with(&self.pointee, &["run", "--report", "/dev/null", "--"]),
             Variant::Heaptrack => {
                 let recording = self.forwarder.with_file_name("heaptrack");

@@ -1,14 +1,15 @@
 //! `pointee explain FILE`: *which functions of this file allocate for their callers, and who says so?*
 
+use super::learned;
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pointee_inspect::text::{Style, short};
 use pointee_meta::cache;
 use pointee_meta::config::{Config, Kind, Rule, built_in};
-use pointee_meta::elf::Elf;
 use pointee_meta::facts::{Facts, Function};
-use pointee_meta::sites::{Sites, Size, Wrapper};
+use pointee_meta::sites::{Sites, Size, Summary, Wrapper};
 use pointee_model::entries::role_of;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,16 +51,17 @@ struct FunctionRow {
     kind: &'static str,
     /// Compact: `(zZ)p`; `null` where analysis cannot tell.
     signature: Option<String>,
-    /// `built-in`, `found`, or where the rule stands.
+    /// `built-in`, `found`, `learned` of another file, or where the rule stands.
     by: String,
     why: String,
 }
 
 pub(super) fn run(path: &Path, listing: &Listing) -> Result<()> {
-    let elf = Elf::open(path).with_context(|| path.display().to_string())?;
     let options = configuration::options();
-    let config = options.config.selected_for(&elf);
-    let (facts, sites) = cache::analyse(&elf, &options);
+    let (map, learned) = images::alone(path, &options)?;
+    let elf = map.file(0);
+    let config = options.config.selected_for(elf);
+    let (facts, sites) = cache::analyse(elf, &learned, &options);
     let file = path.display().to_string();
     let report = Report {
         rules: rules(&config, &facts, &file),
@@ -139,11 +141,33 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
                 true => ("pool", why_pool(wrapper)),
                 false => ("wrapper", why(sites, function, wrapper)),
             };
-            rows.push(place(kind, signature(wrapper), "found".to_owned(), why));
+            let signature = signature(wrapper.size, wrapper.old, wrapper.is_pool);
+            rows.push(place(kind, signature, "found".to_owned(), why));
         }
     }
     rows.extend(inlined_pools(sites));
+    rows.extend(of_other_files(config, sites, file));
     rows
+}
+
+/// The functions of other files that hand out memory, by these files' images, and of which nobody says anything else.
+fn of_other_files(config: &Config, sites: &Sites, file: &str) -> Vec<FunctionRow> {
+    let is_said = |summary: &&Summary| {
+        let rules = config.rules_for(&summary.name, file).into_iter();
+        let mut rules = rules.chain(built_in().rules_for(&summary.name, file));
+        rules.any(|rule| rule.kind != Kind::Pair)
+    };
+    let row = |summary: &Summary| FunctionRow {
+        function: summary.name.clone(),
+        file: None,
+        line: None,
+        kind: if summary.is_pool() { "pool" } else { "wrapper" },
+        signature: signature(summary.size, summary.old, summary.is_pool()),
+        by: "learned".to_owned(),
+        why: learned::in_words(summary),
+    };
+    let unsaid = sites.imports.iter().filter(|it| !is_said(it));
+    unsaid.map(row).collect()
 }
 
 /// The pools whose code stands in functions that are none of theirs: one row a cursor.
@@ -236,12 +260,12 @@ fn why(sites: &Sites, function: &Function, wrapper: &Wrapper) -> String {
 }
 
 /// The compact form, where all that it says is known.
-fn signature(wrapper: &Wrapper) -> Option<String> {
-    let letters = match (wrapper.size, wrapper.old) {
+fn signature(size: Size, old: Option<u8>, is_pool: bool) -> Option<String> {
+    let letters = match (size, old) {
         (Size::Argument { index: 0, .. }, None) => "Z".to_owned(),
         (Size::Argument { index: 1, .. }, Some(0)) => "pZ".to_owned(),
-        (Size::Argument { index: 1, .. }, None) if wrapper.is_pool => "pZ".to_owned(),
-        (Size::Argument { index: 2, .. }, None) if wrapper.is_pool => "ppZ".to_owned(),
+        (Size::Argument { index: 1, .. }, None) if is_pool => "pZ".to_owned(),
+        (Size::Argument { index: 2, .. }, None) if is_pool => "ppZ".to_owned(),
         (Size::Product(0, 1), None) => "zZ".to_owned(),
         _ => return None,
     };

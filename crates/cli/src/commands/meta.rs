@@ -1,10 +1,12 @@
 //! `pointee meta`: *what is known of this file?*
 
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
 use anyhow::{Context, Result, bail};
 use pointee_inspect::text::{Style, bytes, grouped};
 use pointee_meta::cache::{self, LoadedImage, Origin};
+use pointee_meta::elf::Elf;
 use pointee_model::image::{NO_TYPE, header_flags, site_flags};
 use serde::Serialize;
 use std::fmt::Write;
@@ -33,6 +35,8 @@ pub(crate) struct Arguments {
 struct Row {
     file: String,
     build_id: Option<String>,
+    /// The build ID, or what stands in for it.
+    identity: String,
     debug_info: bool,
     sources: bool,
     /// `embedded`, `cached` or `made`.
@@ -45,6 +49,10 @@ struct Row {
     sites: usize,
     typed_sites: usize,
     wrapper_sites: usize,
+    /// Functions that hand out memory to other files.
+    exports: usize,
+    /// Functions of other files that are known to, by these files' images.
+    imports: usize,
     variables: usize,
     diagnostics: Vec<String>,
 }
@@ -55,16 +63,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let [file] = arguments.files.as_slice() else {
             bail!("--embed takes one file");
         };
-        cache::embed(file, out, &options).with_context(|| file.display().to_string())?;
+        let (map, learned) = images::alone(file, &options)?;
+        cache::embed(map.file(0), &learned, out, &options)
+            .with_context(|| file.display().to_string())?;
         return Ok(());
     }
     let mut rows = Vec::new();
     for file in &arguments.files {
-        let loaded = cache::image_for(file, &options, &|_| {});
-        rows.push(row(
-            file,
-            &loaded.with_context(|| file.display().to_string())?,
-        ));
+        let loaded = images::of_file(file, &options)?;
+        let elf = Elf::open(file).with_context(|| file.display().to_string())?;
+        rows.push(row(file, &elf, &loaded));
     }
     let output = match arguments.listing.format {
         Format::Json => json(&rows)?,
@@ -79,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     print(&output)
 }
 
-fn row(file: &Path, loaded: &LoadedImage) -> Row {
+fn row(file: &Path, elf: &Elf, loaded: &LoadedImage) -> Row {
     let image = loaded.image();
     let has = |flag| image.header().flags & flag != 0;
     let (origin, path) = match loaded.origin() {
@@ -87,15 +95,13 @@ fn row(file: &Path, loaded: &LoadedImage) -> Row {
         Origin::Cached(path) => ("cached", Some(path)),
         Origin::Made(path) => ("made", path.as_ref()),
     };
-    let build_id: String = image
-        .build_id()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let build_id: String = hex(elf.build_id());
     let is_wrapper = |flags: u16| flags & site_flags::WRAPPER != 0;
     Row {
         file: file.to_string_lossy().into_owned(),
         build_id: Some(build_id).filter(|id| !id.is_empty()),
+        identity: hex(elf.identity()),
         debug_info: has(header_flags::HAS_DWARF),
         sources: has(header_flags::HAS_SOURCES),
         origin,
@@ -114,6 +120,8 @@ fn row(file: &Path, loaded: &LoadedImage) -> Row {
             .iter()
             .filter(|site| is_wrapper(site.flags))
             .count(),
+        exports: image.exports.len(),
+        imports: image.imports.len(),
         variables: image.variables.len(),
         diagnostics: loaded.diagnostics().to_vec(),
     }
@@ -130,7 +138,8 @@ fn render(row: &Row, style: Style) -> String {
         (true, false) => "with debug info",
         (false, _) => "no debug info: symbols only",
     };
-    line("build ID", row.build_id.as_deref().unwrap_or("none"));
+    let stand_in = || format!("none; {} stands in for it", row.identity);
+    line("build ID", &row.build_id.clone().unwrap_or_else(stand_in));
     line("made from", debug_info);
     line(
         "image",
@@ -157,6 +166,14 @@ fn render(row: &Row, style: Style) -> String {
             grouped(row.sites as u64),
             grouped(row.typed_sites as u64),
             grouped(row.wrapper_sites as u64)
+        ),
+    );
+    line(
+        "allocators",
+        &format!(
+            "{} exported, {} of other files learned",
+            grouped(row.exports as u64),
+            grouped(row.imports as u64)
         ),
     );
     for diagnostic in row.diagnostics.iter().take(style.rows) {

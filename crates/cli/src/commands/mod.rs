@@ -3,6 +3,7 @@
 pub(crate) mod explain;
 mod explain_file;
 pub(crate) mod histo;
+mod learned;
 pub(crate) mod maps;
 pub(crate) mod meta;
 pub(crate) mod observe;

@@ -1,6 +1,6 @@
 //! `pointee observe`: *which functions of a program without symbols allocate?* — found by what they do, printed as configuration.
 
-use crate::behaviour::{self, Found, Role};
+use crate::behaviour::{self, Found, Role, Shown};
 use crate::launch::{self, Inheritance, Start};
 use crate::outside::{self, Observed};
 use crate::program::{self, Way};
@@ -9,9 +9,11 @@ use anyhow::{Context, Result, bail};
 use nix::sys::wait::{WaitStatus, waitpid};
 use pointee_inspect::text::grouped;
 use pointee_meta::elf::Elf;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Run a program and find, by what its functions do, those that allocate; for programs without symbols
 #[derive(Debug, clap::Args)]
@@ -19,12 +21,15 @@ use std::path::{Path, PathBuf};
   pointee observe --output pointee.toml -- ./stripped big.json
   pointee --config pointee.toml run -- ./stripped big.json
 
-The output is configuration: look it over, then give it to `run`. The program runs slowly, for twenty seconds
-at most, then at its own speed. What it does meanwhile has to allocate and to free: only what happens is seen.")]
+The output is configuration: look it over, then give it to `run`. While the program is watched it runs slowly, some ten
+thousand calls a second; then it goes on at its own speed. Only what happens meanwhile is seen: it has to allocate and to free.")]
 pub(crate) struct Arguments {
     /// Where the configuration goes [default: standard error].
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// How long the program is watched, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
     /// The program and its arguments.
     #[arg(
         required = true,
@@ -58,9 +63,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let inheritance = Inheritance::of(&signals)?;
     let held = launch::start_held(&start, &inheritance)?;
     drop(signals);
-    let observed = outside::observe(held, &starts, elf.entry())?;
-    let found = behaviour::judge(&observed.calls);
-    let text = configuration(file, &elf, &starts, &found, observed.calls.len());
+    let observed = outside::observe(
+        held,
+        &starts,
+        elf.entry(),
+        Duration::from_secs(arguments.seconds),
+    )?;
+    if observed.is_part {
+        eprintln!(
+            "pointee: {} calls were watched; from now on the program runs at its own speed (`--seconds` watches longer)",
+            grouped(observed.calls.len() as u64)
+        );
+    }
+    let shown = behaviour::judge(&observed.calls);
+    let text = configuration(file, &elf, &starts, &shown, &observed);
     let written = match &arguments.output {
         Some(path) => std::fs::write(path, text).with_context(|| path.display().to_string()),
         None => {
@@ -87,43 +103,88 @@ fn end_of(observed: &Observed) -> Result<End> {
 }
 
 /// What was found, as a `pointee.toml`.
-fn configuration(file: &Path, elf: &Elf, starts: &[u64], found: &[Found], calls: usize) -> String {
+fn configuration(
+    file: &Path,
+    elf: &Elf,
+    starts: &[u64],
+    shown: &Shown,
+    observed: &Observed,
+) -> String {
     let mut text = format!(
-        "# {}: what its functions did in {} calls. To be looked over before it is used.\n",
+        "# {}: what its functions did in {} calls{}. To be looked over before it is used.\n",
         file.display(),
-        grouped(calls as u64)
+        grouped(observed.calls.len() as u64),
+        if observed.is_part {
+            "; what it did after these is not known"
+        } else {
+            ""
+        },
     );
-    if found.is_empty() {
+    let is_nothing = shown.families.is_empty() && shown.rest.is_empty();
+    if is_nothing {
         text.push_str("# None was found that hands out memory.\n");
+    } else if elf.build_id().is_empty() {
+        text.push_str("# The file has no build ID: a digest of its code stands in for it.\n");
     }
-    if !found.is_empty() && elf.build_id().is_empty() {
-        text.push_str("# The file has no build ID, by which functions without names are found when it runs: link it with --build-id.\n");
-    }
-    let name_of = |at: usize| {
-        let role = found[at].role;
-        match found[..at]
-            .iter()
-            .filter(|other| other.role == role)
-            .count()
-        {
-            0 => role.word().to_owned(),
-            before => format!("{}_{}", role.word(), before + 1),
-        }
-    };
-    let frees = found.iter().any(|found| found.role == Role::Free);
-    for (at, function) in found.iter().enumerate() {
-        let (table, why) = why(function);
-        let _ = write!(
+    if shown.from_unknown > 0 {
+        let _ = writeln!(
             text,
-            "\n[[{table}]]  # {why}\nname = \"{}\"\naddress = {:#x}\n{}role = \"{}\"\n",
-            name_of(at),
-            starts[function.function],
-            which_file(file, elf),
-            function.role.word(),
+            "# {} blocks were taken back that none of these functions gave.",
+            grouped(shown.from_unknown as u64)
         );
-        if frees && function.role != Role::Free {
-            text.push_str("free = \"free\"\n");
+    }
+    let mut names = Names::default();
+    for family in &shown.families {
+        let free = names.next(Role::Free);
+        for found in family {
+            let name = match found.role {
+                Role::Free => free.clone(),
+                role => names.next(role),
+            };
+            let free = (found.role != Role::Free).then_some(free.as_str());
+            text.push_str(&table(found, &name, free, starts, elf));
         }
+    }
+    for found in &shown.rest {
+        let table = table(found, &names.next(found.role), None, starts, elf);
+        if shown.families.is_empty() {
+            text.push_str(&table);
+            continue;
+        }
+        text.push_str("\n# Nobody was seen to take back what this one gives: perhaps a pool of which all goes at once, or the heap's own arrangements.\n");
+        for line in table.trim_start().lines() {
+            let _ = writeln!(text, "# {line}");
+        }
+    }
+    text
+}
+
+/// Names for functions, by what they do: the first of a role is called like that, the others have numbers.
+#[derive(Default)]
+struct Names(BTreeMap<Role, usize>);
+
+impl Names {
+    fn next(&mut self, role: Role) -> String {
+        let number = self.0.entry(role).or_default();
+        *number += 1;
+        match number {
+            1 => role.word().to_owned(),
+            number => format!("{}_{number}", role.word()),
+        }
+    }
+}
+
+/// One function as a table of the file.
+fn table(found: &Found, name: &str, free: Option<&str>, starts: &[u64], elf: &Elf) -> String {
+    let (table, why) = why(found);
+    let mut text = format!(
+        "\n[[{table}]]  # {why}\nname = \"{name}\"\naddress = {:#x}\nbuild_id = \"{}\"\nrole = \"{}\"\n",
+        starts[found.function],
+        build_of(elf),
+        found.role.word(),
+    );
+    if let Some(free) = free {
+        let _ = writeln!(text, "free = \"{free}\"");
     }
     text
 }
@@ -142,16 +203,8 @@ fn why(found: &Found) -> (&'static str, String) {
     ("allocator", why)
 }
 
-/// The lines that say of which file an address is.
-fn which_file(file: &Path, elf: &Elf) -> String {
-    let id: String = elf
-        .build_id()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if !id.is_empty() {
-        return format!("build_id = \"{id}\"\n");
-    }
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    format!("module = \"{}\"\n", name.escape_default())
+/// The build of a file, in hexadecimal digits.
+fn build_of(elf: &Elf) -> String {
+    let bytes = elf.identity().iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
 }

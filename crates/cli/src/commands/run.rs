@@ -202,7 +202,7 @@ fn setting(
     };
     if !arguments.no_follow {
         // Who asks in vain goes on unseen.
-        setting.following = Following::open(&next, runtime, text).ok();
+        setting.following = Following::open(&next, runtime, images, text).ok();
     }
     setting
 }

@@ -2,8 +2,9 @@
 
 use super::sites_explain;
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pointee_inspect::report::PlaceRow;
 use pointee_inspect::resolve::{evidence_in_words, position_at, shape_of};
 use pointee_inspect::text::{Style, grouped, short};
@@ -71,8 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(site) = &arguments.explain {
         return sites_explain::explain(&arguments.file, site, &options);
     }
-    let loaded = cache::image_for(&arguments.file, &options, &|_| {})
-        .with_context(|| arguments.file.display().to_string())?;
+    let loaded = images::of_file(&arguments.file, &options)?;
     let image = loaded.image();
     let module = arguments.file.to_string_lossy();
     let rows: Vec<Row> = image

@@ -1,13 +1,13 @@
 //! `pointee sites --explain`: *why is this site of that type?* — the analysis of one site, step by step.
 
+use super::learned;
+use crate::images;
 use crate::output::print;
-use anyhow::{Context, Result, bail};
-use pointee_meta::cache::Options;
-use pointee_meta::debug_files::DebugFiles;
-use pointee_meta::dwarf::read_facts;
+use anyhow::{Result, bail};
+use pointee_meta::cache::{self, Options};
 use pointee_meta::elf::{self, Elf};
 use pointee_meta::facts::Facts;
-use pointee_meta::sites::{self, Request, Site, spelled};
+use pointee_meta::sites::{Request, Site, Sites, spelled};
 use pointee_model::evidence::{Role, Verdict};
 use pointee_model::image::{TypeIndex, site_flags};
 use std::fmt::Write;
@@ -16,9 +16,9 @@ use std::path::Path;
 /// Analyses `file` anew and explains the sites that `which` names: the address of a call, as listed, or
 /// `FILE:LINE`.
 pub(crate) fn explain(file: &Path, which: &str, options: &Options) -> Result<()> {
-    let elf = Elf::open(file).with_context(|| file.display().to_string())?;
-    let facts = read_facts(&elf, &DebugFiles::find(&elf, &options.search));
-    let found = sites::infer(&elf, &facts, &options.sites);
+    let (map, learned) = images::alone(file, options)?;
+    let elf = map.file(0);
+    let (facts, found) = cache::analyse(elf, &learned, options);
     let address = which.strip_prefix("0x").unwrap_or(which);
     let address = u64::from_str_radix(address, 16).ok();
     let place = which
@@ -33,7 +33,7 @@ pub(crate) fn explain(file: &Path, which: &str, options: &Options) -> Result<()>
     });
     let mut out = String::new();
     for site in chosen {
-        describe(&mut out, &elf, &facts, site);
+        describe(&mut out, elf, &facts, &found, site);
     }
     if out.is_empty() {
         bail!(
@@ -44,7 +44,7 @@ pub(crate) fn explain(file: &Path, which: &str, options: &Options) -> Result<()>
 }
 
 // Writing to a string does not fail.
-fn describe(out: &mut String, elf: &Elf, facts: &Facts, site: &Site) {
+fn describe(out: &mut String, elf: &Elf, facts: &Facts, found: &Sites, site: &Site) {
     let function = facts.functions.iter().find(|function| {
         function
             .ranges
@@ -54,6 +54,10 @@ fn describe(out: &mut String, elf: &Elf, facts: &Facts, site: &Site) {
     let name = function.map_or("?", |function| function.name.as_str());
     let _ = writeln!(out, "{:#x}  {name} calls {}", site.call, site.callee);
     step(out, elf, facts, site.call);
+    let mut imports = found.imports.iter();
+    if let Some(summary) = imports.find(|summary| summary.name == site.callee) {
+        let _ = writeln!(out, "  because {}", learned::in_words(summary));
+    }
     let _ = writeln!(out, "  asked for: {}", asked(site.request));
     if site.flags & site_flags::WRAPPER != 0 {
         let _ = writeln!(

@@ -1,13 +1,14 @@
 //! `pointee types`: *which types do these objects have, and of which do they disagree?*
 
 use crate::configuration;
+use crate::images;
 use crate::output::{Format, Listing, json, print};
 use crate::subject::{Subject, Wanted};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use pointee_inspect::space::Stop;
 use pointee_inspect::text::{Style, grouped, short};
 use pointee_inspect::types::{Conflict, TypeRow, conflicts, unique};
-use pointee_meta::cache::{self, LoadedImage};
+use pointee_meta::cache::LoadedImage;
 use pointee_model::image::Image;
 use std::fmt::Write;
 use std::io::Read;
@@ -89,7 +90,7 @@ fn open(name: &str) -> Result<Opened> {
     let path = Path::new(name);
     if name.parse::<u32>().is_err() && is_elf(path) {
         let options = configuration::options();
-        let loaded = cache::image_for(path, &options, &|_| {}).with_context(|| name.to_owned())?;
+        let loaded = images::of_file(path, &options)?;
         return Ok(Opened::File(name.to_owned(), loaded));
     }
     let subject = Subject::survey(name, Stop::Never, Wanted::All)?;

@@ -111,6 +111,15 @@ pub(super) fn settle(task: Pid) -> Result<bool, Errno> {
     }
 }
 
+/// Whether `signal` waits for `task` itself, as those do that an instruction raised. `false` if that cannot be told.
+pub(super) fn is_pending(task: Pid, signal: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{task}/status")).unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigPnd:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
+}
+
 /// The signals that `task` blocks.
 pub(super) fn blocked(task: Pid) -> Result<u64, Errno> {
     let mut mask = 0u64;

@@ -25,10 +25,8 @@ const INT3: u8 = 0xcc;
 const TRIAL: u32 = 48;
 /// As many times more if they have no first argument: of what is freed, much is null.
 const NULLS: u32 = 8;
-/// Calls that are looked at, at most.
-const MOST_CALLS: usize = 200_000;
-/// How long it is watched.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Calls that are kept, at most: 64 bytes each.
+const MOST_CALLS: usize = 4_000_000;
 
 /// A call that was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +49,20 @@ pub(crate) struct Observed {
     pub(crate) pid: Pid,
     /// In order of their beginnings.
     pub(crate) calls: Vec<Call>,
+    /// Whether the program went on unwatched, as the time was over or no more calls could be kept.
+    pub(crate) is_part: bool,
     /// How the program ended (wait(2)), if it did meanwhile.
     pub(crate) ended: Option<i32>,
 }
 
 /// Runs the program on while its functions are watched, which start at the link-time addresses `starts` of an image that is entered at
-/// `entry`.
-pub(crate) fn observe(held: Held, starts: &[u64], entry: u64) -> Result<Observed> {
+/// `entry`; for no longer than `patience`.
+pub(crate) fn observe(
+    held: Held,
+    starts: &[u64],
+    entry: u64,
+    patience: Duration,
+) -> Result<Observed> {
     let pid = held.pid();
     let bias = entry_of(pid)?.wrapping_sub(entry);
     let options = ptrace::Options::PTRACE_O_TRACECLONE
@@ -86,10 +91,16 @@ pub(crate) fn observe(held: Held, starts: &[u64], entry: u64) -> Result<Observed
         }
     }
     go_on(libc::PTRACE_CONT, pid, 0)?;
-    let outcome = observer.watch();
+    let outcome = observer.watch(Instant::now() + patience);
+    let is_part = !observer.tasks.is_empty();
     let outcome = observer.leave().and(outcome);
     let Observer { calls, ended, .. } = observer;
-    outcome.map(|()| Observed { pid, calls, ended })
+    outcome.map(|()| Observed {
+        pid,
+        calls,
+        is_part,
+        ended,
+    })
 }
 
 fn entry_of(pid: Pid) -> Result<u64> {
@@ -221,8 +232,7 @@ impl Observer {
     }
 
     /// Until the program ends, or enough was seen.
-    fn watch(&mut self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+    fn watch(&mut self, deadline: Instant) -> Result<()> {
         while !self.tasks.is_empty() {
             let mut status = 0;
             match kernel::wait_any(&mut status) {
@@ -444,22 +454,29 @@ impl Observer {
             .iter()
             .map(|(task, state)| (*task, state.stepping.is_some()))
             .collect();
-        for (task, mut is_stepping) in tasks {
+        for (task, is_stepping) in tasks {
             // One that stands already is interrupted where it stands.
             let _ = ptrace::interrupt(task);
             loop {
                 match kernel::wait(task)? {
-                    Event::Interrupted => break,
-                    Event::Gone => break,
+                    // It met a breakpoint meanwhile, or has made its step: the signal for that would end it when nobody traces it.
+                    Event::Interrupted if kernel::is_pending(task, libc::SIGTRAP) => {
+                        go_on(libc::PTRACE_CONT, task, 0)?;
+                    }
+                    Event::Interrupted | Event::Gone => break,
                     Event::Signal(libc::SIGTRAP) => {
+                        if is_stepping {
+                            break;
+                        }
                         let mut registers = ptrace::getregs(task).context("registers")?;
                         let at = registers.rip.wrapping_sub(1);
-                        if !is_stepping && self.points.contains_key(&at) {
+                        if self.points.contains_key(&at) {
                             registers.rip = at;
                             ptrace::setregs(task, registers).context("registers")?;
+                            break;
                         }
-                        is_stepping = false;
-                        go_on(libc::PTRACE_CONT, task, 0)?;
+                        // The program's own.
+                        go_on(libc::PTRACE_CONT, task, libc::SIGTRAP)?;
                     }
                     Event::Signal(signal) => go_on(libc::PTRACE_CONT, task, signal)?,
                     Event::Call | Event::Exec => go_on(libc::PTRACE_CONT, task, 0)?,

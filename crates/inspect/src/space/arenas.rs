@@ -141,7 +141,7 @@ impl Space<'_> {
         let mut makers = HashMap::new();
         for (number, mapping) in self.layout.mappings.iter().enumerate() {
             let is_memory = mapping.inode == 0 && mapping.permissions.starts_with("rw");
-            if !is_memory || !self.pointees_own(number).is_empty() {
+            if !is_memory || self.is_pointees(number) {
                 continue;
             }
             for area in self.areas(number).iter().filter(|area| area.origin != 0) {

@@ -15,6 +15,7 @@ use crate::memory::Region;
 use crate::resolve::Resolver;
 use crate::value::Contents;
 use pointee_index::Index;
+use pointee_index::layout::PAGE;
 use pointee_index::read::Block;
 use pointee_index::records::module_flags;
 use pointee_model::addr::{LinkAddr, RunAddr};
@@ -240,37 +241,63 @@ impl<'a> Space<'a> {
         layers
     }
 
-    /// The index, the runtime, its trampolines.
+    /// The index, the runtime, its trampolines. The kernel makes one mapping of what lies side by side and is alike, so only
+    /// a part of one may be Pointee's.
     pub(super) fn pointees_own(&self, number: usize) -> Vec<Leaf<'a>> {
         let Some(mapping) = self.layout.mappings.get(number) else {
             return Vec::new();
         };
         let process = self.resolver.process();
-        let is_runtime = process.modules.iter().any(|module| {
-            module.flags & module_flags::RUNTIME != 0
-                && module.start < mapping.end
-                && mapping.start < module.end
+        let whole = Span {
+            start: mapping.start,
+            end: mapping.end,
+        };
+        let is_all = mapping.path.starts_with("/memfd:pointee")
+            || (process.hooks.iter())
+                .any(|hook| hook.placement != 0 && whole.holds(hook.trampoline));
+        let index = self.index.map(|index| Span {
+            start: RunAddr(index.base()),
+            end: RunAddr(index.base().saturating_add(index.layout().len)),
         });
-        let holds = |address: RunAddr| (mapping.start..mapping.end).contains(&address);
-        let is_own = mapping.path.starts_with("/memfd:pointee")
-            || is_runtime
-            || self.index.is_some_and(|index| {
-                let end = index.base().saturating_add(index.layout().len);
-                index.base() < mapping.end.0 && mapping.start.0 < end
-            })
-            || process
-                .hooks
-                .iter()
-                .any(|hook| hook.placement != 0 && holds(hook.trampoline));
-        if !is_own {
-            return Vec::new();
+        let modules = process.modules.iter();
+        let runtimes = modules.filter(|module| module.flags & module_flags::RUNTIME != 0);
+        let runtimes = runtimes.map(|module| Span {
+            start: module.start,
+            end: RunAddr(
+                module
+                    .end
+                    .0
+                    .checked_next_multiple_of(PAGE)
+                    .unwrap_or(module.end.0),
+            ),
+        });
+        let mut spans: Vec<Span> = if is_all {
+            vec![whole]
+        } else {
+            index.into_iter().chain(runtimes).collect()
+        };
+        spans.sort_by_key(|span| span.start);
+        let mut from = whole.start;
+        let mut own = Vec::new();
+        for span in spans {
+            let (start, end) = (span.start.max(from), span.end.min(whole.end));
+            if start < end {
+                own.push(Leaf::new(start.0, end.0, Kind::Pointee, What::Mapping));
+                from = end;
+            }
         }
-        vec![Leaf::new(
-            mapping.start.0,
-            mapping.end.0,
-            Kind::Pointee,
-            What::Mapping,
-        )]
+        own
+    }
+
+    /// Whether all of mapping `number` is Pointee's.
+    pub(super) fn is_pointees(&self, number: usize) -> bool {
+        let own = self.pointees_own(number);
+        let len = own
+            .iter()
+            .map(|leaf| leaf.span.end.0 - leaf.span.start.0)
+            .sum();
+        let mapping = self.layout.mappings.get(number);
+        mapping.is_some_and(|mapping| mapping.end.offset_from(mapping.start) == Some(len))
     }
 
     fn start_pieces(&self, window: Span) -> Vec<Leaf<'a>> {

@@ -78,7 +78,7 @@ impl Space<'_> {
         let index = self.index?;
         let mapping = self.layout().mappings.get(number)?;
         let is_kernels = mapping.path.starts_with("[stack") || mapping.path.starts_with("[v");
-        if is_kernels || !self.pointees_own(number).is_empty() {
+        if is_kernels || self.is_pointees(number) {
             return None;
         }
         let has = |place: usize, letter: u8, bit: u32| {
@@ -89,10 +89,16 @@ impl Space<'_> {
         let is_shared = has(3, b's', 1) != 0;
         let is = PageWord::mapped(protection, is_shared, mapping.inode != 0, 0);
         let mut seen = PagesSeen::default();
-        index.each_page_seen(mapping.start.0, mapping.end.0, |_, pages, word| {
-            seen.pages += pages;
-            seen.as_seen += if word.agrees(is) { pages } else { 0 };
-        });
+        let mut from = mapping.start.0;
+        let own = self.pointees_own(number);
+        let own = own.iter().map(|leaf| (leaf.span.start.0, leaf.span.end.0));
+        for (start, end) in own.chain([(mapping.end.0, mapping.end.0)]) {
+            index.each_page_seen(from, start, |_, pages, word| {
+                seen.pages += pages;
+                seen.as_seen += if word.agrees(is) { pages } else { 0 };
+            });
+            from = end;
+        }
         Some(seen)
     }
 

@@ -45,7 +45,7 @@ fn place_behind(rule: &Rule, elf: &Elf, facts: &Facts) -> Option<(u64, u64)> {
     behind::find(elf, start, end)
 }
 
-/// Marks declared wrappers, forgets ignored ones and ignored cursors, corrects types. `module` is the file's path.
+/// Marks declared wrappers, forgets ignored ones, also among what is exported, and ignored cursors, corrects types. `module` is the file's path.
 pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Sites) {
     if config.is_empty() {
         return;
@@ -63,6 +63,11 @@ pub(crate) fn apply(config: &Config, module: &str, facts: &Facts, sites: &mut Si
     sites
         .cursor_writes
         .retain(|write| !is_ignored(&write.cursor));
+    sites.exports.retain(|summary| {
+        let rules = config.rules_for(&summary.name, module);
+        let said = rules.first().map(|rule| rule.kind);
+        !matches!(said, Some(Kind::Ignore | Kind::Free))
+    });
     for correction in &config.corrections {
         correct(correction, facts, sites);
     }

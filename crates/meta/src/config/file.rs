@@ -9,7 +9,7 @@
 //! [[allocator]]                     # a function without a symbol is named by its place in one file
 //! name = "malloc"
 //! address = 0x45f210                # link-time, as objdump shows it
-//! build_id = "0daa1a3855d8…"
+//! build_id = "0daa1a3855d8…"        # as `pointee meta` says; without one in the file, what stands in for it
 //! role = "malloc"
 //!
 //! [[pool]]                          # or by an exported function, which calls it through a pointer

@@ -93,7 +93,7 @@ pub struct Rule {
     pub name: String,
     /// File name of the modules it holds for; any if there is none.
     pub module: Option<String>,
-    /// Build ID of the one file that it holds for, in hexadecimal digits; any if there is none.
+    /// Build ID of the one file that it holds for, or what stands in for it ([`Elf::identity`]), in hexadecimal digits; any if there is none.
     pub build_id: Option<String>,
     /// Link-time address of the one function that it names, where the file has no symbol for it.
     pub address: Option<u64>,
@@ -166,10 +166,11 @@ impl Rule {
         )
     }
 
-    /// Whether it may hold for a file with this build ID.
-    fn is_of_build(&self, build_id: &[u8]) -> bool {
+    /// Whether it may hold for this build of a file.
+    fn is_of_build(&self, elf: &Elf) -> bool {
         self.build_id.as_ref().is_none_or(|wanted| {
-            let hex: String = build_id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let bytes = elf.identity().iter();
+            let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
             wanted.eq_ignore_ascii_case(&hex)
         })
     }
@@ -260,10 +261,7 @@ impl Config {
         let is_stripped = elf.section(".symtab").is_none();
         let about = |rule: &&Rule| {
             let is_there = is_stripped || rule.address.is_some() || named(rule);
-            rule.kind != Kind::Pair
-                && rule.is_in(&module)
-                && rule.is_of_build(elf.build_id())
-                && is_there
+            rule.kind != Kind::Pair && rule.is_in(&module) && rule.is_of_build(elf) && is_there
         };
         let in_module = |correction: &&Correction| {
             let base = module.rsplit('/').next().unwrap_or("");

@@ -5,13 +5,14 @@
 //! optimization or dwz has moved entries, and takes for each property the first entry that has it.
 
 use super::lines::Lines;
-use super::raw::{RawFunction, RawGlobal, RawVariable, TypeRef, UnitFacts};
+use super::raw::{RawCode, RawFunction, RawGlobal, RawVariable, TypeRef, UnitFacts};
 use super::types::UniqueTypes;
 use super::units::DieRef;
 use crate::facts::{Function, Global, Inline, Variable};
 use crate::names::readable;
 use pointee_model::image::{TypeIndex, TypeKind};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// clone → abstract instance → declaration; anything longer is a cycle.
 pub(super) const MAX_CHAIN: usize = 8;
@@ -26,7 +27,7 @@ pub(super) struct Joined<'j, 'n> {
 
 /// What is known of a function from an entry and everything it refers to.
 struct Chain<'n> {
-    name: &'n str,
+    name: Cow<'n, str>,
     linkage_name: &'n str,
     file: Option<u32>,
     line: u32,
@@ -55,24 +56,27 @@ impl<'j, 'n> Joined<'j, 'n> {
         let mut functions = Vec::new();
         let mut place_of = vec![None; unit.functions.len()];
         for (at, raw) in unit.functions.iter().enumerate() {
-            let Some((entry, _)) = raw.ranges.first() else {
+            let Some(code) = raw.code.as_deref() else {
+                continue;
+            };
+            let Some((entry, _)) = code.ranges.first() else {
                 continue;
             };
             let chain = self.function_chain(number, raw);
             place_of[at] = Some(functions.len());
             functions.push(Function {
-                name: readable(chain.name, chain.linkage_name, chain.language),
-                linkage_name: first_of(chain.linkage_name, chain.name).to_owned(),
+                name: readable(&chain.name, chain.linkage_name, chain.language),
+                linkage_name: first_of(chain.linkage_name, &chain.name).to_owned(),
                 entry: *entry,
-                ranges: raw.ranges.clone(),
+                ranges: code.ranges.clone(),
                 file: chain.file,
                 line: chain.line,
                 result: chain.result,
                 has_dwarf: true,
                 variables: Vec::new(),
-                inlines: self.inlines(number, raw),
-                blocks: raw.blocks.clone(),
-                frame_base: raw.frame_base,
+                inlines: self.inlines(number, code),
+                blocks: code.blocks.clone(),
+                frame_base: code.frame_base,
                 language: chain.language,
                 arguments: chain.arguments,
             });
@@ -89,14 +93,14 @@ impl<'j, 'n> Joined<'j, 'n> {
         functions
     }
 
-    fn inlines(self, number: usize, raw: &RawFunction<'n>) -> Vec<Inline> {
-        raw.inlines
+    fn inlines(self, number: usize, code: &RawCode) -> Vec<Inline> {
+        code.inlines
             .iter()
             .map(|inline| {
                 let chain = self.chain_at(inline.origin);
                 Inline {
-                    name: readable(chain.name, chain.linkage_name, chain.language),
-                    linkage_name: first_of(chain.linkage_name, chain.name).to_owned(),
+                    name: readable(&chain.name, chain.linkage_name, chain.language),
+                    linkage_name: first_of(chain.linkage_name, &chain.name).to_owned(),
                     entry: inline.entry,
                     ranges: inline.ranges.clone(),
                     call_file: self.lines.file(number, inline.call_file),
@@ -260,7 +264,7 @@ impl<'j, 'n> Joined<'j, 'n> {
 
     fn function_chain(self, number: usize, raw: &RawFunction<'n>) -> Chain<'n> {
         let mut chain = Chain {
-            name: "",
+            name: Cow::Borrowed(""),
             linkage_name: "",
             file: None,
             line: 0,
@@ -276,7 +280,7 @@ impl<'j, 'n> Joined<'j, 'n> {
 
     fn chain_at(self, origin: DieRef) -> Chain<'n> {
         let mut chain = Chain {
-            name: "",
+            name: Cow::Borrowed(""),
             linkage_name: "",
             file: None,
             line: 0,
@@ -314,8 +318,12 @@ impl<'j, 'n> Joined<'j, 'n> {
 
     fn add(self, chain: &mut Chain<'n>, number: usize, raw: &RawFunction<'n>) {
         // A specification repeats the bare name; the declaration has the scope.
-        if chain.name.is_empty() || raw.name.len() > chain.name.len() {
-            chain.name = first_of(raw.name, chain.name);
+        let name = match raw.scope {
+            "" => Cow::Borrowed(raw.name),
+            scope => Cow::Owned(format!("{scope}::{}", raw.name)),
+        };
+        if name.len() > chain.name.len() {
+            chain.name = name;
         }
         chain.linkage_name = first_of(chain.linkage_name, raw.linkage_name);
         if chain.line == 0 {

@@ -16,6 +16,7 @@ mod die;
 mod functions;
 mod identity;
 mod lines;
+mod made_names;
 mod places;
 mod raw;
 mod reach;
@@ -30,6 +31,7 @@ use crate::elf::Elf;
 use crate::facts::{Facts, Function, Type};
 use crate::names::demangle;
 use functions::Joined;
+use made_names::MadeNames;
 use places::{Budget, Evaluator};
 use pointee_model::image::{TypeIndex, TypeKind, type_flags};
 use raw::UnitFacts;
@@ -113,6 +115,7 @@ fn read_dwarf(source: &Elf, debug: &DebugFiles, code: &CodeMap, facts: &mut Fact
     let lines = lines::read(&units, &is_code, diagnostics);
     let mut arenas: Vec<bumpalo::Bump> = Vec::new();
     arenas.resize_with(units.units.len(), bumpalo::Bump::new);
+    let names = MadeNames::new();
     let walked: Vec<UnitFacts<'_>> = units
         .units
         .par_iter()
@@ -127,9 +130,10 @@ fn read_dwarf(source: &Elf, debug: &DebugFiles, code: &CodeMap, facts: &mut Fact
                 unit: &entry.unit,
                 budget: &budget,
             };
-            walk::walk(&units, number, evaluator, &is_code, arena)
+            walk::walk(&units, number, evaluator, &is_code, (&names, arena))
         })
         .collect();
+    drop(names);
     for unit in &walked {
         diagnostics.extend(unit.diagnostics.iter().cloned());
     }

@@ -66,15 +66,24 @@ pub(super) struct RawEnumerator<'n> {
 /// A `DW_TAG_subprogram`: declaration, abstract instance or concrete one.
 pub(super) struct RawFunction<'n> {
     pub(super) offset: u32,
+    /// What a declaration stands in; empty where `name` says it. Few declarations are asked for their name.
+    pub(super) scope: &'n str,
     pub(super) name: &'n str,
     pub(super) linkage_name: &'n str,
     pub(super) result: TypeRef,
     pub(super) origin: DieRef,
     pub(super) decl_file: u32,
     pub(super) decl_line: u32,
+    pub(super) arguments: Range<u32>,
+    /// Of a concrete one: most are not.
+    pub(super) code: Option<Box<RawCode>>,
+}
+
+/// The code of a function.
+pub(super) struct RawCode {
+    /// Not empty.
     pub(super) ranges: Vec<(u64, u64)>,
     pub(super) frame_base: FrameBase,
-    pub(super) arguments: Range<u32>,
     pub(super) inlines: Vec<RawInline>,
     /// Pieces of each `DW_TAG_lexical_block`.
     pub(super) blocks: Vec<Vec<(u64, u64)>>,
@@ -166,6 +175,17 @@ impl<'n> UnitFacts<'n> {
             .binary_search_by_key(&offset, |entry| entry.offset)
             .ok()?;
         self.variables.get(at)
+    }
+
+    /// Gives back what the tables, while they grew, took too much of.
+    pub(super) fn shrink(&mut self) {
+        self.types.shrink_to_fit();
+        self.members.shrink_to_fit();
+        self.enumerators.shrink_to_fit();
+        self.arguments.shrink_to_fit();
+        self.functions.shrink_to_fit();
+        self.variables.shrink_to_fit();
+        self.places.shrink_to_fit();
     }
 
     /// Gives each type and function its contiguous members, enumerators and arguments.

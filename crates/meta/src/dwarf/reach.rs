@@ -38,7 +38,7 @@ pub(super) fn used(
         for function in &unit.functions {
             search.visit(number, function.result);
             search.visit_functions(function.origin);
-            for inline in &function.inlines {
+            for inline in function.code.iter().flat_map(|code| &code.inlines) {
                 search.visit_functions(inline.origin);
             }
         }

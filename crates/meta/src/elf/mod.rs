@@ -9,6 +9,7 @@
 mod append;
 mod bytes;
 mod compression;
+mod dynamic;
 mod instruction;
 mod linkage;
 mod symbols;
@@ -29,9 +30,11 @@ use object::elf::{
     PF_X, PT_LOAD, PT_NOTE, ProgramFlags, ProgramType, SHF_ALLOC, SHF_COMPRESSED, SHF_EXECINSTR,
     SHT_NOBITS, SHT_NOTE, SectionFlags, SectionType,
 };
+use object::pod::bytes_of_slice;
 use object::read::elf::{
     CompressionHeader as _, FileHeader as _, ProgramHeader as _, SectionHeader as _,
 };
+use pointee_model::identity;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -120,6 +123,7 @@ pub struct Elf {
     sections: Vec<Section>,
     segments: Vec<Segment>,
     build_id: Vec<u8>,
+    stand_in: OnceLock<[u8; identity::LEN]>,
     symbols: OnceLock<SymbolTable>,
     linkage: OnceLock<Linkage>,
     thunks: OnceLock<HashMap<u64, thunks::Thunk>>,
@@ -165,6 +169,7 @@ impl Elf {
             sections,
             segments,
             build_id,
+            stand_in: OnceLock::new(),
             symbols: OnceLock::new(),
             linkage: OnceLock::new(),
             thunks: OnceLock::new(),
@@ -207,6 +212,33 @@ impl Elf {
     #[must_use]
     pub fn build_id(&self) -> &[u8] {
         &self.build_id
+    }
+
+    /// The build ID, or what stands in for it where there is none: never empty.
+    #[must_use]
+    pub fn identity(&self) -> &[u8] {
+        if self.build_id.is_empty() {
+            return self.stand_in.get_or_init(|| self.digest());
+        }
+        &self.build_id
+    }
+
+    fn digest(&self) -> [u8; identity::LEN] {
+        let data: &[u8] = &self.bytes;
+        let of_loaded = || {
+            let headers = Header::parse(data).ok()?.program_headers(LE, data).ok()?;
+            let mut segments = self.segments.iter();
+            let code =
+                segments.find(|it| identity::is_code(it.kind.0, it.flags.0) && it.file_size > 0)?;
+            let start = usize::try_from(code.offset).ok()?;
+            let end = start.checked_add(usize::try_from(code.file_size).ok()?)?;
+            Some(identity::stand_in(
+                bytes_of_slice(headers),
+                data.get(start..end)?,
+            ))
+        };
+        // Without code no process has it loaded: any digest serves.
+        of_loaded().unwrap_or_else(|| identity::stand_in(&[], data))
     }
 
     /// All section headers in file order.

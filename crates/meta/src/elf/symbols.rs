@@ -47,6 +47,12 @@ impl Symbol<'_> {
         matches!(self.kind, STT_OBJECT | STT_TLS) && self.has_address()
     }
 
+    /// Whether it names code of this file that other files can call.
+    #[must_use]
+    pub fn is_exported(&self) -> bool {
+        self.dynamic && self.kind == STT_FUNC && self.has_address() && !self.is_local()
+    }
+
     fn has_address(&self) -> bool {
         self.is_defined() && (self.section.0 < SHN_LORESERVE || self.section == SHN_ABS)
     }

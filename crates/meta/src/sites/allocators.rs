@@ -1,6 +1,6 @@
 //! *Which functions of the file allocate, as far as is known by now?*
 //!
-//! The roots by name, what the configuration declares, and the wrappers that are found round by round.
+//! The roots by name, what the configuration declares, what is learned of other files, and the wrappers that are found round by round.
 
 use super::calls::{Key, Program};
 use super::identity;
@@ -8,6 +8,7 @@ use super::model::{self, Makes, Size};
 use super::pools::{Cell, Moved};
 use super::typing::Types;
 use super::value::{ANYWHERE, Value, offset_parameter};
+use super::{Options, Summary};
 use crate::config::{ByName, Declared};
 use crate::facts::{Facts, Global};
 use pointee_model::evidence::Role;
@@ -113,20 +114,31 @@ pub(super) struct Allocators<'f> {
 }
 
 impl<'f> Allocators<'f> {
-    pub(super) fn roots(program: &Program<'_>, facts: &'f Facts, declared: &[Declared]) -> Self {
+    pub(super) fn roots(
+        program: &Program<'_>,
+        types: &Types<'_>,
+        facts: &'f Facts,
+        options: &Options,
+    ) -> Self {
         let imports = (0..)
             .zip(&program.imports)
             .map(|(at, name)| (Key::Import(at), *name));
         let locals = (0..)
             .zip(&program.bodies)
             .map(|(at, body)| (Key::Local(at), body.linkage_name));
-        let by_name = ByName::new(declared);
+        let by_name = ByName::new(&options.declared);
+        let learned = options.learned.iter().map(|it| (&*it.name, it));
+        let learned: HashMap<&str, &Summary> = learned.collect();
         let by_key = imports
             .chain(locals)
             .filter_map(|(key, name)| {
                 let Some(row) = model::row(name) else {
-                    let declared = by_name.get(name, matches!(key, Key::Local(_)))?;
-                    return Some((key, Allocator::declared(declared)));
+                    let is_own = matches!(key, Key::Local(_));
+                    if let Some(declared) = by_name.get(name, is_own) {
+                        return Some((key, Allocator::declared(declared)));
+                    }
+                    let summary = learned.get(name).filter(|_| !is_own)?;
+                    return Some((key, summary.allocator(types)));
                 };
                 Some((
                     key,
@@ -161,6 +173,11 @@ impl<'f> Allocators<'f> {
 
     pub(super) fn remove(&mut self, key: Key) {
         self.by_key.remove(&key);
+    }
+
+    /// Whether a function is a pool.
+    pub(super) fn is_pool(&self, key: Key) -> bool {
+        matches!(key, Key::Local(at) if self.pools.contains(&at))
     }
 
     /// The functions of this file that hand out memory of a size they are given.

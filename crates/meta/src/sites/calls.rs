@@ -47,6 +47,8 @@ pub(super) struct Body<'f> {
     pub(super) returns: bool,
     /// Whether any function calls it by name, or may through a pointer.
     pub(super) is_called: bool,
+    /// Whether other files can call it.
+    pub(super) is_exported: bool,
     /// Whether any function calls it by name.
     pub(super) is_named: bool,
     /// The functions whose address it puts into registers, if it calls through any.
@@ -101,7 +103,8 @@ enum Load {
 }
 
 impl<'f> Program<'f> {
-    pub(super) fn new(elf: &'f Elf, facts: &'f Facts) -> Self {
+    /// Of the functions of other files those count as allocation functions that `allocates` says.
+    pub(super) fn new(elf: &'f Elf, facts: &'f Facts, allocates: impl Fn(&str) -> bool) -> Self {
         let mut bodies = bodies(elf, facts);
         bodies.sort_by_key(|body| body.entry);
         bodies.dedup_by_key(|body| body.entry);
@@ -118,7 +121,7 @@ impl<'f> Program<'f> {
             slots: HashMap::new(),
             addressed: HashSet::new(),
         };
-        program.slots = program.add_pointers();
+        program.slots = program.add_pointers(allocates);
         program.addressed = addressed_in_data(elf, &program.entries).collect();
         let raw: Vec<Scanned<'f>> = program
             .bodies
@@ -173,15 +176,20 @@ impl<'f> Program<'f> {
         for at in &program.addressed {
             program.bodies[*at as usize].is_called = true;
         }
+        for symbol in elf.symbols().filter(|symbol| symbol.is_exported()) {
+            if let Some(at) = program.entries.get(&symbol.address) {
+                program.bodies[*at as usize].is_exported = true;
+            }
+        }
         program
     }
 
     /// Notes the pointers to allocation functions of other files; gives back those that are linkage slots.
-    fn add_pointers(&mut self) -> HashMap<u64, Key> {
+    fn add_pointers(&mut self, allocates: impl Fn(&str) -> bool) -> HashMap<u64, Key> {
         let elf = self.elf;
         let mut slots = HashMap::new();
         for (cell, name) in elf.imported_pointers() {
-            if model::row(name).is_none() {
+            if !allocates(name) {
                 continue;
             }
             let Some(key) = self.intern(Callee::Imported(name)) else {
@@ -277,6 +285,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
             calls: Vec::new(),
             returns: true,
             is_called: false,
+            is_exported: false,
             is_named: false,
             taken: Vec::new(),
             moves_stack: false,
@@ -291,6 +300,7 @@ fn bodies<'f>(elf: &'f Elf, facts: &'f Facts) -> Vec<Body<'f>> {
         calls: Vec::new(),
         returns: true,
         is_called: false,
+        is_exported: false,
         is_named: false,
         taken: Vec::new(),
         moves_stack: false,

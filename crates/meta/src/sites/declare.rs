@@ -34,13 +34,19 @@ fn of_the_model(elf: &Elf, facts: &mut Facts) {
     tags.retain(|tag| !facts.types.iter().any(|known| known.name == *tag));
     tags.sort_unstable();
     facts.types.extend(tags.into_iter().map(declared));
+    if made.contains(&None) || elf.symbols().any(|it| cpp::makes_text(it.name)) {
+        declare_text(facts);
+    }
+}
+
+/// The type of text, if there is none.
+pub(crate) fn declare_text(facts: &mut Facts) {
     let is_character = |known: &Type| {
         known.kind == TypeKind::Base
             && known.size == Some(1)
             && matches!(&*known.name, "char" | "i8")
     };
-    let makes_text = made.contains(&None) || elf.symbols().any(|it| cpp::makes_text(it.name));
-    if makes_text && !facts.types.iter().any(is_character) {
+    if !facts.types.iter().any(is_character) {
         // Rust's `char` is another thing.
         let has_rust = facts.functions.iter().any(rust::is_rust);
         facts.types.push(Type {

@@ -99,11 +99,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         state.after_call();
         state.registers[RESULT] = result;
-        for slot in &self.escaped {
-            if !matches!(state.slot(*slot), Value::Allocated { .. }) {
-                state.set_slot(*slot, 8, Value::Unknown);
-            }
-        }
+        state.forget(&self.escaped);
         self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
         true
     }
@@ -370,6 +366,14 @@ impl<'f> Interpreter<'_, 'f> {
             state.set_slot(slot, 8, block);
             self.own_slot(slot, block, state, at);
             return;
+        }
+        if let (Value::Parameter { index, offset: 0 }, Some(origins)) =
+            (pointer, Self::start_of(block))
+            && self.recording
+        {
+            let calls = self.origins.calls(origins).iter();
+            let handed = calls.map(|call| (*call, index));
+            self.outcome.handed.extend(handed);
         }
         let (Some((target, offset)), Some(origins)) =
             (self.object_of(pointer, state, at), Self::start_of(block))

@@ -62,7 +62,8 @@ fn mentions(elf: &Elf, functions: &[(u64, u64)]) -> Vec<u64> {
     let mut found = Vec::new();
     for section in elf.text_sections() {
         let bytes = elf.stored_bytes(section);
-        for (four, at) in bytes.windows(4).zip(section.address..) {
+        for (offset, four) in (0..).zip(bytes.windows(4)) {
+            let at = section.address.wrapping_add(offset);
             let Ok(four) = <[u8; 4]>::try_from(four) else {
                 continue;
             };

@@ -188,8 +188,11 @@ pub(super) fn hands_out(
             _ if is_lent => None,
             _ if passes_on || behind => Some(allocator(size, None)),
             _ if typed || bytes => None,
-            // Whoever calls it, no caller's code is seen that could tell more.
-            Size::Unknown if !body.is_called && !callee.element => None,
+            // Whoever calls it, no caller's code is seen that could tell more; but of a size that is kept somewhere, other files' may.
+            Size::Unknown if !callee.element && !body.is_called => {
+                let is_kept = !matches!(met.size, Value::Constant(_));
+                (body.is_exported && is_kept).then(|| allocator(size, None))
+            }
             // It makes one thing, for those who call all such functions through pointers.
             Size::Unknown if !body.is_named && Request::of(met, false).total.is_some() => None,
             _ => Some(allocator(size, None)),

@@ -51,6 +51,7 @@ mod spelling;
 mod stand_in;
 mod state;
 mod step;
+mod summary;
 mod system_calls;
 mod terms;
 #[cfg(test)]
@@ -62,9 +63,10 @@ mod verdict;
 mod weak;
 mod wrappers;
 
-pub(crate) use declare::declare_named;
+pub(crate) use declare::{declare_named, declare_text};
 pub use model::Size;
 pub use request::Request;
+pub use summary::Summary;
 
 use crate::config::Declared;
 use crate::elf::Elf;
@@ -76,7 +78,7 @@ use outcome::{Met, Observation, Outcome, Seen};
 use pointee_model::evidence::{Role, Verdict, Witness};
 use pointee_model::image::{GuardRecord, SystemCallRecord, TypeIndex, site_flags};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use typing::Types;
 use value::Value;
@@ -91,6 +93,8 @@ pub struct Options {
     pub source_roots: Vec<PathBuf>,
     /// Allocation functions that the configuration names, the last of several for one name holding.
     pub declared: Vec<Declared>,
+    /// What functions of other files hand out, by their summaries; what is declared holds before.
+    pub learned: Vec<Summary>,
 }
 
 impl Default for Options {
@@ -99,6 +103,7 @@ impl Default for Options {
             sources: true,
             source_roots: Vec::new(),
             declared: Vec::new(),
+            learned: Vec::new(),
         }
     }
 }
@@ -116,6 +121,10 @@ pub struct Sites {
     pub cursor_writes: Vec<CursorWrite>,
     /// Of copies of pools' functions.
     pub guards: Vec<GuardRecord>,
+    /// What exported functions hand out, in order of name.
+    pub exports: Vec<Summary>,
+    /// [`Options::learned`].
+    pub imports: Vec<Summary>,
     /// What was not looked at, and why.
     pub diagnostics: Vec<String>,
     /// Whether any source file was read.
@@ -203,8 +212,10 @@ pub struct CursorWrite {
 #[must_use]
 pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
     let types = Types::new(facts);
-    let program = Program::new(elf, facts);
-    let found = wrappers::fixpoint(&program, &types, facts, &options.declared);
+    let learned: HashSet<&str> = options.learned.iter().map(|it| &*it.name).collect();
+    let allocates = |name: &str| model::row(name).is_some() || learned.contains(name);
+    let program = Program::new(elf, facts, allocates);
+    let found = wrappers::fixpoint(&program, &types, facts, options);
     let sources = source::Sources::new(facts, options);
     let context = Context {
         facts,
@@ -249,6 +260,8 @@ pub fn infer(elf: &Elf, facts: &Facts, options: &Options) -> Sites {
         system_calls: system_calls::find(elf),
         cursor_writes,
         guards: Vec::new(),
+        exports: summary::of_exports(&program, &types, &found.allocators),
+        imports: options.learned.clone(),
         diagnostics,
     }
 }

@@ -6,7 +6,7 @@
 //! `library/alloc/src/alloc.rs` of rustc 1.95.
 
 /// How many bytes a call asks for, by its arguments.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Size {
     /// Not told by the arguments.
     Unknown,

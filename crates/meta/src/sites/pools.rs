@@ -125,6 +125,12 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         let entry = cell.map(|cell| (cell, (Moved::ToTheEnd, *within)));
         allocators.cursors.extend(entry);
     }
+    // What grows a block that is under way there hands out a part of it.
+    let modelled: HashSet<TypeIndex> = allocators
+        .cursors
+        .keys()
+        .filter_map(|cell| record_of(*cell))
+        .collect();
     let found: Vec<Pool> = program
         .bodies
         .par_iter()
@@ -135,7 +141,11 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         .filter_map(|(at, body)| {
             let interpreter = Interpreter::new(program, types, allocators, body);
             let outcome = interpreter.watching(Watch::All).run();
-            pool(types, body, at as u32, &outcome)
+            let pool = pool(types, body, at as u32, &outcome)?;
+            let record = record_of(pool.cell);
+            record
+                .is_none_or(|it| !modelled.contains(&it))
+                .then_some(pool)
         })
         .collect();
     // What goes down is no reader, nor is what lies in one record with it.

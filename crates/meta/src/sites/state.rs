@@ -8,6 +8,7 @@
 use super::join::{Layout, join};
 use super::value::{Origins, Value};
 use iced_x86::Register;
+use std::collections::BTreeSet;
 
 /// rsp.
 pub(super) const SP: usize = 4;
@@ -93,6 +94,16 @@ impl State {
         if value != Value::Unknown && self.slots.len() < SLOTS {
             self.slots.insert(first, (at, value));
         }
+    }
+
+    /// Forgets what somebody else may have written: slots, and parts of slots, whose addresses were given away; but not where a block's
+    /// own address lies.
+    pub(super) fn forget(&mut self, escaped: &BTreeSet<i64>) {
+        let is_block = |at| matches!(self.slot(at), Value::Allocated { .. });
+        let touching = |at: i64| escaped.range(at.saturating_sub(7)..=at.saturating_add(7));
+        let stays = |at| touching(at).all(|written| is_block(*written));
+        let kept = self.slots.iter().copied().filter(|(at, _)| stays(*at));
+        self.slots = kept.collect();
     }
 
     /// Puts another value wherever one is.

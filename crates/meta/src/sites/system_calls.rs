@@ -42,7 +42,8 @@ pub(super) fn find(elf: &Elf) -> Vec<SystemCallRecord> {
     let mut functions = Vec::new();
     for section in elf.text_sections() {
         let bytes = elf.stored_bytes(section);
-        let mut places = bytes.windows(2).zip(section.address..);
+        let addresses = (0..).map(|offset| section.address.wrapping_add(offset));
+        let mut places = bytes.windows(2).zip(addresses);
         // Most files have none, and unwind tables need not be read.
         let Some((_, first)) = places.find(|(two, _)| **two == INSTRUCTION) else {
             continue;

@@ -380,6 +380,12 @@ impl<'f> Types<'f> {
             .or_else(|| named("i8").find(|at| self.is_character(*at)))
     }
 
+    /// The type of an identity, if the file has it.
+    pub(super) fn identified(&self, identity: [u8; 16]) -> Option<TypeIndex> {
+        let at = self.types.iter().position(|it| it.identity == identity)?;
+        Some(self.strip(u32::try_from(at).ok()?))
+    }
+
     /// The struct or class of a tag, defined if possible.
     pub(super) fn record(&self, tag: &str) -> Option<TypeIndex> {
         self.named(tag)

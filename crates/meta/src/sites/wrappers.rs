@@ -21,8 +21,7 @@ use super::parameters::parameters;
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Value, is_number};
-use super::{Wrapper, beneath, pointers, pools, unnamed};
-use crate::config::Declared;
+use super::{Options, Wrapper, beneath, pointers, pools, unnamed};
 use crate::facts::Facts;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -45,9 +44,9 @@ pub(super) fn fixpoint<'f>(
     program: &Program<'f>,
     types: &Types<'f>,
     facts: &'f Facts,
-    declared: &[Declared],
+    options: &Options,
 ) -> Found<'f> {
-    let mut allocators = Allocators::roots(program, facts, declared);
+    let mut allocators = Allocators::roots(program, types, facts, options);
     beneath::add(program, types, &mut allocators);
     let roots: HashSet<Key> = allocators.by_key.keys().copied().collect();
     pools::add(program, types, &mut allocators);

@@ -3,8 +3,8 @@
 use super::{
     CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FileIndex, FunctionRecord,
     GuardRecord, Header, InlineRecord, LineRecord, LocalRecord, MAGIC, MemberRecord, STRING_MAX,
-    Section, SectionRecord, SiteRecord, StrRef, SystemCallRecord, TypeIndex, TypeRecord,
-    VariableRecord, section_kind, variable_flags,
+    Section, SectionRecord, SiteRecord, StrRef, SummaryRecord, SystemCallRecord, TypeIndex,
+    TypeRecord, VariableRecord, section_kind, variable_flags,
 };
 use crate::addr::LinkAddr;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -70,6 +70,10 @@ pub struct Image<'a> {
     pub cursors: &'a [CursorRecord],
     /// Branches to copies of pools' functions.
     pub guards: &'a [GuardRecord],
+    /// What the file's functions hand out to other files.
+    pub exports: &'a [SummaryRecord],
+    /// What functions of other files were taken to hand out.
+    pub imports: &'a [SummaryRecord],
     files: &'a [StrRef],
 }
 
@@ -111,6 +115,8 @@ impl<'a> Image<'a> {
             system_calls: section(bytes, sections, section_kind::SYSTEM_CALLS)?,
             cursors: section(bytes, sections, section_kind::CURSORS)?,
             guards: section(bytes, sections, section_kind::GUARDS)?,
+            exports: section(bytes, sections, section_kind::EXPORTS)?,
+            imports: section(bytes, sections, section_kind::IMPORTS)?,
             files: section(bytes, sections, section_kind::FILES)?,
         })
     }
@@ -145,6 +151,8 @@ impl<'a> Image<'a> {
             system_calls: &[],
             cursors: &[],
             guards: &[],
+            exports: &[],
+            imports: &[],
             files: &[],
         }
     }
@@ -181,6 +189,7 @@ impl<'a> Image<'a> {
     }
 
     /// The string at `at` for C, unchecked for UTF-8; `None` when out of bounds, or where the last string has no end.
+    #[inline]
     #[must_use]
     pub fn c_string(&self, at: StrRef) -> Option<*const core::ffi::c_char> {
         let is_ended = self.strings.last() == Some(&0);

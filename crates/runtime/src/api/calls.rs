@@ -267,7 +267,7 @@ unsafe extern "C" fn place(address: u64, place: *mut Place) -> i32 {
             string(module, function.name)
         }),
         file: file.unwrap_or(core::ptr::null()),
-        module: module.path.as_c_str().as_ptr(),
+        module: module.path.as_ptr(),
         line: line.map_or(0, |row| row.line),
         reserved: 0,
         offset: link.0,

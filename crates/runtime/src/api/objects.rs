@@ -23,7 +23,8 @@ struct Object {
     image: AtomicPtr<Image<'static>>,
     /// From a type's index in the image to one more than the number of its record; 0 where it was never asked for.
     types: AtomicPtr<AtomicU32>,
-    /// How many of the image's variables have a fixed address.
+    /// The image's variables that have a fixed address, in order of it, and how many there are.
+    variables: AtomicPtr<VariableRecord>,
     statics: AtomicU32,
     /// For each piece of the module: how many of these start before it. Null if there was no room.
     pieces: AtomicPtr<AtomicU32>,
@@ -31,9 +32,10 @@ struct Object {
     piece_shift: AtomicU32,
 }
 
-/// Pieces of a module, at most; the smallest is a page.
+/// Pieces of a module, at most.
 const PIECES: u64 = 1 << 12;
-const PAGE_SHIFT: u32 = 12;
+/// log2 of the smallest piece: few variables start in it.
+const LEAST_SHIFT: u32 = 6;
 
 static OBJECTS: [Object; ROOM] = [const {
     Object {
@@ -41,6 +43,7 @@ static OBJECTS: [Object; ROOM] = [const {
         len: AtomicU64::new(0),
         image: AtomicPtr::new(core::ptr::null_mut()),
         types: AtomicPtr::new(core::ptr::null_mut()),
+        variables: AtomicPtr::new(core::ptr::null_mut()),
         statics: AtomicU32::new(0),
         pieces: AtomicPtr::new(core::ptr::null_mut()),
         piece_shift: AtomicU32::new(0),
@@ -61,6 +64,8 @@ pub(super) fn add(module: &Module) {
         if !place.is_null() && !types.is_null() {
             object.types.store(types, Release);
             let statics = image.statics();
+            let variables = statics.as_ptr().cast_mut();
+            object.variables.store(variables, Release);
             object.statics.store(statics.len() as u32, Release);
             divide(object, module, statics);
             // SAFETY: fresh room for one.
@@ -76,7 +81,7 @@ pub(super) fn add(module: &Module) {
 /// Notes where in `statics` each piece of `module` begins.
 fn divide(object: &Object, module: &Module, statics: &[VariableRecord]) {
     let len = module.end - module.start;
-    let mut shift = PAGE_SHIFT;
+    let mut shift = LEAST_SHIFT;
     while len >> shift >= PIECES {
         shift += 1;
     }
@@ -167,11 +172,15 @@ pub(super) fn variable_at(
     module: &'static Module,
     address: u64,
 ) -> Option<(&'static VariableRecord, u64)> {
-    let image = image(module)?;
     let object = OBJECTS.get(module.number as usize)?;
-    let statics = image
-        .variables
-        .get(..object.statics.load(Acquire) as usize)?;
+    // The count before the place: it was stored after it.
+    let count = object.statics.load(Acquire) as usize;
+    let variables = object.variables.load(Acquire);
+    if count == 0 {
+        return None;
+    }
+    // SAFETY: so many variables of an image, which stays.
+    let statics = unsafe { core::slice::from_raw_parts(variables, count) };
     let link = address.wrapping_sub(module.bias);
     let after = statics_up_to(object, module, statics, link);
     // One may start inside another: the nearest that holds the address.

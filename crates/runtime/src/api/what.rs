@@ -149,7 +149,7 @@ fn fill_thread_local(answer: &mut Answer, found: &thread_locals::Found) {
     answer.base = found.start;
     answer.size = found.len;
     answer.allocator = &raw const allocators::THREAD;
-    answer.module = found.module.path.as_c_str().as_ptr();
+    answer.module = found.module.path.as_ptr();
     if let Some(variable) = found.variable {
         answer.name = string(found.module, variable.name);
         fill_type(answer, found.module, variable.r#type);
@@ -217,7 +217,7 @@ fn fill_static(
     start: u64,
 ) {
     answer.allocator = &raw const allocators::STATIC;
-    answer.module = module.path.as_c_str().as_ptr();
+    answer.module = module.path.as_ptr();
     answer.kind = kind::STATIC;
     answer.base = start;
     answer.size = variable.size;
@@ -227,7 +227,7 @@ fn fill_static(
 
 fn in_module(module: &'static Module, address: u64, answer: &mut Answer) {
     answer.allocator = &raw const allocators::STATIC;
-    answer.module = module.path.as_c_str().as_ptr();
+    answer.module = module.path.as_ptr();
     if let Some((variable, start)) = objects::variable_at(module, address) {
         fill_static(answer, module, variable, start);
     } else if let Some((_, function)) = objects::function_at(module, address) {
@@ -308,7 +308,7 @@ unsafe fn on_stack(address: u64, answer: &mut Answer, caller: Caller<'_>) -> boo
             answer.size = frame.end - frame.slot - 8;
             answer.site = frame.goes_on_at;
             answer.allocator = &raw const allocators::STACK;
-            answer.module = frame.module().path.as_c_str().as_ptr();
+            answer.module = frame.module().path.as_ptr();
             match frame.holding(address) {
                 Some(InFrame::Variable(local)) => {
                     answer.kind = kind::LOCAL;

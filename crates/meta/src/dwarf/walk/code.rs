@@ -3,7 +3,7 @@
 use super::{Context, Owner, Walk, small};
 use crate::dwarf::die::{Die, Value, integer};
 use crate::dwarf::places::{Fixed, is_list};
-use crate::dwarf::raw::{RawFunction, RawGlobal, RawInline, RawMember, RawVariable};
+use crate::dwarf::raw::{RawCode, RawFunction, RawGlobal, RawInline, RawMember, RawVariable};
 use crate::dwarf::units::DieRef;
 use crate::facts::{FrameBase, Place};
 use gimli::constants as c;
@@ -15,10 +15,12 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             self.units.resolve(self.number, *value)
         });
         let own_name = self.string(&die.name);
-        let name = if own_name.is_empty() {
-            self.local_function_name(origin)
+        let (scope, name) = if own_name.is_empty() {
+            ("", self.local_function_name(origin))
+        } else if die.declaration {
+            (context.scope, own_name)
         } else {
-            self.qualify(context.scope, own_name)
+            ("", self.qualify(context.scope, own_name))
         };
         let mut ranges = Vec::new();
         self.evaluator.ranges(die, |start, end| {
@@ -26,22 +28,29 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 ranges.push((start, end));
             }
         });
+        let frame_base = || {
+            let stated = die.frame_base.as_ref();
+            stated.map_or(FrameBase::Unknown, |value| self.evaluator.frame_base(value))
+        };
+        let code = (!ranges.is_empty()).then(|| {
+            Box::new(RawCode {
+                ranges,
+                frame_base: frame_base(),
+                inlines: Vec::new(),
+                blocks: Vec::new(),
+            })
+        });
         self.facts.functions.push(RawFunction {
             offset: die.offset,
+            scope,
             name,
             linkage_name: self.string(&die.linkage_name),
             result: self.type_ref(&die.r#type),
             origin,
             decl_file: small(die.decl_file),
             decl_line: small(die.decl_line),
-            ranges,
-            frame_base: die
-                .frame_base
-                .as_ref()
-                .map_or(FrameBase::Unknown, |value| self.evaluator.frame_base(value)),
             arguments: 0..0,
-            inlines: Vec::new(),
-            blocks: Vec::new(),
+            code,
         });
         Context {
             scope: if is_c(self.facts.language) { "" } else { name },
@@ -51,6 +60,20 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             block: None,
             depth: 0,
             discriminant: None,
+            is_declared: die.declaration,
+        }
+    }
+
+    /// With the scope that it has for what it holds: that of a declaration is made for the few that hold types.
+    pub(super) fn inside(&self, context: Context<'n>) -> Context<'n> {
+        let functions = &self.facts.functions;
+        let declared = (context.function)
+            .filter(|_| context.is_declared && !context.scope.is_empty())
+            .and_then(|function| functions.get(function as usize));
+        let scope = declared.map(|function| self.qualify(function.scope, function.name));
+        Context {
+            scope: scope.unwrap_or(context.scope),
+            ..context
         }
     }
 
@@ -60,7 +83,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         }
         self.facts
             .function_at(origin.offset())
-            .map_or("", |function| function.name)
+            .map_or("", |function| self.qualify(function.scope, function.name))
     }
 
     pub(super) fn inline(&mut self, die: &Die<'a>, context: Context<'n>) -> Context<'n> {
@@ -76,7 +99,8 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         let origin = die.origin.as_ref().map_or(DieRef::NONE, |value| {
             self.units.resolve(self.number, *value)
         });
-        let Some(owner) = self.facts.functions.get_mut(function as usize) else {
+        let owner = self.facts.functions.get_mut(function as usize);
+        let Some(owner) = owner.and_then(|function| function.code.as_deref_mut()) else {
             return context;
         };
         let index = owner.inlines.len() as u32;
@@ -110,7 +134,8 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             .ranges(die, |start, end| ranges.push((start, end)));
         let owner = context
             .function
-            .and_then(|function| self.facts.functions.get_mut(function as usize));
+            .and_then(|function| self.facts.functions.get_mut(function as usize))
+            .and_then(|function| function.code.as_deref_mut());
         let block = owner.filter(|_| !ranges.is_empty()).map(|owner| {
             owner.blocks.push(ranges);
             owner.blocks.len() as u32 - 1
@@ -146,6 +171,10 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 flags: 0,
                 discriminant: 0,
             });
+            return;
+        }
+        // Nothing refers to what stands in a declaration: a definition names its own.
+        if context.is_declared {
             return;
         }
         let parameter = match context.function {
@@ -247,7 +276,7 @@ fn is_c(language: u16) -> bool {
 
 /// The code over which a location without a list holds.
 fn whole<'f>(functions: &'f [RawFunction<'_>], context: Context<'_>) -> Option<&'f [(u64, u64)]> {
-    let owner = functions.get(context.function? as usize)?;
+    let owner = functions.get(context.function? as usize)?.code.as_deref()?;
     Some(match context.inline {
         Some(inline) => owner
             .inlines

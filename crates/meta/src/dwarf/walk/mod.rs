@@ -8,6 +8,7 @@ mod code;
 mod types;
 
 use super::die::{Die, Value, integer};
+use super::made_names::MadeNames;
 use super::places::Evaluator;
 use super::raw::{ArgumentOwner, RawType, TypeRef, UnitFacts};
 use super::units::{DieRef, Units};
@@ -31,6 +32,8 @@ struct Context<'n> {
     block: Option<u32>,
     depth: u32,
     discriminant: Option<u64>,
+    /// In a function that is only declared.
+    is_declared: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,13 +52,14 @@ pub(super) fn walk<'n, 'a: 'n>(
     number: usize,
     evaluator: Evaluator<'_, 'a>,
     is_code: &dyn Fn(u64) -> bool,
-    arena: &'n Bump,
+    (names, arena): (&MadeNames<'n>, &'n Bump),
 ) -> UnitFacts<'n> {
     let mut walk = Walk {
         units,
         number,
         evaluator,
         is_code,
+        names,
         arena,
         facts: UnitFacts::default(),
         made: Vec::new(),
@@ -76,6 +80,7 @@ struct Walk<'w, 'n, 'a> {
     number: usize,
     evaluator: Evaluator<'w, 'a>,
     is_code: &'w dyn Fn(u64) -> bool,
+    names: &'w MadeNames<'n>,
     arena: &'n Bump,
     facts: UnitFacts<'n>,
     /// Inner dimensions of arrays, to be appended to the types.
@@ -99,6 +104,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             block: None,
             depth: 0,
             discriminant: None,
+            is_declared: false,
         }];
         let mut skipped_levels = 0_usize;
         while !entries.is_empty() {
@@ -204,7 +210,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
                 context
             }
             tag => match kind_of(tag) {
-                Some(kind) => self.r#type(die, kind, context),
+                Some(kind) => self.r#type(die, kind, self.inside(context)),
                 None => context,
             },
         }
@@ -233,13 +239,13 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             .unwrap_or_else(|_| self.arena.alloc_str(&String::from_utf8_lossy(bytes)))
     }
 
-    fn qualify(&self, scope: &str, name: &'n str) -> &'n str {
+    fn qualify(&self, scope: &'n str, name: &'n str) -> &'n str {
         // Scopes repeat in every name below them: a hostile file could make that quadratic.
         const MAX_SCOPE: usize = 16 << 10;
         if scope.is_empty() || name.is_empty() || scope.len() > MAX_SCOPE {
             return name;
         }
-        bumpalo::format!(in self.arena, "{}::{}", scope, name).into_bump_str()
+        self.names.qualified(scope, name, self.arena)
     }
 
     fn finish(mut self) -> UnitFacts<'n> {
@@ -247,6 +253,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
         self.facts.written_types = self.facts.types.len();
         self.facts.types.append(&mut self.made);
         self.facts.group();
+        self.facts.shrink();
         self.facts
     }
 }

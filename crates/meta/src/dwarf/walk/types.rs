@@ -73,6 +73,7 @@ impl<'n, 'a: 'n> Walk<'_, 'n, 'a> {
             block: None,
             depth: 0,
             discriminant: None,
+            is_declared: false,
         }
     }
 

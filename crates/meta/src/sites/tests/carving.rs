@@ -156,6 +156,32 @@ fn a_buffer_that_grows_is_no_pool() {
     }
 }
 
+/// What grows an object of an obstack hands out a part of it, and no block.
+#[test]
+fn an_object_of_an_obstack_that_grows() {
+    let source = "#include <stdlib.h>
+        #include <string.h>
+        #include <obstack.h>
+        void _obstack_newchunk(struct obstack *o, int room) {
+            char *chunk = malloc(room + 100);
+            o->object_base = o->next_free = chunk;
+            o->chunk_limit = chunk + room + 100;
+        }
+        char *more(struct obstack *o, int room) {
+            obstack_make_room(o, room);
+            char *start = obstack_next_free(o);
+            obstack_blank_fast(o, room);
+            return start;
+        }
+        void fill(struct obstack *o) { memset(more(o, 8), 0, 8); }";
+    let folder = tempfile::tempdir().expect("a folder");
+    let elf = compile(folder.path(), "grows.c", "gcc", "-O1", source);
+    let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+    let found = infer(&elf, &facts, &Options::default());
+    let callees: Vec<&str> = found.sites.iter().map(|site| &*site.callee).collect();
+    assert_eq!(callees, ["malloc"], "{:#?}", found.wrappers);
+}
+
 /// How long an object of an obstack is, the write of its cursor does not tell.
 #[test]
 fn of_an_obstack() {
