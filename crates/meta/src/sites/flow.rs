@@ -49,6 +49,8 @@ pub(super) struct Interpreter<'a, 'f> {
     pub(super) recording: bool,
     /// Blocks that end in a call that does not come back.
     dead_ends: HashSet<usize>,
+    /// Blocks that end in a jump through a table.
+    tables: HashSet<usize>,
     /// Whether the code under way is one of them.
     pub(super) in_dead_end: bool,
     /// The variables that were seen to hold an allocation, and how sure that was.
@@ -138,6 +140,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             hints: HashMap::new(),
             recording: false,
             dead_ends: HashSet::new(),
+            tables: HashSet::new(),
             in_dead_end: false,
             seen: HashSet::new(),
             carved: HashSet::new(),
@@ -186,9 +189,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         self.solve(&mut work, &mut states, &mut visits, &mut tables);
         // What the tables lead to may hold further tables.
         for _ in 0..4 {
-            let Some(from_tables) = tables.clone() else {
+            let Some(mut from_tables) = tables.clone() else {
                 break;
             };
+            // What one table leads to is gone through with what another brings too.
+            if self.tables.len() > 1 {
+                from_tables.guess(&mut self.origins);
+            }
             for (block, reached) in jumped_to.iter().enumerate() {
                 if !reached && self.starts[block] != self.body.entry {
                     self.enter(block, &from_tables, &mut states, &mut work);
@@ -254,6 +261,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             let mut state = known.clone();
             let left = self.go_through(block, &mut state);
             if let Some(Exit::Table) = left.first {
+                self.tables.insert(block);
                 match tables {
                     Some(merged) => {
                         let known = self.known();

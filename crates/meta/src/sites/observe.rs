@@ -264,7 +264,7 @@ impl<'f> Interpreter<'_, 'f> {
 
     /// How sure it is that a word with these origins is one of them.
     fn doubt(&self, origins: OriginSet) -> Doubt {
-        if self.in_dead_end {
+        if self.in_dead_end || self.origins.is_guessed(origins) {
             Doubt::Stale
         } else if self.origins.is_mixed(origins) {
             Doubt::Mixed

@@ -28,8 +28,8 @@ pub(super) enum Doubt {
     None,
     /// It may be something else, on some path.
     Mixed,
-    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale, or outside of the
-    /// block that declares the variable.
+    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale, outside of the
+    /// block that declares the variable, or where one of several jump tables may lead.
     Stale,
 }
 
