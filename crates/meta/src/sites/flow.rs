@@ -10,6 +10,7 @@
 
 use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
+use super::counted::Counts;
 use super::join::Layout;
 use super::outcome::{Doubt, Outcome};
 use super::parameters::{Parameters, parameters};
@@ -47,6 +48,7 @@ pub(super) struct Interpreter<'a, 'f> {
     /// Types of allocations that an earlier run over the function has told, by call.
     pub(super) hints: HashMap<u64, TypeIndex>,
     pub(super) recording: bool,
+    pub(super) counts: Counts,
     /// Blocks that end in a call that does not come back.
     dead_ends: HashSet<usize>,
     /// Blocks that end in a jump through a table.
@@ -139,6 +141,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             owners: HashMap::new(),
             hints: HashMap::new(),
             recording: false,
+            counts: Counts::default(),
             dead_ends: HashSet::new(),
             tables: HashSet::new(),
             in_dead_end: false,
@@ -216,6 +219,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         }
         self.settle_rooms();
         self.settle_cursors();
+        self.settle_counts();
         self.outcome
     }
 
@@ -359,7 +363,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 break;
             }
             if self.recording {
-                self.observe_variables(state, instruction.ip());
+                self.observe(|it| it.observe_variables(state, instruction.ip()));
                 self.observe_arrays(state, instruction.ip());
             }
             let next = instruction.next_ip();

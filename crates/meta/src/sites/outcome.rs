@@ -68,6 +68,8 @@ pub(super) struct Met {
     pub(super) factors: Option<(Value, Value)>,
     /// The integer arguments.
     pub(super) arguments: [Value; 6],
+    /// Whether a number lies in front of the objects, which `size` is without.
+    pub(super) is_counted: bool,
 }
 
 /// What the interpretation of one function found.
@@ -112,6 +114,7 @@ impl Met {
             unit,
             factors: None,
             arguments: [Value::Unknown; 6],
+            is_counted: false,
         }
     }
 
