@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just htop rsync mosquitto tcpdump socat libarchive unbound hunspell exiv2 eza"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just htop rsync mosquitto tcpdump socat libarchive unbound hunspell exiv2 eza tar nasm tcc coreutils cpio indent cflow tinyproxy dropbear dhcpcd5 stunnel4 sudo gperf leveldb sd chrony units lsof mtools file xz-utils strace"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -21,6 +21,15 @@ fetch() {
     for archive in "$1"_*.orig.tar.*; do
         case $archive in *.asc) ;; *) tar xf "$archive" ;; esac
     done
+}
+
+# The unpacked folder of a source package with Debian's patches, as its version is called.
+patched() {
+    ls -d "$1"-[0-9]* > /dev/null 2>&1 || apt-get source -qq "$1"
+}
+hardened="-Wdate-time -D_FORTIFY_SOURCE=2"
+configure() {
+    FORCE_UNSAFE_CONFIGURE=1 ./configure CFLAGS="$flags" CXXFLAGS="$flags" CPPFLAGS="$hardened" LDFLAGS="-Wl,-z,relro" "$@"
 }
 
 for program in ${*:-$all}; do
@@ -83,6 +92,24 @@ for program in ${*:-$all}; do
     hunspell) fetch hunspell; (cd hunspell-1.7.1 && autoreconf -fi && ./configure --disable-shared CXXFLAGS="$flags" && make) ;;
     exiv2) fetch exiv2; (cd exiv2-0.27.6 && cmake -B b -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DBUILD_SHARED_LIBS=OFF -DEXIV2_BUILD_SAMPLES=OFF && make -C b) ;;
     eza) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_LTO=off cargo install --locked --root eza eza --version 0.18.24 ;;
+    tar | indent | cflow | tinyproxy | gperf) patched "$program"; (cd "$program"-[0-9]* && configure && make) ;;
+    coreutils) patched coreutils; (cd coreutils-9.1 && configure && make src/sort) ;;
+    nasm) patched nasm; (cd nasm-2.16.01 && configure && make nasm) ;;
+    tcc) patched tcc; (cd tcc-0.9.27* && ./configure --extra-cflags="$flags $hardened" && make tcc LDFLAGS=) ;;
+    cpio) patched cpio; (cd cpio-2.13* && FORCE_UNSAFE_CONFIGURE=1 ./configure CFLAGS="$flags -fcommon" CPPFLAGS="$hardened" && make) ;;
+    dropbear) patched dropbear; (cd dropbear-2022.83 && configure --disable-zlib && make dropbear) ;;
+    dhcpcd5) patched dhcpcd5; (cd dhcpcd5-9.4.1 && ./configure && make CFLAGS="$flags $hardened -std=c99") ;;
+    stunnel4) patched stunnel4; (cd stunnel4-5.68 && configure --disable-systemd && make) ;;
+    sudo) patched sudo; (cd sudo-1.9.13p3 && configure --disable-shared --without-pam --disable-nls --enable-static-sudoers && make) ;;
+    leveldb) patched leveldb; (cd leveldb-1.23 && cmake -B b -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags -D_FORTIFY_SOURCE=2" -DLEVELDB_BUILD_TESTS=OFF -DLEVELDB_BUILD_BENCHMARKS=OFF -DBUILD_SHARED_LIBS=OFF && make -C b leveldbutil) ;;
+    sd) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root sd sd --version 1.0.0 ;;
+    chrony) patched chrony; (cd chrony-4.3 && CFLAGS="$flags $hardened" ./configure && make chronyd) ;;
+    units) patched units; (cd units-2.22 && configure && make units) ;;
+    lsof) patched lsof; (cd lsof-4.95.0 && ./Configure -n linux && make DEBUG="$flags $hardened") ;;
+    mtools) patched mtools; (cd mtools-4.0.33* && configure && make mtools) ;;
+    file) patched file; (cd file-5.44 && configure --disable-shared --disable-zlib --disable-bzlib --disable-xzlib && make -C src) ;;
+    xz-utils) patched xz-utils; (cd xz-utils-5.4.1 && configure --disable-shared --disable-nls && make) ;;
+    strace) patched strace; (cd strace-6.1 && configure --enable-mpers=no && make) ;;
     binutils) apt-get source -qq binutils; (mkdir -p binutils-shared && cd binutils-shared && ../binutils-2.40/configure --enable-shared --disable-gold --disable-gprofng --disable-gdb --disable-nls --disable-werror --prefix="$PWD/installed" CFLAGS="-g -O2 -fstack-protector-strong" MAKEINFO=true && make MAKEINFO=true && make install MAKEINFO=true) ;;
     ffmpeg) apt-get source -qq ffmpeg; (cd ffmpeg-5.1.* && ./configure --enable-shared --disable-static --disable-doc --disable-stripping --disable-x86asm --disable-autodetect --disable-network --disable-everything --enable-decoder=pcm_s16le,flac,h264,png,rawvideo,mpeg4,aac,wrapped_avframe --enable-encoder=flac,png,rawvideo,pcm_s16le,mpeg4,aac,wrapped_avframe --enable-demuxer=wav,flac,matroska,rawvideo,image2,mov --enable-muxer=wav,flac,matroska,null,mp4,image2 --enable-protocol=file,pipe --enable-parser=flac,h264,mpeg4video,aac --enable-bsf=extract_extradata --enable-filter=testsrc,sine,scale,aresample,format,aformat,null,anull,buffer,abuffer,buffersink,abuffersink --enable-indev=lavfi --prefix="$PWD/installed" --extra-ldflags="-Wl,-rpath,$PWD/installed/lib" && make && make install) ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;

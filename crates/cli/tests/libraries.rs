@@ -142,7 +142,7 @@ fn it_is_said_of_whom_a_function_is_known() {
     let explained = run(&["explain", "--all"], &program);
     for expect in [
         "learned: libinner.so exports inner_get as an allocation function (size: argument 0)",
-        "learned: libinner.so exports inner_copy as a function that hands out text (text copied: argument 0)",
+        "learned: libinner.so exports inner_copy as a function that hands out text (copied: argument 0)",
         "learned: libouter.so exports outer_get as an allocation function (size: argument 0 times argument 1)",
     ] {
         assert!(explained.contains(expect), "{expect}: {explained}");

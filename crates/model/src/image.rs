@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 37;
+pub const FORMAT: u32 = 38;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -610,7 +610,7 @@ pub struct SummaryRecord {
     pub unit: u8,
     /// The argument through which the block is stored, likewise.
     pub out: u8,
-    /// The argument whose text is copied, likewise.
+    /// The argument whose text, or what else it points to, is copied, likewise.
     pub text: u8,
     /// Zero.
     pub reserved: u8,

@@ -15,7 +15,7 @@ pub(super) fn in_words(summary: &Summary) -> String {
     argument("old block", summary.old);
     argument("block stored through", summary.out);
     if summary.is_text() {
-        argument("text copied", summary.text);
+        argument("copied", summary.text);
     }
     let kind = match summary.is_text() {
         true => "a function that hands out text",

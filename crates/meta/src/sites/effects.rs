@@ -51,14 +51,21 @@ impl<'f> Interpreter<'_, 'f> {
         if self.recording {
             self.note_handed_away(callee, &arguments);
             match (listed, through) {
-                (Some(callee), _) => self.observe_arguments(callee, &arguments, at),
-                (None, Some(function)) => self.observe_through(function, &arguments, at),
+                (Some(callee), _) => {
+                    self.observe(|it| it.observe_arguments(callee, &arguments, at));
+                }
+                (None, Some(function)) => {
+                    self.observe(|it| it.observe_through(function, &arguments, at));
+                }
                 (None, None) => {}
             }
         }
         let allocators = self.allocators;
         let allocator = callee.and_then(|callee| Some((callee, allocators.get(callee)?)));
         if let Some((callee, allocator)) = allocator {
+            if self.program.name(callee).starts_with("_Zna") {
+                self.counts.arrays.insert(at);
+            }
             self.allocate(
                 allocator,
                 Met {
@@ -73,6 +80,7 @@ impl<'f> Interpreter<'_, 'f> {
                     unit: None,
                     factors: None,
                     arguments,
+                    is_counted: false,
                 },
                 state,
             );
@@ -412,9 +420,13 @@ impl<'f> Interpreter<'_, 'f> {
         for call in self.origins.calls(origins).to_vec() {
             self.outcome.returned.push((call, offset));
         }
-        if let (Some(pointee), 0) = (result, offset) {
+        if let Some(pointee) = result {
             let what = self.body.name.to_owned();
-            self.note_each(origins, Witness::Result, &[pointee], at, &what);
+            self.observe(|it| {
+                if offset == it.counts.front {
+                    it.note_each(origins, Witness::Result, &[pointee], at, &what);
+                }
+            });
         }
     }
 

@@ -10,6 +10,7 @@
 
 use super::allocators::Allocators;
 use super::calls::{Body, Key, Program, contains, each_instruction};
+use super::counted::Counts;
 use super::join::Layout;
 use super::outcome::{Doubt, Outcome};
 use super::parameters::{Parameters, parameters};
@@ -47,8 +48,11 @@ pub(super) struct Interpreter<'a, 'f> {
     /// Types of allocations that an earlier run over the function has told, by call.
     pub(super) hints: HashMap<u64, TypeIndex>,
     pub(super) recording: bool,
+    pub(super) counts: Counts,
     /// Blocks that end in a call that does not come back.
     dead_ends: HashSet<usize>,
+    /// Blocks that end in a jump through a table.
+    tables: HashSet<usize>,
     /// Whether the code under way is one of them.
     pub(super) in_dead_end: bool,
     /// The variables that were seen to hold an allocation, and how sure that was.
@@ -137,7 +141,9 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             owners: HashMap::new(),
             hints: HashMap::new(),
             recording: false,
+            counts: Counts::default(),
             dead_ends: HashSet::new(),
+            tables: HashSet::new(),
             in_dead_end: false,
             seen: HashSet::new(),
             carved: HashSet::new(),
@@ -186,9 +192,13 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         self.solve(&mut work, &mut states, &mut visits, &mut tables);
         // What the tables lead to may hold further tables.
         for _ in 0..4 {
-            let Some(from_tables) = tables.clone() else {
+            let Some(mut from_tables) = tables.clone() else {
                 break;
             };
+            // What one table leads to is gone through with what another brings too.
+            if self.tables.len() > 1 {
+                from_tables.guess(&mut self.origins);
+            }
             for (block, reached) in jumped_to.iter().enumerate() {
                 if !reached && self.starts[block] != self.body.entry {
                     self.enter(block, &from_tables, &mut states, &mut work);
@@ -209,6 +219,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
         }
         self.settle_rooms();
         self.settle_cursors();
+        self.settle_counts();
         self.outcome
     }
 
@@ -254,6 +265,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
             let mut state = known.clone();
             let left = self.go_through(block, &mut state);
             if let Some(Exit::Table) = left.first {
+                self.tables.insert(block);
                 match tables {
                     Some(merged) => {
                         let known = self.known();
@@ -351,7 +363,7 @@ impl<'a, 'f> Interpreter<'a, 'f> {
                 break;
             }
             if self.recording {
-                self.observe_variables(state, instruction.ip());
+                self.observe(|it| it.observe_variables(state, instruction.ip()));
                 self.observe_arrays(state, instruction.ip());
             }
             let next = instruction.next_ip();

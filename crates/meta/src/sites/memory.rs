@@ -347,7 +347,8 @@ impl<'f> Interpreter<'_, 'f> {
             self.keep(address, value, state, at);
         }
         if self.recording && size == 8 && !self.write_cursor(address, value, state, at) {
-            self.observe_store(address, value, state, at);
+            self.note_count(address, value);
+            self.observe(|it| it.observe_store(address, value, state, at));
         }
     }
 }

@@ -22,6 +22,7 @@ mod blocks;
 mod calls;
 mod clues;
 mod collection;
+mod counted;
 mod cpp;
 mod cursors;
 mod declare;
@@ -437,6 +438,15 @@ impl Context<'_, '_> {
             }
             _ => decision.role,
         };
+        let is_counted = met.is_counted && decision.r#type.is_some();
+        let (r#type, tail, role) = match is_counted {
+            // Without a type for the number nothing is said of where the array lies.
+            true => match self.types.count() {
+                None => (None, None, Role::Unknown),
+                count => (count, decision.r#type, Role::Header),
+            },
+            false => (decision.r#type, decision.tail, role),
+        };
         // A wrapper that returns a base type says no more than that.
         let only_base = allocator.is_some_and(|allocator| {
             allocator.makes == Makes::Whatever
@@ -450,10 +460,13 @@ impl Context<'_, '_> {
             call: met.call,
             return_address: met.next,
             callee: met.name(self.program).to_owned(),
-            r#type: decision.r#type,
-            tail: decision.tail,
+            r#type,
+            tail,
             role: if only_base { Role::Base } else { role },
-            verdict: decision.verdict,
+            verdict: match r#type {
+                None if is_counted => Verdict::Unknown,
+                _ => decision.verdict,
+            },
             flags,
             evidence: decision.evidence,
             request: Request::of(met, flags & site_flags::REALLOC != 0),

@@ -15,16 +15,13 @@ use pointee_model::image::TypeIndex;
 
 impl<'f> Interpreter<'_, 'f> {
     pub(super) fn observe_arguments(&mut self, callee: Key, arguments: &[Value; 6], at: u64) {
-        if !arguments
-            .iter()
-            .any(|value| Self::start_of(*value).is_some())
-        {
+        if !arguments.iter().any(|value| self.shown(*value).is_some()) {
             return;
         }
         let program = self.program;
         let Some(body) = program.body(callee) else {
             let name = program.name(callee);
-            let Some(origins) = Self::start_of(arguments[0]) else {
+            let Some(origins) = self.shown(arguments[0]).filter(|_| self.counts.front == 0) else {
                 return;
             };
             if let Some(text) = self.types.text()
@@ -42,7 +39,7 @@ impl<'f> Interpreter<'_, 'f> {
         };
         let known = parameters(body, self.types);
         for (value, parameter) in arguments.iter().zip(known.by_register) {
-            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+            if let (Some(origins), Some(parameter)) = (self.shown(*value), parameter)
                 && let Some(pointee) = self.types.pointee(parameter.r#type)
             {
                 let witness = if parameter.name == "this" && is_constructor(body.name) {
@@ -64,7 +61,7 @@ impl<'f> Interpreter<'_, 'f> {
         let declared = entry.members.iter().map(|member| member.r#type);
         let by_register = in_registers(declared, entry.target, self.types);
         for (value, parameter) in arguments.iter().zip(by_register) {
-            if let (Some(origins), Some(parameter)) = (Self::start_of(*value), parameter)
+            if let (Some(origins), Some(parameter)) = (self.shown(*value), parameter)
                 && let Some(pointee) = self.types.pointee(parameter)
             {
                 self.note_each(origins, Witness::Parameter, &[pointee], at, "");
@@ -79,17 +76,17 @@ impl<'f> Interpreter<'_, 'f> {
                 let hits: Vec<_> = self.places.in_register(dwarf(register), at).collect();
                 for hit in hits {
                     let offset = offset.wrapping_add(hit.offset);
-                    if self.makes_records {
+                    if self.makes_records && self.counts.front == 0 {
                         self.note_own(origins, offset, &hit);
                     }
-                    if offset == 0 {
+                    if offset == self.counts.front {
                         self.observe_variable(origins, &hit, 0, at);
                     }
                 }
             }
         }
         for (slot, value) in state.slots() {
-            if let Some(origins) = Self::start_of(*value) {
+            if let Some(origins) = self.shown(*value) {
                 let hits = self
                     .places
                     .in_slot(*slot, at, |register| frame_offset(state, register));
@@ -207,12 +204,14 @@ impl<'f> Interpreter<'_, 'f> {
 
     /// A store of eight bytes somewhere but to the stack.
     pub(super) fn observe_store(&mut self, to: &Address, value: Value, state: &State, at: u64) {
-        let Some(origins) = Self::start_of(value) else {
+        let Some(origins) = self.shown(value) else {
             return;
         };
         let calls = self.origins.calls(origins);
         self.outcome.stored.extend(calls);
-        if let Value::Parameter { index, offset: 0 } = to.value {
+        if let Value::Parameter { index, offset: 0 } = to.value
+            && self.counts.front == 0
+        {
             self.outcome
                 .handed
                 .extend(calls.iter().map(|call| (*call, index)));
@@ -224,7 +223,11 @@ impl<'f> Interpreter<'_, 'f> {
         {
             let calls = self.origins.calls(origins).to_vec();
             let doubt = self.doubt(origins).max(self.doubt(holders));
-            for holder in self.origins.calls(holders).to_vec() {
+            let holders = match self.counts.front {
+                0 => self.origins.calls(holders).to_vec(),
+                _ => Vec::new(),
+            };
+            for holder in holders {
                 for call in &calls {
                     self.outcome.observations.push(Observation {
                         call: *call,
@@ -264,7 +267,7 @@ impl<'f> Interpreter<'_, 'f> {
 
     /// How sure it is that a word with these origins is one of them.
     fn doubt(&self, origins: OriginSet) -> Doubt {
-        if self.in_dead_end {
+        if self.in_dead_end || self.origins.is_guessed(origins) {
             Doubt::Stale
         } else if self.origins.is_mixed(origins) {
             Doubt::Mixed
@@ -317,7 +320,10 @@ impl<'f> Interpreter<'_, 'f> {
             what: what.to_owned(),
             open,
         });
-        self.outcome.observations.extend(observations);
+        match self.counts.front {
+            0 => self.outcome.observations.extend(observations),
+            _ => self.counts.behind.extend(observations),
+        }
     }
 
     /// Notes what is seen of one allocation for certain.

@@ -28,8 +28,8 @@ pub(super) enum Doubt {
     None,
     /// It may be something else, on some path.
     Mixed,
-    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale, or outside of the
-    /// block that declares the variable.
+    /// It was seen on the way to a call that does not come back, where what debug info says of variables is often stale, outside of the
+    /// block that declares the variable, or where one of several jump tables may lead.
     Stale,
 }
 
@@ -68,6 +68,8 @@ pub(super) struct Met {
     pub(super) factors: Option<(Value, Value)>,
     /// The integer arguments.
     pub(super) arguments: [Value; 6],
+    /// Whether a number lies in front of the objects, which `size` is without.
+    pub(super) is_counted: bool,
 }
 
 /// What the interpretation of one function found.
@@ -112,6 +114,7 @@ impl Met {
             unit,
             factors: None,
             arguments: [Value::Unknown; 6],
+            is_counted: false,
         }
     }
 

@@ -116,6 +116,22 @@ impl State {
         }
     }
 
+    /// Doubts all allocations: they may be on another path than this.
+    pub(super) fn guess(&mut self, origins: &mut Origins) {
+        let vectors = self.vectors.iter_mut().flat_map(|all| all.iter_mut());
+        let slots = self.slots.iter_mut().map(|(_, value)| value);
+        for value in self
+            .registers
+            .iter_mut()
+            .chain(vectors.flatten())
+            .chain(slots)
+        {
+            if let Value::Allocated { origins: set, .. } = value {
+                *set = origins.guessed(*set);
+            }
+        }
+    }
+
     /// What a call leaves.
     pub(super) fn after_call(&mut self) {
         for register in CALLER_SAVED {

@@ -27,7 +27,7 @@ pub struct Summary {
     pub unit: Option<u8>,
     /// The argument through which the block is stored.
     pub out: Option<u8>,
-    /// The argument whose text is copied.
+    /// The argument whose text, or what else it points to, is copied.
     pub text: Option<u8>,
     /// Where in the block its result points.
     pub offset: i64,
@@ -77,7 +77,10 @@ impl Summary {
             old: allocator.old,
             unit: allocator.unit,
             out: allocator.out,
-            text: allocator.text,
+            text: match is_text {
+                true => allocator.text,
+                false => allocator.copies,
+            },
             offset: allocator.offset,
             base: allocator.base.and_then(identity),
             flags: flag(allocator.returns_it, summary_flags::RETURNS)
@@ -99,7 +102,8 @@ impl Summary {
             old: self.old,
             unit: self.unit,
             out: self.out,
-            text: self.text,
+            text: self.text.filter(|_| self.is_text()),
+            copies: self.text.filter(|_| !self.is_text()),
             offset: self.offset,
             base: self.base.and_then(|base| types.identified(base)),
             returns_it: has(summary_flags::RETURNS),

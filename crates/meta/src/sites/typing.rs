@@ -380,6 +380,14 @@ impl<'f> Types<'f> {
             .or_else(|| named("i8").find(|at| self.is_character(*at)))
     }
 
+    /// What C and C++ count with, `size_t` by its own name.
+    pub(super) fn count(&self) -> Option<TypeIndex> {
+        let names = ["long unsigned int", "unsigned long"];
+        let named = names.iter().flat_map(|name| self.named(name));
+        let is_word = |at: &TypeIndex| self.is_integer(*at) && self.size(*at) == Some(8);
+        named.copied().find(is_word)
+    }
+
     /// The type of an identity, if the file has it.
     pub(super) fn identified(&self, identity: [u8; 16]) -> Option<TypeIndex> {
         let at = self.types.iter().position(|it| it.identity == identity)?;

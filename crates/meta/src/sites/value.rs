@@ -81,6 +81,9 @@ pub(super) type OriginSet = u32;
 /// Stands in a set for whatever else the word may be, on some path; no call has this address.
 const SOMETHING_ELSE: u64 = 0;
 
+/// Stands in a set for that the word may be on another path; no call has this address.
+const ELSEWHERE: u64 = 1;
+
 /// The sets of allocations met in one function, each once.
 #[derive(Default)]
 pub(super) struct Origins {
@@ -97,7 +100,9 @@ impl Origins {
     /// The calls in a set, ascending.
     pub(super) fn calls(&self, set: OriginSet) -> &[u64] {
         match self.members(set) {
-            [SOMETHING_ELSE, calls @ ..] => calls,
+            [SOMETHING_ELSE, ELSEWHERE, calls @ ..] | [SOMETHING_ELSE | ELSEWHERE, calls @ ..] => {
+                calls
+            }
             calls => calls,
         }
     }
@@ -105,6 +110,17 @@ impl Origins {
     /// Whether the word may be something else than one of the set's allocations.
     pub(super) fn is_mixed(&self, set: OriginSet) -> bool {
         self.members(set).first() == Some(&SOMETHING_ELSE)
+    }
+
+    /// Whether the word may be on another path than the one that it was seen on.
+    pub(super) fn is_guessed(&self, set: OriginSet) -> bool {
+        self.members(set).iter().take(2).any(|at| *at == ELSEWHERE)
+    }
+
+    /// The set, of a word that may be on another path.
+    pub(super) fn guessed(&mut self, set: OriginSet) -> OriginSet {
+        let elsewhere = self.single(ELSEWHERE);
+        self.union(elsewhere, set)
     }
 
     /// The set, of a word that may be something else too.
@@ -435,6 +451,35 @@ impl Value {
                 x,
             } if x != Computed::Joined => Self::Unknown,
             value => value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands in a set for a doubt is no call.
+    #[test]
+    fn doubts_are_no_calls() {
+        let mut origins = Origins::default();
+        let one = origins.single(0x1000);
+        let two = origins.single(0x2000);
+        let both = origins.union(one, two);
+        let guessed = origins.guessed(one);
+        let mixed = origins.mixed(guessed);
+        let rows = [
+            (one, &[0x1000][..], false, false),
+            (both, &[0x1000, 0x2000], false, false),
+            (guessed, &[0x1000], false, true),
+            (mixed, &[0x1000], true, true),
+            (origins.union(mixed, two), &[0x1000, 0x2000], true, true),
+            (origins.mixed(two), &[0x2000], true, false),
+        ];
+        for (set, calls, is_mixed, is_guessed) in rows {
+            assert_eq!(origins.calls(set), calls);
+            assert_eq!(origins.is_mixed(set), is_mixed, "{calls:x?}");
+            assert_eq!(origins.is_guessed(set), is_guessed, "{calls:x?}");
         }
     }
 }

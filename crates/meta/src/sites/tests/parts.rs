@@ -1,6 +1,6 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
-use super::{DebugFiles, Elf, HEAD, Options, check, described, infer, read_facts};
+use super::{DebugFiles, Elf, HEAD, Options, check, check_with, described, infer, read_facts};
 use std::process::Command;
 
 #[test]
@@ -81,4 +81,51 @@ fn names_mean_what_their_file_says() {
         said.iter().collect::<std::collections::BTreeSet<_>>(),
         expect.iter().collect()
     );
+}
+
+#[test]
+fn a_length_in_front() {
+    const SOURCE: &str = "#include <stddef.h>
+        #include <stdio.h>
+        struct item { long id; item *next; ~item() { printf(\"%ld\", id); } };
+        struct plain { int a, b; double c; };
+        struct holder {
+            item *list; size_t n;
+            holder(size_t n);
+        };
+        item *items, *given;
+        plain *plains;
+        item **pointers;
+        void *volatile bytes;
+        __attribute__((noinline)) void take(item *them) { given = them; }
+        holder::holder(size_t n)
+            : list(new item[n]), n(n) {} //= Header long unsigned int + struct item
+        void kept(int n) {
+            items = new item[n]; //= Header long unsigned int + struct item
+        }
+        void seven(void) {
+            items = new item[7]; //= Header long unsigned int + struct item
+        }
+        void passed(int n) {
+            take(new item[n]); //= Header long unsigned int + struct item
+        }
+        item *returned(size_t n) {
+            return new item[n]; //= Header long unsigned int + struct item
+        }
+        void none(int n) {
+            plains = new plain[n]; //= Element struct plain
+        }
+        void first(int n, item *item) {
+            pointers = new struct item *[n + 1]; //= Element struct item *
+            pointers[0] = item;
+        }
+        ";
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    check_with("counted.cc", "g++", SOURCE, &options);
+    // It has another name for the number.
+    let source = SOURCE.replace("Header long unsigned int", "Header unsigned long");
+    check_with("counted.cc", "clang++", &source, &options);
 }
