@@ -17,7 +17,7 @@ use crate::{configuration, images};
 use pointee_index::handoff::DECLARED;
 use pointee_meta::cache::{self, LoadedImage, Options};
 use pointee_meta::config::{self, Rule};
-use pointee_meta::debug_files::DebugFiles;
+use pointee_meta::debug_files::{self, DebugFiles};
 use pointee_meta::elf::Elf;
 use pointee_meta::link_map::{Learned, LinkMap};
 use pointee_model::entries::Declared;
@@ -155,7 +155,7 @@ pub(crate) fn introduce_declared(program: &Path, folder: &Path) {
         return;
     }
     // It has its libraries inside.
-    let mut alone = LinkMap::new(vec![elf]);
+    let mut alone = LinkMap::new(vec![elf], |elf| debug_files::has_any(elf, &options.search));
     if !images::are_there(&mut alone, &[0], &options) {
         images::make_all(&mut alone, &[0], &options);
     }
