@@ -17,7 +17,7 @@ use crate::{configuration, images};
 use pointee_index::handoff::DECLARED;
 use pointee_meta::cache::{self, LoadedImage, Options};
 use pointee_meta::config::{self, Rule};
-use pointee_meta::debug_files::{self, DebugFiles};
+use pointee_meta::debug_files::DebugFiles;
 use pointee_meta::elf::Elf;
 use pointee_meta::link_map::{Learned, LinkMap};
 use pointee_model::entries::Declared;

@@ -18,7 +18,8 @@ use crate::class::Class;
 use crate::layout::{
     CHUNK_SHIFT, CHUNKS, DIRECTORY, Header, LARGE, LEVELS, Layout, SPAN_SHIFT, SPANS,
 };
-use crate::layout::{SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
+use crate::layout::{PAGE, SPILL_BYTES, TABLE_BYTES, TABLE_WORDS, unseen};
+use crate::marks::{MANY, starts};
 use crate::words::{self, GRANULE_SHIFT};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -231,12 +232,16 @@ impl Writer {
         }
     }
 
-    /// Whether a block is recorded at that very address.
+    /// Whether a block is recorded that starts on the page at `address`.
     #[must_use]
-    pub fn is_start(&self, address: u64) -> bool {
-        let word = self.word(address);
-        // SAFETY: a granule word of a mapped table.
-        !word.is_null() && words::is_start(unsafe { (*word).load(Relaxed) })
+    pub fn has_start_on(&self, address: u64) -> bool {
+        let page = address & !(PAGE - 1);
+        [0, 8].into_iter().any(|plane| {
+            let words = self.word(page | plane);
+            let mut groups = (0..PAGE >> GRANULE_SHIFT).step_by(MANY as usize);
+            // SAFETY: a page's granules lie in one table.
+            !words.is_null() && groups.any(|at| unsafe { starts(words.add(at as usize)) } != 0)
+        })
     }
 
     /// Marks the block at `address` as one that others were cut out of.

@@ -157,9 +157,7 @@ fn meet(region: &Region, block: u64, handle: u64) {
 /// Whether a recorded block starts on a page.
 fn has_blocks(region: &Region, page: u64) -> bool {
     let start = page << PAGE_SHIFT;
-    let found = region.reader.block_at(start + GRANULES * 16 - 1);
-    let starts = (start..start + GRANULES * 16).step_by(8);
-    found.is_some() || starts.into_iter().any(|at| region.writer.is_start(at))
+    region.writer.has_start_on(start) || region.reader.block_at(start + GRANULES * 16 - 1).is_some()
 }
 
 /// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another.
