@@ -80,6 +80,7 @@ impl<'f> Interpreter<'_, 'f> {
                     unit: None,
                     factors: None,
                     arguments,
+                    near: None,
                     is_counted: false,
                 },
                 state,
@@ -95,9 +96,9 @@ impl<'f> Interpreter<'_, 'f> {
             },
             (Some(_), _) => Value::Unknown,
             (None, Some(callee)) => self.result_of(callee, &arguments),
-            (None, None) => through
-                .and_then(|function| self.types.get(function)?.target)
-                .map_or(Value::Unknown, |result| self.typed_result(result, 0)),
+            (None, None) => through.map_or(Value::Unknown, |function| {
+                self.result_through(function, &arguments)
+            }),
         };
         if tail {
             self.stores_block(allocator.map(|(_, it)| it), &arguments, state, at);
@@ -212,6 +213,24 @@ impl<'f> Interpreter<'_, 'f> {
         (!name.is_empty()).then(|| name.to_owned())
     }
 
+    /// What a function gives that only its type is known of: of a number that it makes of the only one it is given, from which it was made.
+    fn result_through(&self, function: TypeIndex, arguments: &[Value; 6]) -> Value {
+        let Some((result, entry)) = self
+            .types
+            .get(function)
+            .and_then(|entry| Some((entry.target?, entry)))
+        else {
+            return Value::Unknown;
+        };
+        let is_number = |at| self.types.is_integer(self.types.strip(at));
+        match entry.members.as_slice() {
+            [only] if is_number(only.r#type) && is_number(result) => {
+                Value::derived(arguments[0].from())
+            }
+            _ => self.typed_result(result, 0),
+        }
+    }
+
     /// The function type that an indirect call goes through.
     pub(super) fn function_type(
         &mut self,
@@ -275,6 +294,12 @@ impl<'f> Interpreter<'_, 'f> {
                         },
                         _,
                     ) if scale > 1 && x != Computed::Joined => Some(u64::from(scale)),
+                    _ => None,
+                };
+            }
+            Size::Derived(mask) if mask.is_power_of_two() => {
+                met.near = match argument(mask.ilog2() as u8) {
+                    Value::Constant(number) => u64::try_from(number).ok(),
                     _ => None,
                 };
             }

@@ -68,6 +68,8 @@ pub(super) struct Met {
     pub(super) factors: Option<(Value, Value)>,
     /// The integer arguments.
     pub(super) arguments: [Value; 6],
+    /// Where the bytes asked for are made of a number in a way that is not known, the number.
+    pub(super) near: Option<u64>,
     /// Whether a number lies in front of the objects, which `size` is without.
     pub(super) is_counted: bool,
 }
@@ -114,6 +116,7 @@ impl Met {
             unit,
             factors: None,
             arguments: [Value::Unknown; 6],
+            near: None,
             is_counted: false,
         }
     }

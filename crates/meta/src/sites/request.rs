@@ -16,6 +16,8 @@ pub struct Request {
     pub unit: Option<u64>,
     /// Whether the unit is but a divisor of that of several requests.
     pub is_common: bool,
+    /// A number that the bytes are made of, rounded perhaps: it confirms a size, and refutes none.
+    pub near: Option<u64>,
     /// Bytes before the multiple.
     pub head: u64,
     /// The request replaces an older block.
@@ -30,6 +32,7 @@ impl Request {
             grows,
             is_carved: met.callee == Key::Carved,
             unit: met.unit.filter(|unit| *unit > 0),
+            near: met.near,
             ..Self::default()
         };
         match met.size {
@@ -127,6 +130,7 @@ pub(super) fn role(
                 Role::Unknown
             }
         }
+        Request { near, .. } if record && near == Some(size) => Role::Whole,
         // `32n + 160` bytes: ten elements and more, or a header that happens to have as many bytes as some elements.
         Request { head, .. } if record && flexible.is_none() && head > size && head % size == 0 => {
             Role::Unknown

@@ -129,3 +129,23 @@ fn a_length_in_front() {
     let source = SOURCE.replace("Header long unsigned int", "Header unsigned long");
     check_with("counted.cc", "clang++", &source, &options);
 }
+
+/// A pointer leads to what rounds the size: it confirms a type of just that size, and refutes none.
+#[test]
+fn a_size_that_is_rounded_elsewhere() {
+    check(
+        "rounded.c",
+        "int (*round_up)(int);
+        __attribute__((noinline)) void *get(int n) {
+            return malloc(round_up(n));
+        }
+        struct node *nodes;
+        void whole(void) {
+            nodes = get(sizeof(struct node)); //= Whole struct node
+        }
+        void kind(void) {
+            nodes = get(3); //= Unknown struct node
+        }
+        ",
+    );
+}
