@@ -201,9 +201,34 @@ impl Reader {
         })
     }
 
+    /// Whether no block starts in `len` bytes from `start` on, nor so near in front that it could reach them. Not so where a large one begins a
+    /// little behind them.
+    #[must_use]
+    pub fn is_bare(&self, start: u64, len: u64) -> bool {
+        let last = start + len - 1;
+        let around = [start, last, last + LARGE];
+        let starts = |plane| self.nearest_mark(last, plane, len + LARGE).is_some();
+        last >> 46 == 0
+            && !around.into_iter().any(|by| self.covering(by).is_some())
+            && !starts(0)
+            && !starts(8)
+    }
+
     /// The last block of one plane that starts at or below `address`, within so many bytes.
     #[inline(always)]
     fn nearest_start(&self, address: u64, plane: u64, within: u64) -> Option<Block> {
+        let (table, found, base) = self.nearest_mark(address, plane, within)?;
+        self.block_from(table, found, base)
+    }
+
+    /// The table and the granule of the last start of one plane at or below `address`, within so many bytes; and where it is.
+    #[inline(always)]
+    fn nearest_mark(
+        &self,
+        address: u64,
+        plane: u64,
+        within: u64,
+    ) -> Option<(*const AtomicU32, u64, u64)> {
         let mut at = if address & 15 >= plane {
             address & !15 | plane
         } else {
@@ -217,7 +242,7 @@ impl Reader {
                 // SAFETY: granules of one table.
                 if let Some(found) = unsafe { last_start(table, first, last) } {
                     let base = at - ((last - found) << GRANULE_SHIFT);
-                    return self.block_from(table, found, base);
+                    return Some((table, found, base));
                 }
             }
             // On at the end of the chunk before.

@@ -221,6 +221,24 @@ fn check(start: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 "at {:#x}",
                 at
             );
+            // A page that is called bare has no byte of a block.
+            let page = at & !0xfff;
+            let before = truth.range(..page).next_back();
+            let reaches = before.is_some_and(|(base, block)| page - base < block.0.max(1));
+            let starts = truth.range(page..=page + 0xfff).next().is_some();
+            if direct.is_bare(page, 0x1000) {
+                prop_assert!(!reaches && !starts, "page {:#x}", page);
+            } else {
+                // And one is, where nothing is near.
+                let far = 1 << 18;
+                let around = page.saturating_sub(far)..=page + far;
+                let is_large = before.is_some_and(|(base, block)| page - base < block.0 + far);
+                prop_assert!(
+                    is_large || truth.range(around).next().is_some(),
+                    "page {:#x}",
+                    page
+                );
+            }
         }
     }
     Ok(())

@@ -143,7 +143,10 @@ fn meet(region: &Region, block: u64, handle: u64) {
         granules.min(GRANULES)
     };
     let (mut first, mut last) = (0, GRANULES);
-    if let Some(around) = region.reader.block_at(block) {
+    // Pools that map their memory themselves meet page after page.
+    if region.reader.is_bare(page << PAGE_SHIFT, 1 << PAGE_SHIFT) {
+        // All of the page is theirs.
+    } else if let Some(around) = region.reader.block_at(block) {
         region.writer.mark_container(around.base);
         containers::note(handle, around.base);
         first = in_page(around.base);
@@ -154,10 +157,10 @@ fn meet(region: &Region, block: u64, handle: u64) {
     known(page).store(page << 18 | first << 9 | last, Relaxed);
 }
 
-/// Whether a recorded block starts on a page.
+/// Whether a recorded block starts on a page, or reaches into it.
 fn has_blocks(region: &Region, page: u64) -> bool {
     let start = page << PAGE_SHIFT;
-    region.writer.has_start_on(start) || region.reader.block_at(start + GRANULES * 16 - 1).is_some()
+    region.writer.has_start_on(start) || region.reader.block_at(start).is_some()
 }
 
 /// Opens a call of a pool's function whose return address lies at `slot`. `false` inside another.
