@@ -80,6 +80,27 @@ pub(super) fn is_tagged(kind: TypeKind) -> bool {
     )
 }
 
+/// The identity of a base type, as of any debug info that states it.
+pub(crate) fn of_base(name: &str, size: u64, encoding: u8) -> [u8; 16] {
+    let node = Node {
+        kind: TypeKind::Base,
+        name,
+        size: Some(size),
+        count: None,
+        encoding,
+        flags: 0,
+        target: NONE,
+        edges: 0..0,
+        enumerators: 0..0,
+    };
+    let graph = Graph {
+        nodes: vec![node],
+        parts: vec![0..1],
+        ..Graph::default()
+    };
+    Round::run(&graph, &[]).identity(0).to_le_bytes()
+}
+
 /// What is known of a node in one round.
 #[derive(Clone, Default)]
 struct Hashes {

@@ -31,6 +31,7 @@ use crate::elf::Elf;
 use crate::facts::{Facts, Function, Type};
 use crate::names::demangle;
 use functions::Joined;
+pub(crate) use identity::of_base;
 use made_names::MadeNames;
 use places::{Budget, Evaluator};
 use pointee_model::image::{TypeIndex, TypeKind, type_flags};

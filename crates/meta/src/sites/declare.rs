@@ -5,6 +5,7 @@
 
 use super::model::{self, Makes};
 use super::{cpp, rust};
+use crate::dwarf::of_base;
 use crate::elf::Elf;
 use crate::facts::{Facts, Type};
 use pointee_model::image::{TypeKind, type_flags};
@@ -49,12 +50,14 @@ pub(crate) fn declare_text(facts: &mut Facts) {
     if !facts.types.iter().any(is_character) {
         // Rust's `char` is another thing.
         let has_rust = facts.functions.iter().any(rust::is_rust);
+        let name = if has_rust { "i8" } else { "char" };
         facts.types.push(Type {
             kind: TypeKind::Base,
             size: Some(1),
             encoding: SIGNED_CHARACTER,
             flags: 0,
-            ..declared(if has_rust { "i8" } else { "char" })
+            identity: of_base(name, 1, SIGNED_CHARACTER),
+            ..declared(name)
         });
     }
 }

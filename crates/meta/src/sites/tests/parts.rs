@@ -1,6 +1,8 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
-use super::{DebugFiles, Elf, HEAD, Options, check, check_with, described, infer, read_facts};
+use super::{
+    DebugFiles, Elf, HEAD, Options, check, check_with, compile, described, infer, read_facts,
+};
 use std::process::Command;
 
 #[test]
@@ -148,4 +150,16 @@ fn a_size_that_is_rounded_elsewhere() {
         }
         ",
     );
+}
+
+/// What a file without debug info calls text is the type that one with debug info states.
+#[test]
+fn text_is_one_type_everywhere() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = "char *text; int main(void) { return !text; }";
+    let elf = compile(folder.path(), "text.c", "gcc", "-O0", source);
+    let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+    let mut types = facts.types.iter();
+    let stated = types.find(|known| known.name == "char").expect("char");
+    assert_eq!(stated.identity, crate::dwarf::of_base("char", 1, 6));
 }
