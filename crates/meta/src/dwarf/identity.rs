@@ -95,7 +95,7 @@ pub(crate) fn of_base(name: &str, size: u64, encoding: u8) -> [u8; 16] {
     };
     let graph = Graph {
         nodes: vec![node],
-        parts: vec![0..1],
+        parts: std::iter::once(0..1).collect(),
         ..Graph::default()
     };
     Round::run(&graph, &[]).identity(0).to_le_bytes()
