@@ -13,7 +13,7 @@ shift
 mkdir -p "$dir"
 cd "$dir"
 flags="-g -O2 -fstack-protector-strong -Wformat -Werror=format-security"
-all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just htop rsync mosquitto tcpdump socat libarchive unbound hunspell exiv2 eza tar nasm tcc coreutils cpio indent cflow tinyproxy dropbear dhcpcd5 stunnel4 sudo gperf leveldb sd chrony units lsof mtools file xz-utils strace"
+all="bzip2 lua5.4 sqlite3 libzstd redis gnugo jq git tmux ninja-build cppcheck ripgrep mini-redis bash nginx gawk aria2 fd perl haproxy zsh less memcached groff hyperfine bore dnsmasq nano screen dash curl lighttpd vim busybox qpdf tokei mawk patch libxml2 wget openssh iproute2 e2fsprogs grep poppler sfz just htop rsync mosquitto tcpdump socat libarchive unbound hunspell exiv2 eza tar nasm tcc coreutils cpio indent cflow tinyproxy dropbear dhcpcd5 stunnel4 sudo gperf leveldb sd chrony units lsof mtools file xz-utils strace byacc gifsicle jimtcl squashfs-tools bird2 cscope mdadm tinc cmark mpg123 joe openntpd lzip gnuchess dust"
 
 # The unpacked folder of a source package, Debian's patches left out.
 fetch() {
@@ -110,6 +110,21 @@ for program in ${*:-$all}; do
     file) patched file; (cd file-5.44 && configure --disable-shared --disable-zlib --disable-bzlib --disable-xzlib && make -C src) ;;
     xz-utils) patched xz-utils; (cd xz-utils-5.4.1 && configure --disable-shared --disable-nls && make) ;;
     strace) patched strace; (cd strace-6.1 && configure --enable-mpers=no && make) ;;
+    byacc) patched byacc; (cd byacc-2* && configure && make yacc) ;;
+    gifsicle) patched gifsicle; (cd gifsicle-1.93 && configure --disable-gifview && make) ;;
+    jimtcl) patched jimtcl; (cd jimtcl-0.81* && CFLAGS="$flags" ./configure && make jimsh) ;;
+    squashfs-tools) patched squashfs-tools; (cd squashfs-tools-4.5.1/squashfs-tools && make mksquashfs EXTRA_CFLAGS=-g) ;;
+    bird2) patched bird2; (cd bird2-2.0.12 && (test -x configure || autoreconf -fi) && configure --disable-client && make) ;;
+    cscope) patched cscope; (cd cscope-15.9 && configure && make) ;;
+    mdadm) patched mdadm; (cd mdadm-4.2 && make mdadm CWFLAGS= CXFLAGS="$flags $hardened -DNO_LIBUDEV" LDLIBS="-ldl -lpthread") ;;
+    tinc) fetch tinc; (cd tinc-1.0.36 && configure --disable-lzo && make) ;;
+    cmark) patched cmark; (cd cmark-0.30.2 && cmake -B b -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="$flags $hardened" -DCMARK_SHARED=OFF && make -C b) ;;
+    mpg123) fetch mpg123; (cd mpg123-1.31.2 && configure --disable-shared --enable-static --disable-modules && make src/mpg123) ;;
+    joe) fetch joe; (cd joe-4.6 && (test -x configure || ./autojoe) && configure && make) ;;
+    openntpd) patched openntpd; (cd openntpd-6.2p3 && autoreconf -fi && configure && make) ;;
+    lzip) patched lzip; (cd lzip-1.23 && ./configure CXXFLAGS="$flags" CPPFLAGS="$hardened" LDFLAGS="-Wl,-z,relro" && make) ;;
+    gnuchess) patched gnuchess; (cd gnuchess-6.2.7 && configure && make) ;;
+    dust) CARGO_PROFILE_RELEASE_DEBUG=2 CARGO_PROFILE_RELEASE_STRIP=none cargo install --locked --root dust du-dust --version 0.8.3 ;;
     binutils) apt-get source -qq binutils; (mkdir -p binutils-shared && cd binutils-shared && ../binutils-2.40/configure --enable-shared --disable-gold --disable-gprofng --disable-gdb --disable-nls --disable-werror --prefix="$PWD/installed" CFLAGS="-g -O2 -fstack-protector-strong" MAKEINFO=true && make MAKEINFO=true && make install MAKEINFO=true) ;;
     ffmpeg) apt-get source -qq ffmpeg; (cd ffmpeg-5.1.* && ./configure --enable-shared --disable-static --disable-doc --disable-stripping --disable-x86asm --disable-autodetect --disable-network --disable-everything --enable-decoder=pcm_s16le,flac,h264,png,rawvideo,mpeg4,aac,wrapped_avframe --enable-encoder=flac,png,rawvideo,pcm_s16le,mpeg4,aac,wrapped_avframe --enable-demuxer=wav,flac,matroska,rawvideo,image2,mov --enable-muxer=wav,flac,matroska,null,mp4,image2 --enable-protocol=file,pipe --enable-parser=flac,h264,mpeg4video,aac --enable-bsf=extract_extradata --enable-filter=testsrc,sine,scale,aresample,format,aformat,null,anull,buffer,abuffer,buffersink,abuffersink --enable-indev=lavfi --prefix="$PWD/installed" --extra-ldflags="-Wl,-rpath,$PWD/installed/lib" && make && make install) ;;
     *) echo "$program is not known: $all" >&2; exit 2 ;;
