@@ -129,6 +129,8 @@ pub struct Variable {
 pub enum Place {
     /// In a register (DWARF number; x86-64: 0 rax 1 rdx 2 rcx 3 rbx 4 rsi 5 rdi 6 rbp 7 rsp 8–15 r8–r15).
     Register(u16),
+    /// Its first eight bytes are in a register, and the rest elsewhere or nowhere (`DW_OP_reg… DW_OP_piece 8 …`).
+    Start(u16),
     /// In memory at register + offset.
     Memory(u16, i64),
     /// In memory at frame base + offset.

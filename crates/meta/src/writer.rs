@@ -492,7 +492,7 @@ fn local_place(place: Place, base: FrameBase) -> Option<(LocalPlace, u16, i64)> 
         }
         // At a fixed address it is no local; what the frame base is, is not known.
         (Place::Frame(_) | Place::Behind(None, _), FrameBase::Unknown)
-        | (Place::Address(_) | Place::Constant(_), _) => return None,
+        | (Place::Start(_) | Place::Address(_) | Place::Constant(_), _) => return None,
     })
 }
 

@@ -252,7 +252,7 @@ fn source(place: Lies, frame_base: FrameBase, base: Option<Base>) -> Option<Sour
             };
             memory(register, from.checked_add(offset)?)
         }
-        Lies::Memory(..) | Lies::Address(_) | Lies::Behind(..) => None,
+        Lies::Memory(..) | Lies::Start(_) | Lies::Address(_) | Lies::Behind(..) => None,
     }
 }
 

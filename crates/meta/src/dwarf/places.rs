@@ -1,7 +1,7 @@
 //! *Where does a variable lie, and which code does an entry cover?*
 //!
 //! Location expressions are not evaluated but recognized: the few shapes that name one register,
-//! one memory slot or one value become a [`Place`], everything else (pieces, entry values,
+//! one memory slot or one value become a [`Place`], everything else (other pieces, entry values,
 //! computations) becomes nothing. Lists are charged to a [`Budget`], because a hostile file may let a
 //! million entries refer to one long list.
 
@@ -165,6 +165,14 @@ impl<'a> Evaluator<'_, 'a> {
         };
         let place = match (first, second, third) {
             (Operation::Register { register }, None, None) => Place::Register(register.0),
+            (
+                Operation::Register { register },
+                Some(Operation::Piece {
+                    size_in_bits: 64,
+                    bit_offset: None | Some(0),
+                }),
+                _,
+            ) => Place::Start(register.0),
             (
                 Operation::RegisterOffset {
                     register, offset, ..

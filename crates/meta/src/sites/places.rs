@@ -78,7 +78,7 @@ impl<'f> Places<'f> {
                 };
                 let size = || types.size(r#type).unwrap_or(8).max(1);
                 let (base, offset) = match *place {
-                    Place::Register(register) => {
+                    Place::Register(register) | Place::Start(register) => {
                         if let Some(list) = places.registers.get_mut(usize::from(register)) {
                             list.push(span);
                         }
