@@ -2,11 +2,12 @@
 //!
 //! The roots by name, what the configuration declares, what is learned of other files, and the wrappers that are found round by round.
 
-use super::calls::{Key, Program};
+use super::calls::{Body, Key, Program};
 use super::identity;
-use super::model::{self, Makes, Size};
+use super::model::{self, Makes, Row, Size};
+use super::parameters::parameters;
 use super::pools::{Cell, Moved};
-use super::typing::Types;
+use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Value, offset_parameter};
 use super::{Options, Summary};
 use crate::config::{ByName, Declared};
@@ -113,6 +114,19 @@ pub(super) struct Allocators<'f> {
     pub(super) movers: HashSet<u64>,
 }
 
+/// Whether a function of the file has no more than its name of the library's function that makes text: it is given something else.
+fn is_other(row: &Row, body: &Body<'_>, types: &Types<'_>) -> bool {
+    let [first, ..] = parameters(body, types).by_register;
+    let wanted = row.makes == Makes::Characters
+        && row.out.is_none()
+        && !model::is_string_member(body.linkage_name);
+    wanted
+        && first.is_some_and(|first| match types.pointee(first.r#type) {
+            Some(Pointee::Type(target)) => !types.is_character(target),
+            Some(Pointee::Void) | None => true,
+        })
+}
+
 impl<'f> Allocators<'f> {
     pub(super) fn roots(
         program: &Program<'_>,
@@ -132,8 +146,10 @@ impl<'f> Allocators<'f> {
         let by_key = imports
             .chain(locals)
             .filter_map(|(key, name)| {
-                let Some(row) = model::row(name) else {
-                    let is_own = matches!(key, Key::Local(_));
+                let own = program.body(key);
+                let is_other = |row: &Row| own.is_some_and(|body| is_other(row, body, types));
+                let Some(row) = model::row(name).filter(|row| !is_other(row)) else {
+                    let is_own = own.is_some();
                     if let Some(declared) = by_name.get(name, is_own) {
                         return Some((key, Allocator::declared(declared)));
                     }

@@ -62,8 +62,8 @@ pub(super) fn keeps(witness: Witness) -> bool {
     kind(witness) == Witness::Variable as u8 && witness != Witness::Parameter
 }
 
-/// Whether the one type left is how a local variable looks at memory that is kept as `void *`, of a
-/// size that has nothing to do with it: a pool's free list, say.
+/// Whether the one type left is how a local variable looks at memory that is kept as `void *`, or what a function returns
+/// that keeps it so, of a size that has nothing to do with it: a pool's free list, say, or a node of a tree whose leaves are returned.
 pub(super) fn is_view(
     types: &Types<'_>,
     left: &[TypeIndex],
@@ -73,10 +73,15 @@ pub(super) fn is_view(
     let [only] = left else {
         return false;
     };
-    let mut typed = clues.iter().filter(|clue| clue.types.contains(only));
-    role(types, *only, request).0 == Role::Unknown
-        && is_kept_as_void(clues)
-        && typed.all(|clue| clue.witness == Witness::Variable)
+    let all = |witness: Witness| {
+        let mut typed = clues.iter().filter(|clue| clue.types.contains(only));
+        typed.all(|clue| clue.witness == witness)
+    };
+    // What a function returns may be another block by then, kept in the same place.
+    let is_any_size = request.total.is_none() && request.unit.is_none_or(|unit| unit == 1);
+    let is_unsized = role(types, *only, request).0 == Role::Unknown;
+    is_kept_as_void(clues)
+        && (is_unsized && all(Witness::Variable) || is_any_size && all(Witness::Result))
 }
 
 pub(super) fn is_kept_as_void(clues: &[Clue]) -> bool {

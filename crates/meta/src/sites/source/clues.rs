@@ -155,6 +155,20 @@ impl Scope<'_, '_> {
         if let Some(open) = self.opening_of_cast(text, call) {
             before = open;
         }
+        // A macro has parentheses around all that it stands for.
+        let mut end = closing(text, call + 1)?;
+        let is_around = |open: usize, end: usize| {
+            let called = open.checked_sub(1).map(|at| &text[at]);
+            let is_call = called.is_some_and(|word| word.ends_operand() && !word.is("return"));
+            text[open].is("(") && !is_call && closing(text, open) == Some(end + 1)
+        };
+        while before
+            .checked_sub(1)
+            .is_some_and(|open| is_around(open, end))
+        {
+            (before, end) = (before - 1, end + 1);
+            before = self.opening_of_cast(text, before).unwrap_or(before);
+        }
         let sign = before.checked_sub(1)?;
         let pointer = match text[sign].text() {
             "return" => result?,
@@ -322,6 +336,10 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
         .filter(|next| next.is("("))
         .and_then(|_| closing(arguments, at + 1));
     loop {
+        // What a size is cast to changes nothing.
+        while let Some(open) = cast_before(arguments, at) {
+            at = open;
+        }
         let own = depths[at];
         let outside = |other: &usize| {
             depths[*other] < own || (depths[*other] == own && arguments[*other].is(","))
@@ -378,6 +396,21 @@ fn part(arguments: &[Token<'_>], at: usize) -> Option<Role> {
     }
 }
 
+/// Where the cast starts that stands right before `at`, if one does: nothing else in parentheses stands before an operand.
+fn cast_before(arguments: &[Token<'_>], at: usize) -> Option<usize> {
+    let end = at.checked_sub(1).filter(|end| arguments[*end].is(")"))?;
+    let open = (0..end).rev().find(|open| arguments[*open].is("("))?;
+    let words = arguments.get(open + 1..end)?;
+    let is_word = |word: &Token<'_>| {
+        word.text()
+            .starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+    };
+    let is_called = open
+        .checked_sub(1)
+        .is_some_and(|name| arguments[name].ends_operand());
+    (!is_called && !words.is_empty() && words.iter().all(is_word)).then_some(open)
+}
+
 /// Whether these words do nothing but round up what stands among them: `+ 4 - 1`, and the mask behind it, `& ~(4 - 1)`.
 fn is_rounding<'a, 't: 'a>(
     mut words: impl Iterator<Item = &'a Token<'t>> + Clone,
@@ -424,6 +457,10 @@ mod tests {
             ("(sizeof(T) + 1) * n", None),
             ("(sizeof(T) + n) & ~7", Some(Role::Header)),
             ("f(sizeof(T)) + n", None),
+            ("((ptrdiff_t)sizeof(T)) * n", Some(Role::Element)),
+            ("(size_t)(n) * (int)sizeof(T)", Some(Role::Element)),
+            ("(int)sizeof(T) + n", Some(Role::Header)),
+            ("(unsigned int)sizeof(T)", Some(Role::Whole)),
         ];
         for (text, expect) in rows {
             let words = tokens(text.as_bytes(), 1);

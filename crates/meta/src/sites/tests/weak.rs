@@ -172,3 +172,65 @@ fn room_in_a_chunk_that_is_counted_down() {
         },
     );
 }
+
+/// Nodes of a tree are kept as `void *`, and what is returned is a leaf.
+#[test]
+fn what_is_returned_of_what_is_kept_untyped() {
+    check_at(
+        &["-O1", "-O2", "-O3"],
+        "tree.c",
+        "gcc",
+        "#include <stdlib.h>
+        struct tree { void *root; unsigned char depth, bits; };
+        extern unsigned long *new_leaf(struct tree *);
+        unsigned long *leaf(struct tree *tree, unsigned long key) {
+            void **node = &tree->root;
+            for (unsigned char depth = 0; depth <= tree->depth; depth++) {
+                if (!*node)
+                    *node = depth == tree->depth ? (void *)new_leaf(tree) :
+                        calloc(1UL << tree->bits, 1); //= opaque
+                if (depth == tree->depth) break;
+                node = (void **)*node + (key >> depth & 3);
+            }
+            return (unsigned long *)*node;
+        }",
+        &Options {
+            sources: false,
+            ..Options::default()
+        },
+    );
+}
+
+/// The compiler throws the store away, and with it all that it tells.
+#[test]
+fn parentheses_that_a_macro_brings() {
+    with_sources(
+        "macro.c",
+        "#define NEW(n) (get((size_t)(n)))
+        __attribute__((noinline)) void *get(size_t n) {
+            return malloc(n); //= wrapper
+        }
+        struct text { char *base, *end; };
+        extern char *text;
+        void renew(struct text *r) {
+            if ((r->base = r->end = NEW(24)) == 0) abort(); //= Characters char
+            r->base = r->end = text;
+        }",
+    );
+}
+
+/// The library's function has one argument, a text.
+#[test]
+fn a_function_that_is_the_librarys_by_name_only() {
+    const SOURCE: &str = "#include <stdio.h>
+        __attribute__((noinline)) char *readline(FILE *from, char *room, size_t n) {
+            return fgets(room, n, from);
+        }
+        char *first(FILE *from, char *room) { return readline(from, room, 80); }
+        ";
+    let folder = tempfile::tempdir().expect("a folder");
+    let elf = compile(folder.path(), "own.c", "gcc", "-O1", SOURCE);
+    let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+    let found = infer(&elf, &facts, &Options::default());
+    assert!(found.sites.is_empty(), "{found:#?}");
+}
