@@ -105,6 +105,12 @@ impl Types<'_> {
             .or_else(|| self.flexible_arm(index))
     }
 
+    /// The same, where nothing but what follows an object can be in it: an array of such objects has none of its elements.
+    pub(super) fn open_end(&self, index: TypeIndex) -> Option<u64> {
+        let open = |count| matches!(count, None | Some(0 | u64::MAX));
+        self.array_at_end(index, open).map(|(offset, _)| offset)
+    }
+
     /// The flexible array member that an arm of a union ends with.
     fn flexible_arm(&self, index: TypeIndex) -> Option<(u64, TypeIndex)> {
         let entry = self.get(self.strip(index))?;

@@ -97,6 +97,13 @@ pub(super) fn role(
             // Who keeps a single pointer on the heap keeps the first of several.
             _ if total == size && types.pointee(index).is_some() => Role::Element,
             _ if total == size => Role::Whole,
+            // An array of one record at the end may be one, or the old way to write what goes on: several of these, or one with more.
+            _ if total % size == 0
+                && types.open_end(index).is_none()
+                && flexible.is_some_and(|(_, element)| is_record(types, element)) =>
+            {
+                Role::Unknown
+            }
             _ if flexible.is_some() && total >= opens_at => Role::Header,
             _ if total % size == 0 => Role::Element,
             _ if total > size && record => Role::Header,
@@ -115,7 +122,8 @@ pub(super) fn role(
             let header = flexible.is_some() || (record && !steps);
             // What was shifted may have been a multiple already (`7n << 4`).
             let is_shifted = request.is_common && unit.is_power_of_two();
-            if header && head > 0 && head >= opens_at {
+            let is_open = head == 0 && unit != size && types.open_end(index).is_some();
+            if is_open || (header && head > 0 && head >= opens_at) {
                 Role::Header
             } else if record && (unit != size || is_shifted) && head >= size {
                 // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
@@ -130,7 +138,11 @@ pub(super) fn role(
                 Role::Unknown
             }
         }
-        Request { near, .. } if record && near == Some(size) => Role::Whole,
+        Request { near, .. } if record && near == Some(size) => match request.grows {
+            // So many more of them.
+            true => Role::Element,
+            false => Role::Whole,
+        },
         // `32n + 160` bytes: ten elements and more, or a header that happens to have as many bytes as some elements.
         Request { head, .. } if record && flexible.is_none() && head > size && head % size == 0 => {
             Role::Unknown

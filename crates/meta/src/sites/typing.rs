@@ -3,7 +3,7 @@
 //! Types are compared *stripped*: typedefs and qualifiers removed, a declaration replaced by the
 //! definition of that name. `void` has no index here: a pointer's target is a [`Pointee`].
 
-use crate::facts::{Facts, Type};
+use crate::facts::{Facts, Member, Type};
 use pointee_model::image::{TypeIndex, TypeKind, member_flags, type_flags};
 use std::collections::HashMap;
 
@@ -252,31 +252,56 @@ impl<'f> Types<'f> {
 
     /// Whether `index` is a number that tells the kind and bytes for whatever that kind has, as `struct sockaddr` is.
     pub(super) fn is_open(&self, index: TypeIndex) -> bool {
-        let tells_kind = |entry: &Type| match &entry.members[..] {
-            [kind, open] => {
-                let bytes = self.element(open.r#type);
-                entry.kind == TypeKind::Struct
-                    && self.is_integer(self.strip(kind.r#type))
-                    && bytes.is_some_and(|element| self.is_character(element))
-            }
-            _ => false,
-        };
-        self.get(index).is_some_and(tells_kind)
+        self.get(index)
+            .is_some_and(|entry| entry.members.len() == 2 && self.tells_kind(entry).is_some())
     }
 
-    /// Whether `outer` is of a kind that `inner`, which [is open](Self::is_open), may tell.
+    /// How many numbers a record has, of which some tell its kind, before the bytes that it leaves to the kinds. What is behind
+    /// these is there for its alignment; bytes of no stated number are an array of their own.
+    fn tells_kind(&self, entry: &Type) -> Option<usize> {
+        let is_bytes = |at: TypeIndex| {
+            let element = self
+                .element(at)
+                .filter(|element| self.is_character(*element));
+            element.is_some() && self.size(at) > Some(1)
+        };
+        let open = entry
+            .members
+            .iter()
+            .position(|member| is_bytes(member.r#type))?;
+        let numbers = entry.members.get(..open).unwrap_or(&[]);
+        let behind = entry.members.get(open + 1..).unwrap_or(&[]);
+        let is_kind = entry.kind == TypeKind::Struct
+            && !numbers.is_empty()
+            && numbers
+                .iter()
+                .all(|member| member.bit_size == 0 && self.is_integer(self.strip(member.r#type)))
+            && behind
+                .iter()
+                .all(|member| self.size(member.r#type) == Some(0));
+        is_kind.then_some(open)
+    }
+
+    /// Whether `outer` is of a kind that `inner` may tell: with all of its numbers, by name if they are several.
     fn leaves_open(&self, outer: &Type, inner: TypeIndex) -> bool {
-        let Some([kind, _]) = self.get(inner).map(|inner| &inner.members[..]) else {
+        let Some(inner_type) = self.get(inner).filter(|_| outer.kind == TypeKind::Struct) else {
             return false;
         };
-        let Some(first) = outer.members.first() else {
+        let Some(numbers) = self.tells_kind(inner_type) else {
             return false;
         };
-        outer.kind == TypeKind::Struct
-            && self.is_open(inner)
-            && (kind.offset, self.strip(kind.r#type)) == (first.offset, self.strip(first.r#type))
-            && outer.members.len() >= 2
-            && outer.size >= self.size(inner)
+        let alike = |(own, its): (&Member, &Member)| {
+            (own.offset, own.bit_size) == (its.offset, its.bit_size)
+                && self.strip(own.r#type) == self.strip(its.r#type)
+                && (numbers == 1 || own.name == its.name)
+        };
+        outer.members.len() > numbers
+            && outer
+                .members
+                .iter()
+                .zip(&inner_type.members[..numbers])
+                .all(alike)
+            && (numbers > 1 || outer.size >= self.size(inner))
     }
 
     /// Whether `index` has members.

@@ -287,6 +287,15 @@ fn narrow(types: &Types<'_>, candidates: &mut Candidates, clues: &[Clue], reques
             clues.iter().any(said)
         });
     }
+    // An array of variable length is declared, however its memory is looked at.
+    candidates.keep("not what the array is declared to be", |at| {
+        let is_declared =
+            |clue: &Clue| clue.witness == Witness::Variable && clue.role == Some(Role::Element);
+        request.is_carved
+            && clues
+                .iter()
+                .any(|clue| is_declared(clue) && clue.types == [at])
+    });
     // `char *text = get(3 * sizeof(int) + 1)`: digits and not numbers; `struct item *p = get(sizeof(p))`.
     let kept_otherwise = is_kept_as_bytes(types, clues)
         || clues.iter().any(|clue| {

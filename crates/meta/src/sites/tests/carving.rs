@@ -201,3 +201,18 @@ fn of_an_obstack() {
     };
     check_at(&["-O1", "-O2"], "obstack.c", "gcc", &source, &options);
 }
+
+/// How a part of the program looks at it does not matter.
+#[test]
+fn an_array_of_variable_length_is_what_it_is_declared_to_be() {
+    check(
+        "declared.c",
+        "extern void send(struct node *); extern long take(void *, size_t);
+        long bytes(unsigned n, const void *from) {
+            unsigned char room[n]; //= Bytes unsigned char
+            memcpy(room, from, n);
+            send((struct node *)room);
+            return take(room, n);
+        }",
+    );
+}

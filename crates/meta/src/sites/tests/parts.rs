@@ -152,6 +152,25 @@ fn a_size_that_is_rounded_elsewhere() {
     );
 }
 
+/// What asks for more of them is given the size of one.
+#[test]
+fn an_array_that_grows_by_the_size_of_one() {
+    check(
+        "grown.c",
+        "__attribute__((noinline)) void *grow(void *old, size_t *count, size_t size) {
+            *count += old ? *count / 2 + 1 : *count ? 0 : 128 / size;
+            return reallocarray(old, *count, size); //= wrapper
+        }
+        struct vector { size_t count, allocated; struct node *nodes; };
+        struct vector *create(size_t n) {
+            struct vector *vector = malloc(sizeof(struct vector)); //= Whole struct vector
+            vector->count = 0; vector->allocated = n;
+            vector->nodes = grow(0, &vector->allocated, sizeof(struct node)); //= Element struct node
+            return vector;
+        }",
+    );
+}
+
 /// What a file without debug info calls text is the type that one with debug info states.
 #[test]
 fn text_is_one_type_everywhere() {

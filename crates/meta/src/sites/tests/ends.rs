@@ -1,0 +1,69 @@
+//! Records that end in an array, and records that leave their bytes to their kinds.
+
+use super::check;
+
+#[test]
+fn bytes_of_a_number_that_is_stated_are_for_the_kinds() {
+    check(
+        "kinds.c",
+        "#define ADDRESS unsigned char kind, bits; unsigned short length;
+        struct address { ADDRESS unsigned char data[20]; unsigned long aligned[0]; } *list;
+        struct six { ADDRESS unsigned char six[16]; unsigned most, owner; } *last;
+        struct rule { ADDRESS unsigned four; unsigned char data[0]; };
+        __attribute__((noinline)) void add(struct address *one) { list = one; }
+        void owned(void) {
+            list = malloc(sizeof(struct six)); //= Base struct address
+        }
+        void rule(size_t n, unsigned four) {
+            struct rule *rule = malloc(sizeof(struct rule) + n); //= Header struct rule + unsigned char
+            rule->kind = 3; rule->four = four;
+            add((struct address *)rule);
+        }",
+    );
+}
+
+/// The array says how long it is by the number before it; the record of 16 bytes is no kind of it.
+#[test]
+fn bytes_of_no_stated_number_are_an_array() {
+    check(
+        "text.c",
+        "struct text { unsigned length; unsigned char data[0]; } *text;
+        struct other { unsigned length; long a; } *other;
+        void longer(unsigned n) {
+            text = malloc(sizeof(struct text) + n + 12); //= Header struct text + unsigned char
+            text->length = n + 12;
+        }
+        void twelve(void) {
+            text = malloc(sizeof(struct text) + 12); //= Header struct text + unsigned char
+        }",
+    );
+}
+
+#[test]
+fn an_array_of_what_goes_on_has_none_of_it() {
+    check(
+        "sectors.c",
+        "struct spare { char head[24]; long count; struct entry { long a, b; } entries[0]; } *spare;
+        void sectors(unsigned n) {
+            spare = malloc((size_t)n * 512); //= Header struct spare + struct entry
+        }",
+    );
+}
+
+/// Ten rules, or one with more parts: the bytes are the same. Where the field keeps several elsewhere they are several.
+#[test]
+fn an_array_of_one_at_the_end() {
+    check(
+        "one.c",
+        "struct rule { long a, b; struct part { int x, y; } parts[1]; } *rules, *rule;
+        void ten(void) {
+            rules = malloc(10 * sizeof(struct rule)); //= Element struct rule
+        }
+        void more(size_t n) {
+            rules = realloc(rules, n * sizeof(struct rule)); //= Element struct rule
+        }
+        void untold(void) {
+            rule = malloc(10 * sizeof(struct rule)); //= Unknown struct rule
+        }",
+    );
+}
