@@ -122,8 +122,8 @@ pub(super) fn role(
             let header = flexible.is_some() || (record && !steps);
             // What was shifted may have been a multiple already (`7n << 4`).
             let is_shifted = request.is_common && unit.is_power_of_two();
-            let is_open = head == 0 && unit != size && types.open_end(index).is_some();
-            if is_open || (header && head > 0 && head >= opens_at) {
+            let goes_on = head == 0 && unit != size && types.open_end(index).is_some();
+            if goes_on || (header && head > 0 && head >= opens_at) {
                 Role::Header
             } else if record && (unit != size || is_shifted) && head >= size {
                 // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.

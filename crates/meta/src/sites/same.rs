@@ -1,8 +1,9 @@
 //! *Which types of a file are one type?*
 //!
-//! Records of one name whose members lie at the same places, and pointers and arrays that differ in typedefs and qualifiers only.
+//! Records of one name whose members lie at the same places, base types under the names of their typedefs, and pointers and arrays that differ in typedefs and qualifiers only.
 
 use super::typing::{Types, is_alias};
+use crate::facts::Type;
 use pointee_model::image::{TypeIndex, TypeKind, type_flags};
 use std::collections::HashMap;
 
@@ -55,6 +56,29 @@ impl<'f> Types<'f> {
         same
     }
 
+    /// What a base type is that goes by the name of a typedef: gcc's link-time optimisation writes one for the other.
+    fn written_as(&self, entry: &Type) -> Option<TypeIndex> {
+        /// Types of C++ that C has typedefs of the name for (ISO C++20, [basic.fundamental]).
+        const OWN: [&str; 5] = ["bool", "wchar_t", "char8_t", "char16_t", "char32_t"];
+        if entry.kind != TypeKind::Base || OWN.contains(&entry.name.as_str()) {
+            return None;
+        }
+        let named = self.named(&entry.name).iter().copied();
+        let mut meant = named
+            .filter(|at| {
+                self.get(*at)
+                    .is_some_and(|named| named.kind == TypeKind::Typedef)
+            })
+            .map(|at| self.bare(at));
+        meant.find(|at| {
+            self.get(*at).is_some_and(|base| {
+                base.kind == TypeKind::Base
+                    && base.name != entry.name
+                    && (base.size, base.encoding) == (entry.size, entry.encoding)
+            })
+        })
+    }
+
     /// For records, the first of that name with the same members at the same places: a unit that only
     /// declares what a member points to has another type of the same record.
     pub(super) fn find_same_records(&self) -> Vec<TypeIndex> {
@@ -64,6 +88,9 @@ impl<'f> Types<'f> {
         (0..)
             .zip(self.types)
             .map(|(at, entry)| {
+                if let Some(named) = self.written_as(entry) {
+                    return named;
+                }
                 let whole = matches!(
                     entry.kind,
                     TypeKind::Struct | TypeKind::Class | TypeKind::Union

@@ -335,6 +335,7 @@ impl<'f> Types<'f> {
                 })
                 && self.strip(at) != base
                 && self.starts_with(at, base)
+                && !self.writes_out(entry, base)
                 && (!as_member
                     || entry.members.first().is_some_and(|first| {
                         first.offset == 0
@@ -342,6 +343,19 @@ impl<'f> Types<'f> {
                             && self.starts_with(first.r#type, base)
                     }))
         })
+    }
+
+    /// Whether `outer` is no more than a `head` with elements of the array that this ends with.
+    fn writes_out(&self, outer: &Type, head: TypeIndex) -> bool {
+        let (Some((_, element)), [first, rest @ ..]) = (self.flexible(head), &outer.members[..])
+        else {
+            return false;
+        };
+        let is_element =
+            |of: TypeIndex| self.strip(of) == element || self.element(of) == Some(element);
+        self.strip(first.r#type) == head
+            && !rest.is_empty()
+            && rest.iter().all(|member| is_element(member.r#type))
     }
 
     /// The types of a name, in order of index.

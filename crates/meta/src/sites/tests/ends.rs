@@ -67,3 +67,16 @@ fn an_array_of_one_at_the_end() {
         }",
     );
 }
+
+/// A variable for a list of one is the same bytes, and nothing derived from the list.
+#[test]
+fn a_head_with_its_elements_written_out() {
+    check(
+        "written.c",
+        "struct list { struct list *next; long count; struct entry { long a, b; } entries[0]; } *last;
+        struct one { struct list list; struct entry entry; } one;
+        void one_more(void) {
+            last = malloc(sizeof(struct list) + sizeof(struct entry)); //= Header struct list + struct entry
+        }",
+    );
+}

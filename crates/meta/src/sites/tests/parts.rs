@@ -1,7 +1,8 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
 use super::{
-    DebugFiles, Elf, HEAD, Options, check, check_with, compile, described, infer, read_facts,
+    DebugFiles, Elf, HEAD, Options, check, check_at, check_with, compile, described, infer,
+    read_facts,
 };
 use std::process::Command;
 
@@ -181,4 +182,27 @@ fn text_is_one_type_everywhere() {
     let mut types = facts.types.iter();
     let stated = types.find(|known| known.name == "char").expect("char");
     assert_eq!(stated.identity, crate::dwarf::of_base("char", 1, 6));
+}
+
+/// gcc's link-time optimisation states a base type under the name of a typedef.
+#[test]
+fn a_base_type_that_goes_by_the_name_of_a_typedef() {
+    check_at(
+        &["-flto"],
+        "named.c",
+        "gcc",
+        "#include <string.h>
+        typedef unsigned char byte;
+        extern void take(void *, unsigned);
+        byte *kept;
+        void room(unsigned n, const void *from) {
+            byte all[n]; //= Bytes unsigned char
+            memcpy(all, from, n);
+            take(all, n);
+        }",
+        &Options {
+            sources: false,
+            ..Options::default()
+        },
+    );
 }

@@ -211,10 +211,19 @@ fn parentheses_that_a_macro_brings() {
             return malloc(n); //= wrapper
         }
         struct text { char *base, *end; };
-        extern char *text;
-        void renew(struct text *r) {
-            if ((r->base = r->end = NEW(24)) == 0) abort(); //= Characters char
-            r->base = r->end = text;
+        static struct text *create(void) {
+            struct text *text = malloc(sizeof(struct text)); //= Whole struct text
+            if (text && (text->base = text->end = NEW(24)) == 0) { //= Characters char
+                free(text);
+                text = 0;
+            }
+            return text;
+        }
+        struct text *renew(char *value) {
+            struct text *text = create();
+            text->base = value;
+            text->end = value + strlen(value);
+            return text;
         }",
     );
 }
