@@ -30,13 +30,7 @@ pub(super) fn settle(facts: &Facts, types: &Types<'_>, sites: &mut [(Key, Site)]
     }
     for (key, site) in sites {
         let stated = |seen: &super::Evidence| seen.witness == Witness::SizeofInSource;
-        let size = site.r#type.and_then(|at| types.size(at)).unwrap_or(0);
-        let is_single = match (site.role, site.request.total) {
-            (Role::Whole, Some(_)) => true,
-            // So many that they may be several, or one with an array behind it.
-            (Role::Unknown, Some(total)) => size > 0 && total.is_multiple_of(size),
-            _ => false,
-        };
+        let is_single = site.role == Role::Whole && site.request.total.is_some();
         let generic = |seen: &super::Evidence| seen.witness == Witness::TemplateArgument;
         if is_single
             && (!site.evidence.iter().any(generic)

@@ -97,12 +97,15 @@ pub(super) fn role(
             // Who keeps a single pointer on the heap keeps the first of several.
             _ if total == size && types.pointee(index).is_some() => Role::Element,
             _ if total == size => Role::Whole,
-            // An array of one record at the end may be one, or the old way to write what goes on: several of these, or one with more.
+            // An array of one at the end may be the old way to write one that goes on, if it can: in so many bytes.
             _ if total % size == 0
                 && types.open_end(index).is_none()
-                && flexible.is_some_and(|(_, element)| is_record(types, element)) =>
+                && flexible.is_some_and(|(offset, element)| {
+                    let behind = total.checked_sub(offset).zip(types.size(element));
+                    behind.is_some_and(|(bytes, element)| !bytes.is_multiple_of(element))
+                }) =>
             {
-                Role::Unknown
+                Role::Element
             }
             _ if flexible.is_some() && total >= opens_at => Role::Header,
             _ if total % size == 0 => Role::Element,

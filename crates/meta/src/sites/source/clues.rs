@@ -135,8 +135,9 @@ impl Scope<'_, '_> {
         let arguments = closing(text, call + 1).and_then(|end| text.get(call + 2..end));
         let arguments = arguments.map_or(Vec::new(), split);
         arguments.iter().enumerate().any(|(at, argument)| {
-            let literal =
-                |token: &Token<'_>| token.text().starts_with(|c: char| c.is_ascii_digit());
+            let literal = |token: &Token<'_>| {
+                token.is("__LINE__") || token.text().starts_with(|c: char| c.is_ascii_digit())
+            };
             is_number(at)
                 && !argument.iter().any(|token| token.is("sizeof"))
                 && !argument.iter().all(literal)

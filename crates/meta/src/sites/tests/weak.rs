@@ -228,6 +228,24 @@ fn parentheses_that_a_macro_brings() {
     );
 }
 
+/// The line is no number of objects, though an inlined function is given it beside their size.
+#[test]
+fn a_line_number_that_a_macro_hands_on() {
+    with_sources(
+        "line.c",
+        "#define MAKE(p, type, n) ((p) = (type)make((size_t)(n), __LINE__))
+        static inline __attribute__((always_inline)) void *make(size_t n, int line) {
+            void *p = malloc(n); //= Whole struct node
+            if (!p) exit(line);
+            return p;
+        }
+        struct node *head;
+        void one(void) {
+            MAKE(head, struct node *, sizeof(struct node));
+        }",
+    );
+}
+
 /// The library's function has one argument, a text.
 #[test]
 fn a_function_that_is_the_librarys_by_name_only() {
