@@ -5,7 +5,7 @@
 
 use pointee_index::class::Class;
 use pointee_index::direct::Reader;
-use pointee_index::layout::{LARGE, Layout, MAGIC, VERSION};
+use pointee_index::layout::{LARGE, Layout, MAGIC, PAGE, VERSION};
 use pointee_index::nested::Nested;
 use pointee_index::origins::{Frame, Node, Origins, ROOTS, Rule};
 use pointee_index::words::ORIGIN_LIMIT;
@@ -432,6 +432,17 @@ proptest! {
             for address in std::iter::once(*start).chain(inside) {
                 for block in [reader.block_at(address), index.nested_block_at(address)] {
                     prop_assert_eq!(block.map(|it| (it.base, it.size, it.origin)), Some((*start, *size, *origin)));
+                }
+            }
+        }
+        // Behind what is said to be fresh of a page lies no word of a block.
+        for page in (base..base + 400_000).step_by(PAGE as usize) {
+            let fresh = nested.fresh_from(page);
+            let page = page & !(PAGE - 1);
+            for (start, (size, _)) in truth.range(page - 32..page + PAGE) {
+                let words = 1 + u64::from(*size > 16) + u64::from(*size >= LARGE);
+                for word in (0..words).map(|number| start + number * 16) {
+                    prop_assert!(!(page..page + PAGE).contains(&word) || word < fresh, "{word:#x} {fresh:#x}");
                 }
             }
         }

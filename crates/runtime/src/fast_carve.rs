@@ -15,7 +15,7 @@
 
 use crate::fast::{HASH_FACTOR, PLACES, Places, WORD_MASK, WORD_SHIFT};
 use crate::hooks;
-use crate::pools::{GRANULES, KNOWN, PAGE_SHIFT, PAGES};
+use crate::pools::{GRANULES, KNOWN, Known, PAGE_SHIFT, PAGES, STEPS};
 use crate::process::GATE;
 use crate::threads::{PLACE, State, WRITING};
 use core::arch::naked_asm;
@@ -52,13 +52,16 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         "cmp [r8 + {gate}], rcx", "jne 9f",
         "cmp dword ptr [r8 + {pool}], 0", "jne 9f",
 
-        // The page, and the granules of it that lie in one container: `page << 18 | first << 9 | one past the last`.
+        // The page, and the granules of it that lie in one container ([`Known`]); it counts as cut up.
         "mov rcx, rax",
         "shr rcx, {page_shift}",
         "mov r11d, ecx",
         "and r11d, {pages} - 1",
+        "shl r11d, {known_shift}",
         "lea r10, [rip + {known}]",
-        "mov r10, [r10 + r11 * 8]",
+        "add r10, r11",
+        "mov dword ptr [r10 + {fresh}], {steps}",
+        "mov r10, [r10 + {part}]",
         "mov r11, r10",
         "shr r11, 18",
         "cmp r11, rcx", "jne 9f",
@@ -174,6 +177,10 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         writing = const WRITING,
         closed = sym GATE,
         known = sym KNOWN,
+        known_shift = const size_of::<Known>().ilog2(),
+        part = const offset_of!(Known, part),
+        fresh = const offset_of!(Known, fresh),
+        steps = const STEPS,
         pages = const PAGES,
         page_shift = const PAGE_SHIFT,
         granules = const GRANULES,
