@@ -364,8 +364,14 @@ enum Cut {
     Back { at: u64, len: u64 },
 }
 
+/// Where the pool begins: its chunk's end lies in the middle.
+const POOL: u64 = (5 << 26) - 160_000;
+
 fn cut() -> impl Strategy<Value = Cut> {
-    let at = || (0u64..40_000).prop_map(|at| at * 8);
+    let anywhere = || (0u64..40_000).prop_map(|at| at * 8);
+    // So near a page's end that their words may lie on the next.
+    let end = || (1u64..78, 1u64..=5).prop_map(|(page, back)| page * PAGE - POOL % PAGE - back * 8);
+    let at = || prop_oneof![3 => anywhere(), 1 => end()];
     let size = prop_oneof![1u64..=16, 17u64..=200, 60_000u64..=70_000];
     prop_oneof![
         5 => (at(), size, 1u32..ORIGIN_LIMIT).prop_map(|(at, size, origin)| Cut::Out { at, size, origin }),
@@ -383,8 +389,7 @@ proptest! {
         let (nested, reader) = unsafe {
             (Nested::new(region.base, &region.layout), Reader::of_pools(region.base, &region.layout))
         };
-        // Across the border of two chunks.
-        let base = (5u64 << 26) - 160_000;
+        let base = POOL;
         let mut truth: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
         // Those into which later ones were cut: what was behind these is nobody's.
         let mut cut_into = std::collections::BTreeSet::new();
