@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 40;
+pub const FORMAT: u32 = 41;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -346,6 +346,14 @@ pub mod site_flags {
     pub const STAND_IN: u16 = 16;
     /// No call: the instruction carves the block out of the stack, or of a pool by moving its cursor.
     pub const NO_CALL: u16 = 32;
+    /// Four bits: of a header, the logarithm of the bytes in front of the array, which end with the header; 0: there are no others than its own.
+    pub const ARRAY_AT: u16 = 0xf00;
+
+    /// [`ARRAY_AT`] for an array that begins `bytes`, a power of two, into the block.
+    #[must_use]
+    pub const fn array_at(bytes: u64) -> u16 {
+        (bytes.trailing_zeros() as u16) << ARRAY_AT.trailing_zeros() & ARRAY_AT
+    }
 }
 
 impl SiteRecord {
@@ -353,6 +361,15 @@ impl SiteRecord {
     #[must_use]
     pub fn stands_in(&self) -> bool {
         self.flags & site_flags::STAND_IN != 0
+    }
+
+    /// Where the array begins whose header is so many bytes long.
+    #[must_use]
+    pub fn array_at(&self, header: u64) -> u64 {
+        match (self.flags & site_flags::ARRAY_AT) >> site_flags::ARRAY_AT.trailing_zeros() {
+            0 => header,
+            bits => header.max(1 << bits),
+        }
     }
 }
 

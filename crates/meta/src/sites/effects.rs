@@ -81,7 +81,7 @@ impl<'f> Interpreter<'_, 'f> {
                     factors: None,
                     arguments,
                     near: None,
-                    is_counted: false,
+                    front: 0,
                 },
                 state,
             );

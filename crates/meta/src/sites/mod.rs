@@ -438,7 +438,7 @@ impl Context<'_, '_> {
             }
             _ => decision.role,
         };
-        let is_counted = met.is_counted && decision.r#type.is_some();
+        let is_counted = met.front > 0 && decision.r#type.is_some();
         let (r#type, tail, role) = match is_counted {
             // Without a type for the number nothing is said of where the array lies.
             true => match self.types.count() {
@@ -456,6 +456,9 @@ impl Context<'_, '_> {
                 && decision.role != Role::Bytes
                 && decision.role != Role::Whole
         });
+        if is_counted && r#type.is_some() {
+            flags |= site_flags::array_at(met.front.unsigned_abs());
+        }
         Site {
             call: met.call,
             return_address: met.next,
