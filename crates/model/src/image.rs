@@ -565,12 +565,32 @@ pub struct CursorRecord {
     pub within: u16,
     /// Bits of [`cursor_flags`].
     pub flags: u16,
+    /// Of a number, where the bytes begin that it counts: bytes from the number on, or an address.
+    pub base: i64,
+    /// How many these are, if they are a variable; else 0.
+    pub room: u64,
+    /// How much a number grows by; 0: by what it is more then.
+    pub step: u32,
+    /// Bytes of what a number counts.
+    pub scale: u16,
+    /// A number was rounded up to a multiple of `1 << rounded` before it grew.
+    pub rounded: u16,
 }
 
 /// Bits of [`CursorRecord::flags`].
 pub mod cursor_flags {
     /// Blocks are carved downwards.
     pub const DOWN: u16 = 1;
+    /// The cursor is a number.
+    pub const COUNTS: u16 = 2;
+    /// It has four bytes.
+    pub const NARROW: u16 = 4;
+    /// `base` is an address.
+    pub const FIXED: u16 = 8;
+    /// At `base` lies a pointer to the bytes that are counted.
+    pub const HELD: u16 = 16;
+    /// Nothing is carved out: what lies behind is taken back.
+    pub const ONLY_BACK: u16 = 32;
 }
 
 /// A branch that decides whether a call through a pointer runs a copy of the function that it nearly always leads to, in order of `address`.

@@ -50,6 +50,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         if self.recording {
             self.note_handed_away(callee, &arguments);
+            self.note_given(callee, &arguments);
             match (listed, through) {
                 (Some(callee), _) => {
                     self.observe(|it| it.observe_arguments(callee, &arguments, at));

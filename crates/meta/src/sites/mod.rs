@@ -15,6 +15,7 @@
 
 mod alike;
 mod allocators;
+mod arenas;
 mod base;
 pub(crate) mod behind;
 mod beneath;
@@ -23,6 +24,7 @@ mod calls;
 mod clues;
 mod collection;
 mod counted;
+mod counting;
 mod cpp;
 mod cursors;
 mod declare;
@@ -207,6 +209,32 @@ pub struct CursorWrite {
     pub within: u8,
     /// Whether blocks are carved downwards.
     pub down: bool,
+    /// Of a number, what it counts.
+    pub count: Option<CountWrite>,
+}
+
+/// What a number counts that is the cursor of a pool, and what one write of it does. The block begins where the bytes begin that are
+/// counted, plus `scale` times what the number was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountWrite {
+    /// Where these bytes begin: a link-time address if `fixed`, else a distance from the number.
+    pub base: i64,
+    /// See `base`.
+    pub fixed: bool,
+    /// A pointer lies there which points to them.
+    pub held: bool,
+    /// How many there are, if they are a variable.
+    pub room: u64,
+    /// Bytes of what is counted.
+    pub scale: u8,
+    /// The number has four bytes, not eight.
+    pub narrow: bool,
+    /// How much it grows by, if that is known: then what it was does not count.
+    pub step: Option<u32>,
+    /// It was rounded up to a multiple of `1 << rounded` first.
+    pub rounded: u8,
+    /// It is only set, so that nothing is carved out: what lies behind is taken back.
+    pub only_back: bool,
 }
 
 /// Finds the allocation sites of `elf` and types them.
