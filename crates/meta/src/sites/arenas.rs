@@ -155,8 +155,7 @@ fn seeing<'f>(
     body: &Body<'f>,
     at: u32,
 ) -> Seeing {
-    let interpreter = Interpreter::new(program, types, allocators, body);
-    let outcome = interpreter.watching(Watch::All).run();
+    let outcome = watch(program, types, allocators, body);
     let gets_memory = || pools::gets_memory(program, allocators, at, DEPTH);
     let is_count = |write: &&Write| {
         let mut reads = write.reads.iter();
@@ -429,9 +428,8 @@ pub(super) fn fillers<'f>(
                 || pools::writes_at(program, types, allocators, body, held, false)
         })
         .flat_map_iter(|(at, body)| {
-            let interpreter = Interpreter::new(program, types, allocators, body);
-            let outcome = interpreter.watching(Watch::All).run();
-            let mut filled = filled(types, &outcome);
+            let outcome = watch(program, types, allocators, body);
+            let mut filled = outcome.carving.counts.filled.clone();
             filled.retain(|(cell, _)| held.contains(cell));
             for (cell, filler) in &mut filled {
                 let is_left = outcome.carving.counts.left.contains(cell);
@@ -465,26 +463,43 @@ fn has_one(types: &Types<'_>, body: &Body<'_>, held: &HashSet<Cell>) -> bool {
     })
 }
 
-/// The pointers to bytes that a function sets.
-fn filled(types: &Types<'_>, outcome: &Outcome) -> Vec<(Cell, Filler)> {
-    let counts = &outcome.carving.counts;
-    let mut filled = counts.filled.clone();
-    // What a block is that it made, its variables and stores tell.
-    for (block, offset, filler) in &counts.filled_in {
+/// What a function does with all that may be a cursor. What it makes itself has the type that its variables and stores tell.
+pub(super) fn watch<'f>(
+    program: &Program<'f>,
+    types: &Types<'f>,
+    allocators: &Allocators<'f>,
+    body: &Body<'f>,
+) -> Outcome {
+    let interpreter = || Interpreter::new(program, types, allocators, body).watching(Watch::All);
+    let outcome = interpreter().run();
+    let mut told: HashMap<u64, Option<TypeIndex>> = HashMap::new();
+    for met in &outcome.met {
         let seen = outcome
             .observations
             .iter()
-            .filter(|seen| seen.call == *block);
-        let seen = seen.filter_map(|seen| match &seen.seen {
-            Seen::Types(list) => Some(list),
-            _ => None,
-        });
-        for at in seen.flatten() {
-            let (record, offset) = types.innermost(*at, *offset);
-            filled.push((Cell::Member(record, offset), *filler));
+            .filter(|seen| seen.call == met.call);
+        for seen in seen {
+            let Seen::Types(list) = &seen.seen else {
+                continue;
+            };
+            let only = match list[..] {
+                [only] if types.is_structure(only) => Some(only),
+                _ => None,
+            };
+            let known = told.entry(met.call).or_insert(only);
+            if *known != only {
+                *known = None;
+            }
         }
     }
-    filled
+    let hints: HashMap<u64, TypeIndex> = told
+        .into_iter()
+        .filter_map(|(call, only)| Some((call, only?)))
+        .collect();
+    match hints.is_empty() {
+        true => outcome,
+        false => interpreter().with_hints(hints).run(),
+    }
 }
 
 /// Puts what was found among the cursors.

@@ -90,8 +90,6 @@ pub(super) struct CountsSeen {
     subtracted: HashSet<u64>,
     /// Pointers to bytes that are written.
     pub(super) filled: Vec<(Cell, Filler)>,
-    /// The same in a block that the function made, at an offset.
-    pub(super) filled_in: Vec<(u64, i64, Filler)>,
     /// Pointers to bytes that are freed, or copied from.
     pub(super) left: HashSet<Cell>,
     /// By read: bytes of the block that are read, written; from, and how many.
@@ -417,13 +415,10 @@ impl<'f> Interpreter<'_, 'f> {
             return;
         }
         let object = self.object_at(address, state, at);
-        let cell = match self.cell(address, object) {
-            Some((cell, Keeps::Pointer)) => Some(cell),
-            Some(_) => return,
-            None => None,
+        let Some((cell, Keeps::Pointer)) = self.cell(address, object) else {
+            return;
         };
-        let is_base = cell.is_some_and(|cell| self.moved(cell) == Some(Moved::Base));
-        if self.watch == Watch::Known && !is_base {
+        if self.watch == Watch::Known && self.moved(cell) != Some(Moved::Base) {
             return;
         }
         let filler = match value {
@@ -444,16 +439,7 @@ impl<'f> Interpreter<'_, 'f> {
             Value::Global(_) => Filler::Allocated,
             _ => Filler::Unknown,
         };
-        let counts = &mut self.outcome.carving.counts;
-        counts.filled.extend(cell.map(|cell| (cell, filler)));
-        if let (None, Value::Allocated { origins, offset }) = (cell, address.value)
-            && is_number(offset)
-        {
-            let calls = self.origins.calls(origins).iter();
-            counts
-                .filled_in
-                .extend(calls.map(|call| (*call, offset, filler)));
-        }
+        self.outcome.carving.counts.filled.push((cell, filler));
     }
 
     /// A read or write of a block's bytes.

@@ -19,7 +19,6 @@ use super::allocators::{Allocator, Allocators};
 use super::arenas;
 use super::calls::{Body, Key, Program, each_instruction};
 use super::counting::{Chunk, Counted, CountsSeen, Filler, Growth};
-use super::flow::Interpreter;
 use super::handing::rule_of;
 use super::model::{self, Makes, Size};
 use super::outcome::Outcome;
@@ -149,8 +148,7 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
             may_be_pool(types, body) && allocators.get(Key::Local(*at as u32)).is_none()
         })
         .filter_map(|(at, body)| {
-            let interpreter = Interpreter::new(program, types, allocators, body);
-            let outcome = interpreter.watching(Watch::All).run();
+            let outcome = arenas::watch(program, types, allocators, body);
             let pool = pool(types, body, at as u32, &outcome)?;
             let record = record_of(pool.cell);
             record
@@ -394,7 +392,7 @@ pub(super) fn writes_at(
         let size = instruction.memory_size().size();
         let word = matches!(
             instruction.mnemonic(),
-            Mnemonic::Mov | Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc
+            Mnemonic::Mov | Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec
         ) && (size == 8 || narrow && size == 4);
         let pair = size == 16 && instruction.op1_register().is_xmm();
         if found || instruction.op0_kind() != OpKind::Memory || !(word || pair) {
