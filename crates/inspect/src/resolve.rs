@@ -313,6 +313,7 @@ pub fn shape_of(record: &SiteRecord, module: u32) -> Option<Shape> {
         role: Role::from_byte(record.role),
         r#type: record.r#type,
         tail: record.tail,
+        front: record.array_at(0),
     })
 }
 

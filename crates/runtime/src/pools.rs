@@ -123,13 +123,15 @@ pub(crate) fn record_new(
     is_recorded
 }
 
-/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container.
+/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container, or `is_variable`, an
+/// array at a fixed address.
 #[inline]
 pub(crate) fn carved(
     region: &Region,
     thread: &Thread,
     start: u64,
     end: u64,
+    is_variable: bool,
     origin: impl FnOnce() -> u32,
 ) {
     let size = end - start;
@@ -140,15 +142,15 @@ pub(crate) fn carved(
         if !record_new(region, thread, origin, start, size) {
             record(region, thread, origin, start, size, 0, false);
         }
-    } else if lies_in_one(region, start, end) {
+    } else if is_variable || lies_in_one(region, start, end) {
         record(region, thread, origin(), start, size, 0, false);
     }
 }
 
 /// Takes out what was carved out from `start` to `end`.
 #[inline]
-pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64) {
-    if region.nested.any() && lies_in_one(region, start, end) {
+pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64, is_variable: bool) {
+    if region.nested.any() && (is_variable || lies_in_one(region, start, end)) {
         erase_in(region, thread, start, end - start);
     }
 }

@@ -50,6 +50,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         if self.recording {
             self.note_handed_away(callee, &arguments);
+            self.note_given(callee, &arguments);
             match (listed, through) {
                 (Some(callee), _) => {
                     self.observe(|it| it.observe_arguments(callee, &arguments, at));
@@ -81,7 +82,7 @@ impl<'f> Interpreter<'_, 'f> {
                     factors: None,
                     arguments,
                     near: None,
-                    is_counted: false,
+                    front: 0,
                 },
                 state,
             );

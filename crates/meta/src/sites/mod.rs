@@ -15,6 +15,7 @@
 
 mod alike;
 mod allocators;
+mod arenas;
 mod base;
 pub(crate) mod behind;
 mod beneath;
@@ -23,6 +24,7 @@ mod calls;
 mod clues;
 mod collection;
 mod counted;
+mod counting;
 mod cpp;
 mod cursors;
 mod declare;
@@ -207,6 +209,32 @@ pub struct CursorWrite {
     pub within: u8,
     /// Whether blocks are carved downwards.
     pub down: bool,
+    /// Of a number, what it counts.
+    pub count: Option<CountWrite>,
+}
+
+/// What a number counts that is the cursor of a pool, and what one write of it does. The block begins where the bytes begin that are
+/// counted, plus `scale` times what the number was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountWrite {
+    /// Where these bytes begin: a link-time address if `fixed`, else a distance from the number.
+    pub base: i64,
+    /// See `base`.
+    pub fixed: bool,
+    /// A pointer lies there which points to them.
+    pub held: bool,
+    /// How many there are, if they are a variable.
+    pub room: u64,
+    /// Bytes of what is counted.
+    pub scale: u8,
+    /// The number has four bytes, not eight.
+    pub narrow: bool,
+    /// How much it grows by, if that is known: then what it was does not count.
+    pub step: Option<u32>,
+    /// It was rounded up to a multiple of `1 << rounded` first.
+    pub rounded: u8,
+    /// It is only set, so that nothing is carved out: what lies behind is taken back.
+    pub only_back: bool,
 }
 
 /// Finds the allocation sites of `elf` and types them.
@@ -438,7 +466,7 @@ impl Context<'_, '_> {
             }
             _ => decision.role,
         };
-        let is_counted = met.is_counted && decision.r#type.is_some();
+        let is_counted = met.front > 0 && decision.r#type.is_some();
         let (r#type, tail, role) = match is_counted {
             // Without a type for the number nothing is said of where the array lies.
             true => match self.types.count() {
@@ -456,6 +484,9 @@ impl Context<'_, '_> {
                 && decision.role != Role::Bytes
                 && decision.role != Role::Whole
         });
+        if is_counted && r#type.is_some() {
+            flags |= site_flags::array_at(met.front.unsigned_abs());
+        }
         Site {
             call: met.call,
             return_address: met.next,

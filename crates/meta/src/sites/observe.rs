@@ -322,7 +322,10 @@ impl<'f> Interpreter<'_, 'f> {
         });
         match self.counts.front {
             0 => self.outcome.observations.extend(observations),
-            _ => self.counts.behind.extend(observations),
+            front => {
+                let behind = observations.map(|seen| (front, seen));
+                self.counts.behind.extend(behind);
+            }
         }
     }
 

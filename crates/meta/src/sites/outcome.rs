@@ -70,8 +70,8 @@ pub(super) struct Met {
     pub(super) arguments: [Value; 6],
     /// Where the bytes asked for are made of a number in a way that is not known, the number.
     pub(super) near: Option<u64>,
-    /// Whether a number lies in front of the objects, which `size` is without.
-    pub(super) is_counted: bool,
+    /// Bytes in front of the objects, the last of which are their number; `size` is without them.
+    pub(super) front: i64,
 }
 
 /// What the interpretation of one function found.
@@ -117,7 +117,7 @@ impl Met {
             factors: None,
             arguments: [Value::Unknown; 6],
             near: None,
-            is_counted: false,
+            front: 0,
         }
     }
 

@@ -116,6 +116,14 @@ impl State {
         }
     }
 
+    /// Puts what `other` says in the place of each value.
+    pub(super) fn change(&mut self, other: impl Fn(Value) -> Value) {
+        let slots = self.slots.iter_mut().map(|(_, value)| value);
+        for value in self.registers.iter_mut().chain(slots) {
+            *value = other(*value);
+        }
+    }
+
     /// Doubts all allocations: they may be on another path than this.
     pub(super) fn guess(&mut self, origins: &mut Origins) {
         let vectors = self.vectors.iter_mut().flat_map(|all| all.iter_mut());

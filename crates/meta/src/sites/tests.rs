@@ -4,6 +4,7 @@
 mod carving;
 mod conventions;
 mod copied;
+mod counting;
 mod handed_out;
 mod parts;
 mod pointers;

@@ -1,7 +1,8 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
 use super::{
-    DebugFiles, Elf, HEAD, Options, check, check_with, compile, described, infer, read_facts,
+    DebugFiles, Elf, HEAD, LEVELS, Options, Site, check, check_with, compile, described, expected,
+    infer, line_of, read_facts, site_flags,
 };
 use std::process::Command;
 
@@ -130,6 +131,64 @@ fn a_length_in_front() {
     // It has another name for the number.
     let source = SOURCE.replace("Header long unsigned int", "Header unsigned long");
     check_with("counted.cc", "clang++", &source, &options);
+}
+
+/// Where the array must be aligned there is a gap before its length: `operator new[]` gives 16 bytes by itself, and more is asked for.
+#[test]
+fn a_length_behind_a_gap() {
+    const SOURCE: &str = "#include <stddef.h>
+        #include <stdio.h>
+        struct alignas(16) four { float at[4]; ~four() { printf(\"%f\", at[0]); } };
+        struct alignas(64) line { long id; line *next; ~line() { printf(\"%ld\", id); } };
+        struct alignas(32) plain { double of[4]; };
+        four *fours; line *lines; plain *plains, *one;
+        void sixteen(int n) {
+            fours = new four[n]; //= 16: Header long unsigned int + struct four
+        }
+        four *returned(size_t n) {
+            return new four[n]; //= 16: Header long unsigned int + struct four
+        }
+        void sixty_four(int n) {
+            lines = new line[n]; //= 64: Header long unsigned int + struct line
+        }
+        void three(void) {
+            lines = new line[3]; //= 64: Header long unsigned int + struct line
+        }
+        void none(int n) {
+            plains = new plain[n]; //= 0: Element struct plain
+        }
+        void single(void) {
+            one = new plain; //= 0: Whole struct plain
+        }
+        ";
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    for (compiler, number) in [("g++", "long unsigned int"), ("clang++", "unsigned long")] {
+        let source = SOURCE.replace("long unsigned int", number);
+        for level in LEVELS {
+            let elf = compile(folder.path(), "aligned.cc", compiler, level, &source);
+            let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+            let found = infer(&elf, &facts, &options);
+            for (line, expect) in expected(&source) {
+                let described = |site: &Site| {
+                    let front = 1 << (site.flags >> site_flags::ARRAY_AT.trailing_zeros());
+                    let front = if front == 1 { 0 } else { front };
+                    format!("{front}: {}", described(&facts, site))
+                };
+                let here = found.sites.iter();
+                let mut here = here.filter(|site| line_of(&facts, site.call) == line);
+                let found = here.next().map(described);
+                assert_eq!(
+                    found.as_deref(),
+                    Some(expect),
+                    "{compiler} {level} line {line}"
+                );
+            }
+        }
+    }
 }
 
 /// A pointer leads to what rounds the size: it confirms a type of just that size, and refutes none.
