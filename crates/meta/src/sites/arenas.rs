@@ -32,6 +32,9 @@ use std::collections::{HashMap, HashSet};
 /// A record's size may be rounded up to a multiple of this, at most.
 const LARGEST_ALIGNMENT: u64 = 64;
 
+/// Bytes that a record may have: what grows by less counts other things.
+const RECORD: std::ops::Range<u64> = 8..1 << 20;
+
 /// One place where a number grows.
 struct Growth {
     cell: Cell,
@@ -67,15 +70,35 @@ pub(super) fn find<'f>(
     allocators: &Allocators<'f>,
 ) -> HashMap<Cell, Counted> {
     let offsets = offsets(types);
-    let seen: Vec<Seeing> = program
-        .bodies
-        .par_iter()
-        .enumerate()
-        .filter(|(_, body)| {
-            body.function.is_some() && changes_number(program, types, allocators, &offsets, body)
+    let bodies = program.bodies.par_iter().enumerate();
+    let changing: Vec<(u32, &Body<'_>, bool)> = bodies
+        .filter_map(|(at, body)| {
+            let function = body.function?;
+            let as_record = changes_number(program, types, allocators, &offsets, body)?;
+            Some((
+                at as u32,
+                body,
+                as_record || hands_out_bytes(types, function),
+            ))
         })
-        .map(|(at, body)| seeing(program, types, allocators, body, at as u32))
         .collect();
+    let see = |at: u32, body| seeing(program, types, allocators, body, at);
+    // What shows that a number may be a cursor, and what else there is of it.
+    let telling = changing.par_iter().filter(|(.., tells)| *tells);
+    let mut seen: Vec<Seeing> = telling.map(|(at, body, _)| see(*at, body)).collect();
+    let growths = seen.iter().flat_map(|seen| &seen.growths);
+    let cells: HashSet<Cell> = growths
+        .filter(|growth| growth.is_record || growth.by_function.is_some())
+        .map(|growth| growth.cell)
+        .collect();
+    if cells.is_empty() {
+        return HashMap::new();
+    }
+    let others = changing.par_iter().filter(|(_, body, tells)| {
+        !tells && pools::writes_at(program, types, allocators, body, &cells, true)
+    });
+    let others: Vec<Seeing> = others.map(|(at, body, _)| see(*at, body)).collect();
+    seen.extend(others);
     let mut limited = HashSet::new();
     let mut lowered = HashSet::new();
     let mut growths: HashMap<Cell, Vec<Growth>> = HashMap::new();
@@ -355,25 +378,39 @@ impl Parts {
     }
 }
 
-/// Whether the code reads and writes a number at one of the offsets, or one that is a variable; most does not.
+/// Whether the code reads and writes a number at one of the offsets, or one that is a variable, as most does not; and whether by as much as a
+/// record may have.
 fn changes_number(
     program: &Program<'_>,
     types: &Types<'_>,
     allocators: &Allocators<'_>,
     offsets: &HashSet<i64>,
     body: &Body<'_>,
-) -> bool {
+) -> Option<bool> {
     let mut read: HashSet<(bool, u64, usize)> = HashSet::new();
-    let mut found = false;
+    // Registers that hold such a number, and whether something was added.
+    let mut held: HashMap<Register, bool> = HashMap::new();
+    let mut found = None;
     each_instruction(program.elf, body, |instruction| {
-        if found
-            || instruction.memory_base() == Register::RSP
-            || instruction.memory_index() != Register::None
-        {
-            return;
-        }
         let size = instruction.memory_size().size();
-        if !matches!(size, 4 | 8) {
+        let to = instruction.op0_register().full_register();
+        let is_number = matches!(size, 4 | 8)
+            && instruction.memory_base() != Register::RSP
+            && instruction.memory_index() == Register::None;
+        let is_sum = matches!(instruction.mnemonic(), Mnemonic::Add | Mnemonic::Lea);
+        if is_sum && to != Register::None {
+            let (from, by) = match instruction.mnemonic() {
+                Mnemonic::Lea => (
+                    instruction.memory_base().full_register(),
+                    instruction.memory_displacement64(),
+                ),
+                _ => (to, instruction.try_immediate(1).unwrap_or(0)),
+            };
+            if RECORD.contains(&by) && held.contains_key(&from) {
+                held.insert(to, true);
+            }
+        }
+        if !is_number || instruction.mnemonic() == Mnemonic::Lea {
             return;
         }
         let fixed = instruction.is_ip_rel_memory_operand();
@@ -381,21 +418,30 @@ fn changes_number(
             true => instruction.ip_rel_memory_address(),
             false => instruction.memory_displacement64(),
         };
-        let is_written = instruction.op0_kind() == OpKind::Memory;
-        if !is_written {
+        if instruction.op0_kind() != OpKind::Memory {
             read.insert((fixed, at, size));
+            held.insert(to, false);
             return;
         }
         if !changes(instruction) && !read.contains(&(fixed, at, size)) {
             return;
         }
-        found = match fixed {
+        let is_known = match fixed {
             true => {
                 let global = allocators.global_at(at);
                 global.is_some_and(|(target, offset)| types.is_count(target, offset))
             }
             false => offsets.contains(&(at as i64)),
         };
+        if is_known {
+            let by = instruction.try_immediate(1).unwrap_or(0);
+            let from = instruction.op1_register().full_register();
+            let as_record = match instruction.mnemonic() {
+                Mnemonic::Add => RECORD.contains(&by),
+                _ => held.get(&from) == Some(&true),
+            };
+            found = Some(found.unwrap_or(false) || as_record);
+        }
     });
     found
 }
@@ -406,6 +452,14 @@ fn changes(instruction: &Instruction) -> bool {
         instruction.mnemonic(),
         Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec
     )
+}
+
+/// Whether a function, or one that was inlined into it, hands out bytes.
+fn hands_out_bytes(types: &Types<'_>, function: &Function) -> bool {
+    let own = function.result.into_iter();
+    let inlined = function.inlines.iter().filter_map(|inline| inline.result);
+    own.chain(inlined)
+        .any(|result| types.is_raw_pointer(result))
 }
 
 /// What the pointers to chunks are set to, in all of the file.
