@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 40;
+pub const FORMAT: u32 = 41;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".

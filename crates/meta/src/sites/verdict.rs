@@ -102,6 +102,10 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     candidates.drop_where(BIGGER, |at| {
         refuted(types, at, request) && !(is_cut && is_cut_short(types, at, request))
     });
+    // A block that is given back is linked with others; that is not what it was.
+    if request.total != Some(8) {
+        candidates.keep("how free blocks are linked", |at| !types.is_link(at));
+    }
     // The arms of a union count where nothing else tells a type, or for what they confirm.
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
     candidates.keep("an arm of a union that nothing else names", alone);
@@ -183,10 +187,11 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             || clue.witness == Witness::TemplateArgument && clue.role.is_some();
         is_said && chosen.is_some_and(|at| clue.types.contains(&at))
     };
-    let bytes = request.total.unwrap_or(request.head);
+    let bytes = request.bytes();
     if let Some(at) = chosen.filter(|at| is_record(types, *at))
         && matches!(role, Role::Header | Role::Element | Role::Unknown)
         && request.unit.is_none()
+        && request.near.is_none_or(|near| near.unit.is_none())
         && Some(bytes) != types.size(at)
         && !clues.iter().any(stated)
         && types.has_derived(at, bytes, role == Role::Element)
