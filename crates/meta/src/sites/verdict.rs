@@ -102,8 +102,9 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     candidates.drop_where(BIGGER, |at| {
         refuted(types, at, request) && !(is_cut && is_cut_short(types, at, request))
     });
-    // A block that is given back is linked with others; that is not what it was.
-    if request.total != Some(8) {
+    // A block that is given back is linked with others; that is not what it was, unless it is cut into such at once.
+    let starts_as_link = (candidates.left.first()).is_some_and(|at| types.is_link(*at));
+    if !starts_as_link && request.total != Some(8) {
         candidates.keep("how free blocks are linked", |at| !types.is_link(at));
     }
     // The arms of a union count where nothing else tells a type, or for what they confirm.

@@ -204,6 +204,13 @@ fn a_list_of_free_blocks() {
         }
         void slot(void) {
             slots = malloc(sizeof(struct slot)); //= Whole struct slot
+        }
+        void cut(size_t n) {
+            struct slot *first = malloc(100 * n); //= Unknown struct slot
+            char *p = (char *)first;
+            for (int i = 0; i < 99; i++, p += n) ((struct slot *)p)->next = (struct slot *)(p + n);
+            ((struct slot *)p)->next = 0;
+            slots = first;
         }",
     );
 }
