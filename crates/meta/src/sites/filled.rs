@@ -12,14 +12,15 @@
 //! Both shapes are told from the code straight ahead, conditional jumps not taken, by which registers hold the object and the member.
 
 use super::allocators::{Allocator, Allocators};
-use super::calls::{Body, Key, Program, contains};
+use super::calls::{Body, Call, Key, Program, contains};
 use super::handing::rule_of;
 use super::model::{Makes, RETURN_FIRST, Size};
 use super::outcome::{Met, Outcome};
 use super::state::{ARGUMENTS, CALLER_SAVED, RESULT, general};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
 use iced_x86::{Mnemonic, OpAccess, OpKind, Register};
-use std::collections::HashMap;
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
 
 /// Instructions followed.
 const LONGEST: u32 = 40;
@@ -53,17 +54,22 @@ pub(super) fn makers<'o>(
         })
     });
     let mut found: HashMap<u32, Allocator> = fills.collect();
-    found.retain(|at, maker| {
-        maker.member.is_some_and(|member| {
-            let bodies = program.bodies.iter();
-            let mut calls = bodies.flat_map(|body| body.calls.iter().map(move |call| (body, call)));
-            calls.any(|(body, call)| {
-                let next = || next(program, call.address);
-                call.callee == Key::Local(*at)
-                    && next().is_some_and(|next| takes(program, body, next, member))
-            })
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let maker = |call: &Call| match call.callee {
+        Key::Local(at) => Some((at, found.get(&at)?.member?)),
+        _ => None,
+    };
+    let bodies = program.bodies.par_iter();
+    let taken: HashSet<u32> = bodies
+        .flat_map_iter(|body| body.calls.iter().map(move |call| (body, call)))
+        .filter_map(|(body, call)| {
+            let (at, member) = maker(call)?;
+            takes(program, body, next(program, call.address)?, member).then_some(at)
         })
-    });
+        .collect();
+    found.retain(|at, _| taken.contains(at));
     found.into_iter().collect()
 }
 
