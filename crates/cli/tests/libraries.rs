@@ -143,7 +143,9 @@ fn text_of_a_library_is_text_in_stripped_programs() {
         let report = std::fs::read(&file).expect("a report");
         let report: Value = serde_json::from_slice(&report).expect("JSON");
         let sites = report[0]["sites"].as_array().expect("sites");
-        let texts = sites.iter().filter(|row| row["type"] == "char[]");
+        let is_its = |row: &&Value| row["module"] == program.to_str().expect("plain");
+        let texts = sites.iter().filter(is_its);
+        let texts = texts.filter(|row| row["type"] == "char[]");
         let counted: Vec<_> = texts.map(|row| &row["allocations"]).collect();
         assert_eq!(counted, [50], "{run}: {sites:#?}");
     }

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! What each call tells is said by [`pointee_model::call`]. Where no frame is classified, the site is the innermost frame outside the language's own
-//! libraries. Its type is not known, unless it calls a library's function that hands out text, as that library's image says. How far beyond such a frame is looked is said there too: recording goes no further.
+//! libraries. Its type is not known, unless it calls a library's function that hands out text, as that library's image says. How far
+//! beyond such a frame is looked is said there too: recording goes no further.
 
 use crate::describe::{Shape, type_name};
 use crate::images::Images;
@@ -156,7 +157,6 @@ impl<'a> Resolver<'a> {
             }
             // The first one counts; what was walked through on the way to it stays its wrapper chain.
             outside.get_or_insert_with(|| (frame, record, wrappers.clone(), wrapper));
-            wrapper = None;
         }
         if let Some((frame, record, wrappers, wrapper)) = outside {
             let mut site = self.site(frame, record, wrappers, allocator, entry);
@@ -208,6 +208,7 @@ impl<'a> Resolver<'a> {
     /// the type where the caller's own image was made without: it has no debug info, and learns of no other file.
     fn text_of(&self, frame: &Frame) -> Option<(Shape, &'a str)> {
         const HANDS_OUT: u32 = summary_flags::RETURNS | summary_flags::TEXT;
+        const NOT_SAID: [u8; 16] = [0; 16];
         let image = self.image(frame.module)?;
         let call = LinkAddr(frame.return_address.0.wrapping_sub(1));
         let name = image.string(image.function_at(call)?.linkage_name);
@@ -215,12 +216,9 @@ impl<'a> Resolver<'a> {
         let at = exports.binary_search_by(|it| image.string(it.name).cmp(name));
         let summary = at.ok().map(|at| &exports[at]);
         let summary = summary.filter(|it| it.flags & HANDS_OUT == HANDS_OUT && it.offset == 0)?;
-        let is_char = |known: &TypeRecord| {
-            known.kind == TypeKind::Base as u8 && image.string(known.name) == "char"
-        };
-        let is_it = |known: &TypeRecord| match summary.base != [0; 16] {
-            true => known.identity == summary.base,
-            false => is_char(known),
+        let is_it = |known: &TypeRecord| match summary.base {
+            NOT_SAID => known.kind == TypeKind::Base as u8 && image.string(known.name) == "char",
+            base => known.identity == base,
         };
         let r#type = u32::try_from(image.types.iter().position(is_it)?).ok()?;
         let shape = Shape {

@@ -1,8 +1,8 @@
 //! *What is the type of one site, given all that was seen of it?*
 //!
 //! Candidates are the stripped types the witnesses point at. A candidate bigger than the whole
-//! allocation is refuted, and so is a union's arm that no other witness names where one names a type
-//! alone. Of those left, the first rule that leaves one decides:
+//! allocation is refuted, and so are a record of nothing but a link, which is how free blocks are kept, and a union's arm that no other
+//! witness names where one names a type alone. Of those left, the first rule that leaves one decides:
 //!
 //! 0. what is said of the allocation itself: by the user, the compiler, the library's model, the
 //!    argument of an allocator template;

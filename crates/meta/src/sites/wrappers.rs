@@ -6,7 +6,8 @@
 //!   function tells a type), or
 //! - the result is a pointer to a base type or to bytes, and the size *is* a parameter, or one that is
 //!   kept somewhere, and records start with the base: what becomes of it only the caller knows, or
-//! - what it hands out is a copy of a string parameter.
+//! - what it hands out is a copy of a string parameter, or
+//! - what it hands out was put into an object that another function made for it ([`filled`]).
 //!
 //! Calls of a wrapper are allocation sites in turn, so this is a fixed point. Functions are told
 //! apart by address, never by name.
