@@ -15,7 +15,7 @@ use super::allocators::{Allocator, Allocators};
 use super::calls::{Body, Call, Key, Program, contains};
 use super::handing::rule_of;
 use super::model::{Makes, RETURN_FIRST, Size};
-use super::outcome::{Met, Outcome};
+use super::outcome::{Met, Outcome, Seen};
 use super::state::{ARGUMENTS, CALLER_SAVED, RESULT, general};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory};
 use iced_x86::{Mnemonic, OpAccess, OpKind, Register};
@@ -45,12 +45,16 @@ pub(super) fn makers<'o>(
             let mut filled = outcome.filled.iter();
             let (_, member) = filled.find(|(call, _)| *call == met.call)?;
             let size = rule_of(met.size);
+            let mut seen = outcome.observations.iter();
+            let is_typed = seen.any(|seen| {
+                seen.call == met.call && matches!(seen.seen, Seen::Types(_) | Seen::Elements(_))
+            });
             let maker = Allocator {
                 member: Some(*member),
                 returns_it: false,
                 ..Allocator::of(size, Makes::Whatever)
             };
-            (size != Size::Unknown).then_some((at, maker))
+            (size != Size::Unknown && !is_typed).then_some((at, maker))
         })
     });
     let mut found: HashMap<u32, Allocator> = fills.collect();

@@ -129,8 +129,16 @@ fn what_was_put_into_what_is_returned() {
         }
         void *other(void *context, size_t n) { return scalar(context, n)->any; }
         void *another(void *context, size_t n) { return noted(context, n)->text; }
-        void *fixed(void *context) { return scalar(context, 20)->text; }";
-    let expect = BTreeSet::from(["room", "scalar"]);
+        void *fixed(void *context) { return scalar(context, 20)->text; }
+        __attribute__((noinline)) struct scalar *named(void *context, size_t n, const char *name) {
+            struct scalar *s = fresh(context);
+            s->text = malloc(n);
+            strcpy(s->text, name);
+            return s;
+        }
+        char *name(void *context, size_t n, const char *name) { return named(context, n, name)->text; }
+        char *copy(const char *s) { return strdup(s); }";
+    let expect = BTreeSet::from(["copy", "room", "scalar"]);
     each_stripped(source, |level, found| {
         let names: BTreeSet<&str> = found.wrappers.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, expect, "{level}: {found:#?}");
