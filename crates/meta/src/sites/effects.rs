@@ -81,7 +81,7 @@ impl<'f> Interpreter<'_, 'f> {
                     unit: None,
                     factors: None,
                     arguments,
-                    near: None,
+                    near: Value::Unknown,
                     front: 0,
                 },
                 state,
@@ -299,10 +299,8 @@ impl<'f> Interpreter<'_, 'f> {
                 };
             }
             Size::Derived(mask) if mask.is_power_of_two() => {
-                met.near = match argument(mask.ilog2() as u8) {
-                    Value::Constant(number) => u64::try_from(number).ok(),
-                    _ => None,
-                };
+                met.near = argument(mask.ilog2() as u8);
+                met.size = Value::derived(met.near.from());
             }
             Size::Derived(_) | Size::Unknown => {}
         }

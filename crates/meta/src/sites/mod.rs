@@ -30,6 +30,7 @@ mod cursors;
 mod declare;
 mod dropped;
 mod effects;
+mod filled;
 mod flow;
 pub(crate) mod guards;
 mod handing;
@@ -68,7 +69,7 @@ mod wrappers;
 
 pub(crate) use declare::{declare_named, declare_text};
 pub use model::Size;
-pub use request::Request;
+pub use request::{Near, Request};
 pub use summary::Summary;
 
 use crate::config::Declared;
@@ -189,6 +190,8 @@ pub struct Wrapper {
     pub old: Option<u8>,
     /// Where in the block its result points.
     pub offset: i64,
+    /// Where in what it returns the block is put, if that is not the block.
+    pub member: Option<i64>,
     /// What its result points to, if not to `void`.
     pub result: Option<TypeIndex>,
     /// Whether it cuts its blocks out of larger ones.

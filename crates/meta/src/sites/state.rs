@@ -17,7 +17,7 @@ pub(super) const RESULT: usize = 0;
 /// The registers of the first six integer arguments (System V ABI for x86-64, §3.2.3).
 pub(super) const ARGUMENTS: [usize; 6] = [7, 6, 2, 1, 8, 9];
 /// The registers a call may change.
-const CALLER_SAVED: [usize; 9] = [0, 1, 2, 6, 7, 8, 9, 10, 11];
+pub(super) const CALLER_SAVED: [usize; 9] = [0, 1, 2, 6, 7, 8, 9, 10, 11];
 /// Encoding number → DWARF number (ABI §3.6.2, figure 3.36).
 const DWARF: [usize; 16] = [0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15];
 

@@ -207,7 +207,70 @@ fn a_size_that_is_rounded_elsewhere() {
         void kind(void) {
             nodes = get(3); //= Unknown struct node
         }
+        void more(int n) {
+            nodes = get(sizeof(struct node) + n * (int)sizeof(struct pair)); //= Header struct node
+        }
+        void many(int n) {
+            nodes = get(n * (int)sizeof(struct node)); //= Element struct node
+        }
+        void named(const char *name) {
+            nodes = get((int)sizeof(struct node) + (int)strlen(name) + 1); //= Header struct node
+        }
+        void several(int n) {
+            nodes = get(3 * (int)sizeof(struct node) + n); //= Unknown struct node
+        }
         ",
+    );
+}
+
+/// `2(n + 1)` of them are a number of them, as are those that a number takes the place of.
+#[test]
+fn a_doubled_count() {
+    check(
+        "doubled.c",
+        "struct range { long from, to; } *ranges;
+        struct set { int used, room; struct range *all; };
+        void twice(struct set *s) {
+            ranges = malloc(2 * (s->used + 1) * sizeof(struct range)); //= Element struct range
+        }
+        void grow(struct set *s) {
+            long room = s->room ? 2 * s->room : 42;
+            ranges = malloc(room * sizeof(struct range)); //= Element struct range
+        }
+        void uneven(struct set *s) {
+            ranges = malloc((3 * s->used + 1) * sizeof(struct range)); //= Unknown struct range
+        }",
+    );
+}
+
+/// How blocks that were given back are linked says nothing of what they were.
+#[test]
+fn a_list_of_free_blocks() {
+    check(
+        "free.c",
+        "struct slot { struct slot *next; } *slots;
+        struct pair *pairs;
+        static void give_back(void *p) {
+            struct slot *s = (struct slot *)p;
+            s->next = slots;
+            slots = s;
+        }
+        void text(const char *from) {
+            char *copy = malloc(strlen(from) + 1); //= Characters char
+            strcpy(copy, from);
+            puts(copy);
+            give_back(copy);
+        }
+        void slot(void) {
+            slots = malloc(sizeof(struct slot)); //= Whole struct slot
+        }
+        void cut(size_t n) {
+            struct slot *first = malloc(100 * n); //= Unknown struct slot
+            char *p = (char *)first;
+            for (int i = 0; i < 99; i++, p += n) ((struct slot *)p)->next = (struct slot *)(p + n);
+            ((struct slot *)p)->next = 0;
+            slots = first;
+        }",
     );
 }
 
