@@ -123,6 +123,34 @@ fn blocks_have_their_callers_types() {
     }
 }
 
+/// A program without debug info and symbols is looked at by itself; what a library's function hands out is known of the library.
+#[test]
+fn text_of_a_library_is_text_in_stripped_programs() {
+    let folder = TempDir::new().expect("a folder");
+    let at = folder.path();
+    let [program, plugin] = build(at);
+    let files = [program.clone(), at.join("libinner.so")];
+    let strip = Command::new("strip").args(files).status();
+    assert!(strip.expect("strip runs").success());
+    for run in ["cold", "warm"] {
+        let file = at.join("report");
+        let mut command = with_cache(at);
+        command
+            .args(["run", "--format", "json", "--report"])
+            .arg(&file);
+        let status = command.arg("--").args([&program, &plugin]).status();
+        assert!(status.expect("runs").success(), "{run}");
+        let report = std::fs::read(&file).expect("a report");
+        let report: Value = serde_json::from_slice(&report).expect("JSON");
+        let sites = report[0]["sites"].as_array().expect("sites");
+        let is_its = |row: &&Value| row["module"] == program.to_str().expect("plain");
+        let texts = sites.iter().filter(is_its);
+        let texts = texts.filter(|row| row["type"] == "char[]");
+        let counted: Vec<_> = texts.map(|row| &row["allocations"]).collect();
+        assert_eq!(counted, [50], "{run}: {sites:#?}");
+    }
+}
+
 #[test]
 fn it_is_said_of_whom_a_function_is_known() {
     let folder = TempDir::new().expect("a folder");

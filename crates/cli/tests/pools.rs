@@ -259,6 +259,93 @@ fn pools_that_nobody_declares_are_seen() {
     }
 }
 
+/// Each pool of the program says itself how many blocks it gave, and how many are left.
+#[test]
+fn pools_that_count_are_seen_in_their_users() {
+    let folder = TempDir::new().expect("a folder");
+    // Without optimisation only the macro is in its users.
+    let rows = [
+        ("gcc", "-O0", 3..4),
+        ("gcc", "-O1", 0..4),
+        ("gcc", "-O2", 0..4),
+        ("gcc", "-O3", 0..4),
+        ("clang", "-O0", 3..4),
+        ("clang", "-O2", 0..4),
+    ];
+    let pools = [
+        ("chunk.used of counting", "struct node"),
+        ("pool.used of counting", "struct leaf"),
+        ("words of counting", "struct slot"),
+        ("store.used of counting", "struct word"),
+    ];
+    for (compiler, level, inlined) in rows {
+        let program = folder.path().join("counting");
+        let mut command = Command::new(compiler);
+        command.args(["-g", "-w", level, "-o"]).arg(&program);
+        let status = command.arg(Path::new(POOLS).join("counting.c")).status();
+        assert!(status.expect("it compiles").success());
+        let file = folder.path().join("report.json");
+        let mut command = pointee();
+        command.args(["run", "--format", "json", "--report"]);
+        command.arg(&file).arg("--").arg(&program);
+        let output = command.stdin(Stdio::null()).output().expect("runs");
+        let said = String::from_utf8(output.stdout).expect("text");
+        let said: Vec<u64> = said.split(' ').filter_map(|it| it.parse().ok()).collect();
+        let text = std::fs::read(&file).expect("a report");
+        let reports: Value = serde_json::from_slice(&text).expect("JSON");
+        let sites = reports[0]["sites"].as_array().expect("a list");
+        for (at, (allocator, r#type)) in pools.iter().enumerate() {
+            let sum = |field: &str| -> u64 {
+                let those = sites
+                    .iter()
+                    .filter(|site| site["allocator"] == *allocator && site["type"] == *r#type);
+                those
+                    .map(|site| site[field].as_u64().expect("a number"))
+                    .sum()
+            };
+            if inlined.contains(&at) {
+                let found = [sum("allocations"), sum("live")];
+                let what = format!("{compiler} {level} {allocator}");
+                assert_eq!(found[..], said[2 * at..][..2], "{what}: {sites:#?}");
+            }
+        }
+        // The text's and the stack's parts are no blocks.
+        let all: u64 = (0..4)
+            .filter(|at| inlined.contains(at))
+            .map(|at| said[2 * at])
+            .sum();
+        let recorded = &reports[0]["totals"]["pools"]["allocations"];
+        if inlined.start == 0 {
+            assert_eq!(*recorded, all, "{compiler} {level}");
+        }
+    }
+}
+
+/// What lies in a variable is told with the block that was taken of it.
+#[test]
+fn a_block_of_a_variable_is_told() {
+    let folder = TempDir::new().expect("a folder");
+    let program = folder.path().join("counting");
+    let mut command = Command::new("gcc");
+    command.args(["-g", "-w", "-O2", "-o"]).arg(&program);
+    let status = command.arg(Path::new(POOLS).join("counting.c")).status();
+    assert!(status.expect("gcc runs").success());
+    let running = Running::start(&[], &program);
+    let addresses: Vec<&str> = running.line.split_whitespace().skip(8).collect();
+    let output = pointee()
+        .args(["what", "--format", "json", &running.pid.to_string()])
+        .args(&addresses)
+        .output()
+        .expect("runs");
+    let answers: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    running.finish();
+    let types = ["struct node", "struct leaf", "struct slot", "struct word"];
+    for (r#type, answer) in types.into_iter().zip(answers.as_array().expect("a list")) {
+        assert_eq!(answer["kind"], "pool", "{answer:#}");
+        assert_eq!(answer["type"], r#type, "{answer:#}");
+    }
+}
+
 /// With a profile, so that gcc puts copies of what pointers lead to behind comparisons with it; without symbols.
 fn build_promoted(folder: &Path, options: &[&str]) -> PathBuf {
     let program = folder.join("promoted");

@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code)] // Writes the region through raw pointers; offsets are bounded by the geometry.
 
-use crate::layout::{Header, LARGE, Layout, TABLE_WORDS};
+use crate::layout::{Header, LARGE, Layout, PAGE, TABLE_WORDS};
 use crate::marks::{MANY, starts};
 use crate::table::{Recorded, Writer, granule};
 use crate::words::{self, GRANULE, LARGE_MARK, SINGLE, START};
@@ -135,6 +135,49 @@ impl Nested {
         // SAFETY: the table is mapped, with room for two words behind its last granule.
         unsafe { words::publish(|at| &*word.add(at), words::encode(size, origin)) };
         true
+    }
+
+    /// Has the words of the page at `address` made present and brought into the cache, for the blocks that will be cut out of it.
+    pub fn open_page(&self, address: u64) {
+        self.writer.open_page(address);
+    }
+
+    /// From where on no words of blocks lie on the page at `address`: behind the last that starts there.
+    #[must_use]
+    pub fn fresh_from(&self, address: u64) -> u64 {
+        let page = address & !(PAGE - 1);
+        let mut fresh = page;
+        for plane in [0, 8] {
+            let start = page | plane;
+            let words = self.writer.word(start);
+            if words.is_null() {
+                continue;
+            }
+            // SAFETY: a page's granules lie in one table, and two in front if there are any.
+            unsafe {
+                let before = |back| granule(start) >= back as u64 && has_size_here(words, back);
+                if before(1) || before(2) {
+                    fresh = fresh.max(page + 2 * GRANULE);
+                }
+                let last = (0..PAGE / GRANULE / MANY).rev().find_map(|group| {
+                    let at = group * MANY;
+                    let marks = starts(words.add(at as usize));
+                    (marks != 0).then(|| at + u64::from(marks.ilog2()))
+                });
+                if let Some(last) = last {
+                    let word = words.add(last as usize);
+                    let block = self.writer.recorded(word, (*word).load(Relaxed));
+                    fresh = fresh.max(start + last * GRANULE + block.size.max(1));
+                }
+            }
+        }
+        fresh
+    }
+
+    /// As [`Writer::words_of`].
+    #[must_use]
+    pub fn words_of(&self, from: u64, to: u64) -> Option<(*mut u8, usize)> {
+        self.writer.words_of(from, to)
     }
 
     /// What is recorded at that very address.

@@ -3,7 +3,7 @@
 //! ```text
 //!   chunk     0: nothing known; word << 1 | 1: all pages of the 64 MiB alike; else number of its table << 1
 //!   table     16,384 words, one a page
-//!   word      1 S F . xwr  .....  20 bits of origin     seen, Shared, backed by a File, protection; origin 0: who mapped it was not seen
+//!   word      1 S F P xwr  .....  20 bits of origin     seen, Shared, backed by a File, a Pool's own, protection; origin 0: who mapped it was not seen
 //! ```
 //!
 //! What is mapped is the kernel's to say; here stands what calls were seen to make of it, so that a reader who has the kernel's own list can
@@ -32,9 +32,12 @@ impl PageWord {
     const SEEN: u32 = 1 << 31;
     const SHARED: u32 = 1 << 30;
     const FILE: u32 = 1 << 29;
+    const POOL: u32 = 1 << 28;
     const PROTECTION_SHIFT: u32 = 25;
     const PROTECTION: u32 = 7 << Self::PROTECTION_SHIFT;
     const ORIGIN: u32 = crate::words::ORIGIN_LIMIT - 1;
+    /// What is known of who mapped it.
+    const MADE: u32 = Self::ORIGIN | Self::POOL;
 
     /// A page mapped with `protection` (`PROT_*`) along the path `origin`.
     #[must_use]
@@ -45,10 +48,16 @@ impl PageWord {
         Self(Self::SEEN | shared | file | kept)
     }
 
+    /// The same, mapped by a function of a pool for itself: no block of another allocator lies there.
+    #[must_use]
+    pub const fn by_pool(self) -> Self {
+        Self(self.0 | Self::POOL)
+    }
+
     /// The same path's, mapped as `other` says.
     #[must_use]
     pub const fn as_mapped(self, other: Self) -> Self {
-        Self(self.0 & Self::ORIGIN | other.0 & !Self::ORIGIN)
+        Self(self.0 & Self::MADE | other.0 & !Self::MADE)
     }
 
     /// The same with another protection.
@@ -73,6 +82,12 @@ impl PageWord {
         self.0 & Self::FILE != 0
     }
 
+    /// Whether a function of a pool mapped it for itself.
+    #[must_use]
+    pub const fn is_pools(self) -> bool {
+        self.0 & Self::POOL != 0
+    }
+
     /// Along which path; 0 if that was not seen.
     #[must_use]
     pub const fn origin(self) -> u32 {
@@ -82,7 +97,7 @@ impl PageWord {
     /// Whether what is known of a page agrees: mapped, protection, sharing, backing.
     #[must_use]
     pub const fn agrees(self, other: Self) -> bool {
-        (self.0 ^ other.0) & !Self::ORIGIN == 0
+        (self.0 ^ other.0) & !Self::MADE == 0
     }
 }
 

@@ -78,6 +78,33 @@ unsafe fn open(word: *const AtomicU32) {
     let _ = word;
 }
 
+/// The same where others may write the word.
+///
+/// # Safety
+/// `word` is mapped and writable.
+unsafe fn open_shared(word: *const AtomicU32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise. In assembly, since a `fetch_or` of 0 becomes a load.
+    unsafe {
+        core::arch::asm!("lock or dword ptr [{}], 0", in(reg) word, options(nostack));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = word;
+}
+
+/// Has a word brought into the cache.
+#[inline(always)]
+fn prefetch(word: *const AtomicU32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: does nothing where nothing is mapped.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(word.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = word;
+}
+
 impl Writer {
     /// Writes the blocks of allocators into the region at `base`.
     ///
@@ -155,11 +182,11 @@ impl Writer {
         }
     }
 
-    /// The words of the even plane for addresses from `from` up to `to`, or up to the end of `from`'s chunk: where they lie and how
+    /// The words of `from`'s plane for addresses from there up to `to`, or up to the end of `from`'s chunk: where they lie and how
     /// many bytes they are. `None` while the chunk has no table.
     #[must_use]
     pub fn words_of(&self, from: u64, to: u64) -> Option<(*mut u8, usize)> {
-        let first = self.word(from & !15);
+        let first = self.word(from);
         let end = to.min(((from >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT);
         let len = end.saturating_sub(from) >> GRANULE_SHIFT << 2;
         (!first.is_null()).then(|| (first.cast::<u8>().cast_mut(), len as usize))
@@ -185,15 +212,24 @@ impl Writer {
     /// Has the words of a block at `address` brought into the cache, for whoever will erase it.
     #[inline(always)]
     pub fn prefetch(&self, address: u64) {
-        let word = self.word(address);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: does nothing where nothing is mapped.
-        unsafe {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(word.cast());
+        prefetch(self.word(address));
+    }
+
+    /// Has all words of the page at `address`, of both planes, made present and brought into the cache.
+    pub(crate) fn open_page(&self, address: u64) {
+        const LINE: u64 = 64;
+        for plane in [0, 8] {
+            let words = self.word(address & !(PAGE - 1) | plane);
+            if words.is_null() {
+                continue;
+            }
+            // SAFETY: words of a table, on one of its pages.
+            unsafe { open_shared(words) };
+            let bytes = PAGE >> GRANULE_SHIFT << 2;
+            for at in (0..bytes).step_by(LINE as usize) {
+                prefetch(words.wrapping_byte_add(at as usize));
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = word;
     }
 
     /// Takes a block out. `None` if none was recorded at that very address.

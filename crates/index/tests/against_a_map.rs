@@ -5,7 +5,7 @@
 
 use pointee_index::class::Class;
 use pointee_index::direct::Reader;
-use pointee_index::layout::{LARGE, Layout, MAGIC, VERSION};
+use pointee_index::layout::{LARGE, Layout, MAGIC, PAGE, VERSION};
 use pointee_index::nested::Nested;
 use pointee_index::origins::{Frame, Node, Origins, ROOTS, Rule};
 use pointee_index::words::ORIGIN_LIMIT;
@@ -364,8 +364,14 @@ enum Cut {
     Back { at: u64, len: u64 },
 }
 
+/// Where the pool begins: its chunk's end lies in the middle.
+const POOL: u64 = (5 << 26) - 160_000;
+
 fn cut() -> impl Strategy<Value = Cut> {
-    let at = || (0u64..40_000).prop_map(|at| at * 8);
+    let anywhere = || (0u64..40_000).prop_map(|at| at * 8);
+    // So near a page's end that their words may lie on the next.
+    let end = || (1u64..78, 1u64..=5).prop_map(|(page, back)| page * PAGE - POOL % PAGE - back * 8);
+    let at = || prop_oneof![3 => anywhere(), 1 => end()];
     let size = prop_oneof![1u64..=16, 17u64..=200, 60_000u64..=70_000];
     prop_oneof![
         5 => (at(), size, 1u32..ORIGIN_LIMIT).prop_map(|(at, size, origin)| Cut::Out { at, size, origin }),
@@ -383,8 +389,7 @@ proptest! {
         let (nested, reader) = unsafe {
             (Nested::new(region.base, &region.layout), Reader::of_pools(region.base, &region.layout))
         };
-        // Across the border of two chunks.
-        let base = (5u64 << 26) - 160_000;
+        let base = POOL;
         let mut truth: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
         // Those into which later ones were cut: what was behind these is nobody's.
         let mut cut_into = std::collections::BTreeSet::new();
@@ -432,6 +437,17 @@ proptest! {
             for address in std::iter::once(*start).chain(inside) {
                 for block in [reader.block_at(address), index.nested_block_at(address)] {
                     prop_assert_eq!(block.map(|it| (it.base, it.size, it.origin)), Some((*start, *size, *origin)));
+                }
+            }
+        }
+        // Behind what is said to be fresh of a page lies no word of a block.
+        for page in (base..base + 400_000).step_by(PAGE as usize) {
+            let fresh = nested.fresh_from(page);
+            let page = page & !(PAGE - 1);
+            for (start, (size, _)) in truth.range(page - 32..page + PAGE) {
+                let words = 1 + u64::from(*size > 16) + u64::from(*size >= LARGE);
+                for word in (0..words).map(|number| start + number * 16) {
+                    prop_assert!(!(page..page + PAGE).contains(&word) || word < fresh, "{word:#x} {fresh:#x}");
                 }
             }
         }

@@ -27,6 +27,8 @@ pub struct Shape {
     pub r#type: TypeIndex,
     /// For headers: element of the trailing array, or `NO_TYPE`.
     pub tail: TypeIndex,
+    /// For headers: bytes in front of the array, the last of which are the header; 0: there are no others.
+    pub front: u64,
 }
 
 /// Equal for the same shape in whatever image.
@@ -257,12 +259,16 @@ pub fn field_at(image: &Image<'_>, shape: &Shape, size: u64, offset: u64) -> Fie
     };
     match shape.role {
         Role::Element | Role::Characters => in_element("", shape.r#type, unit, offset),
-        Role::Header if offset >= unit && shape.tail != NO_TYPE => {
+        Role::Header if offset >= shape.front.max(unit) && shape.tail != NO_TYPE => {
             match unit_size(image, shape.tail) {
-                Some(size) => in_element("+", shape.tail, size, offset - unit),
+                Some(size) => in_element("+", shape.tail, size, offset - shape.front.max(unit)),
                 None => whole,
             }
         }
+        Role::Header if shape.front > unit => match offset.checked_sub(shape.front - unit) {
+            Some(inside) => descend(image, Field { inside, ..whole }),
+            None => whole,
+        },
         // Longer than one object: an array after all.
         Role::Whole if offset >= unit && size >= unit.saturating_mul(2) => {
             in_element("", shape.r#type, unit, offset)

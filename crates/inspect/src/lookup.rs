@@ -276,6 +276,7 @@ impl Answer {
             role: element.map_or(Role::Whole, |_| Role::Element),
             r#type: element.unwrap_or(index),
             tail: NO_TYPE,
+            front: 0,
         };
         let size = self.size.unwrap_or(0);
         self.typed(space, image, &shape, size, Alleged(start.0));
@@ -305,6 +306,7 @@ impl Answer {
                 role: Role::Element,
                 r#type: pointer.target,
                 tail: NO_TYPE,
+                front: 0,
             })
         };
         let shape = site.and_then(|site| shape_of(site, module));
@@ -438,12 +440,13 @@ fn whole(
             value::print_array(image, shape.r#type, size / unit, base, contents)
         }
         (Role::Header, Some(unit)) if shape.tail != NO_TYPE => {
-            let header = value::print(image, shape.r#type, base, contents);
+            let front = shape.front.max(unit);
+            let header = value::print(image, shape.r#type, base.plus(front - unit), contents);
             let element = size_of_type(image, shape.tail)
                 .filter(|element| *element > 0)
                 .unwrap_or(1);
-            let count = size.saturating_sub(unit) / element;
-            let tail = value::print_array(image, shape.tail, count, base.plus(unit), contents);
+            let count = size.saturating_sub(front) / element;
+            let tail = value::print_array(image, shape.tail, count, base.plus(front), contents);
             format!("{header} + {tail}")
         }
         _ => value::print(image, shape.r#type, base, contents),

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! What each call tells is said by [`pointee_model::call`]. Where no frame is classified, the site is the innermost frame outside the language's own
-//! libraries, and its type is not known. How far beyond such a frame is looked is said there too: recording goes no further.
+//! libraries. Its type is not known, unless it calls a library's function that hands out text, as that library's image says. How far
+//! beyond such a frame is looked is said there too: recording goes no further.
 
 use crate::describe::{Shape, type_name};
 use crate::images::Images;
@@ -20,7 +21,9 @@ use pointee_model::addr::LinkAddr;
 use pointee_model::call::{Call, classify};
 use pointee_model::entries::role_of;
 use pointee_model::evidence::{Role, Verdict, Witness};
-use pointee_model::image::{Image, NO_TYPE, SiteRecord, function_flags};
+use pointee_model::image::{
+    Image, NO_TYPE, SiteRecord, TypeKind, TypeRecord, function_flags, summary_flags,
+};
 use pointee_model::source::is_library_source;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -126,6 +129,7 @@ impl<'a> Resolver<'a> {
         let mut outside = None;
         let mut frames_left = u32::MAX;
         let mut below = None;
+        let mut wrapper = None;
         let mut inside = None;
         for frame in &path.frames {
             if frames_left == 0 {
@@ -137,11 +141,13 @@ impl<'a> Resolver<'a> {
             match call {
                 Call::InWrapper => {
                     wrappers.extend(self.function(frame));
+                    wrapper = Some(frame);
                     continue;
                 }
                 Call::InLibrary => {
                     let typed = record.filter(|record| record.r#type != NO_TYPE);
                     inside = inside.or(typed.map(|record| (frame, record)));
+                    wrapper = None;
                     continue;
                 }
                 // What lies between is not known to be the function that jumps.
@@ -150,10 +156,20 @@ impl<'a> Resolver<'a> {
                 Call::Untyped | Call::Unnoted | Call::Unknown => {}
             }
             // The first one counts; what was walked through on the way to it stays its wrapper chain.
-            outside.get_or_insert_with(|| (frame, record, wrappers.clone()));
+            outside.get_or_insert_with(|| (frame, record, wrappers.clone(), wrapper));
         }
-        if let Some((frame, record, wrappers)) = outside {
+        if let Some((frame, record, wrappers, wrapper)) = outside {
             let mut site = self.site(frame, record, wrappers, allocator, entry);
+            let other = wrapper.filter(|wrapper| wrapper.module != frame.module);
+            if let Some((shape, name)) = other
+                .filter(|_| record.is_none())
+                .and_then(|wrapper| self.text_of(wrapper))
+            {
+                site.shape = Some(shape);
+                site.verdict = Verdict::Single;
+                site.evidence = vec![format!("{} {name}", Witness::Model.word())];
+                site.callee = Some(name.to_owned());
+            }
             // What the language's own code makes for it.
             if let Some((frame, record)) = inside.filter(|_| site.shape.is_none()) {
                 site.shape = shape_of(record, frame.module);
@@ -186,6 +202,32 @@ impl<'a> Resolver<'a> {
                 callee: None,
             },
         }
+    }
+
+    /// The text that is handed out by the function in which a frame stands, if its file exports it as one that does, and its name. That tells
+    /// the type where the caller's own image was made without: it has no debug info, and learns of no other file.
+    fn text_of(&self, frame: &Frame) -> Option<(Shape, &'a str)> {
+        const HANDS_OUT: u32 = summary_flags::RETURNS | summary_flags::TEXT;
+        const NOT_SAID: [u8; 16] = [0; 16];
+        let image = self.image(frame.module)?;
+        let call = LinkAddr(frame.return_address.0.wrapping_sub(1));
+        let name = image.string(image.function_at(call)?.linkage_name);
+        let exports = image.exports;
+        let at = exports.binary_search_by(|it| image.string(it.name).cmp(name));
+        let summary = at.ok().map(|at| &exports[at]);
+        let summary = summary.filter(|it| it.flags & HANDS_OUT == HANDS_OUT && it.offset == 0)?;
+        let is_it = |known: &TypeRecord| match summary.base {
+            NOT_SAID => known.kind == TypeKind::Base as u8 && image.string(known.name) == "char",
+            base => known.identity == base,
+        };
+        let r#type = u32::try_from(image.types.iter().position(is_it)?).ok()?;
+        let shape = Shape {
+            module: frame.module,
+            role: Role::Characters,
+            r#type,
+            tail: NO_TYPE,
+        };
+        Some((shape, name))
     }
 
     /// What the call that a frame stands for tells.
@@ -313,6 +355,7 @@ pub fn shape_of(record: &SiteRecord, module: u32) -> Option<Shape> {
         role: Role::from_byte(record.role),
         r#type: record.r#type,
         tail: record.tail,
+        front: record.array_at(0),
     })
 }
 

@@ -142,6 +142,7 @@ fn every_answer_ends_and_is_short() {
             role: Role::Element,
             r#type: 0,
             tail: 0,
+            front: 0,
         };
         let texts = [
             type_name(&image, 0),

@@ -370,6 +370,10 @@ fn find_sites(
     let path = elf
         .path()
         .map_or_else(String::new, |path| path.to_string_lossy().into_owned());
+    // Who asks for it in a file without debug info finds its type here.
+    if sites.exports.iter().any(Summary::is_text) {
+        sites::declare_text(facts);
+    }
     config::apply(config, &path, facts, &mut sites);
     sites.guards = guards::find(elf, &config.pools_of(facts));
     sites

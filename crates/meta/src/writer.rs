@@ -5,7 +5,7 @@
 
 use crate::config::Config;
 use crate::facts::{Facts, FrameBase, Function, LoadedSection, Place};
-use crate::sites::{CursorWrite, Sites, Size, Summary, Wrapper};
+use crate::sites::{CountWrite, CursorWrite, Sites, Size, Summary, Wrapper};
 use pointee_model::entries::{Declared, Role, role_of};
 use pointee_model::image::{
     CursorRecord, EntryRecord, EnumeratorRecord, EvidenceRecord, FORMAT, FunctionRecord, Header,
@@ -161,9 +161,29 @@ fn cursors(sites: &Sites, strings: &mut Strings) -> Vec<CursorRecord> {
         next: write.next,
         name: strings.intern(&write.cursor),
         within: u16::from(write.within),
-        flags: if write.down { cursor_flags::DOWN } else { 0 },
+        flags: flags_of_cursor(write),
+        base: write.count.map_or(0, |count| count.base),
+        room: write.count.map_or(0, |count| count.room),
+        step: write.count.and_then(|count| count.step).unwrap_or(0),
+        scale: write.count.map_or(0, |count| u16::from(count.scale)),
+        rounded: write.count.map_or(0, |count| u16::from(count.rounded)),
     };
     sites.cursor_writes.iter().map(record).collect()
+}
+
+fn flags_of_cursor(write: &CursorWrite) -> u16 {
+    let count = write.count.as_ref();
+    let is = |of: fn(&CountWrite) -> bool| count.is_some_and(of);
+    let flags = [
+        (write.down, cursor_flags::DOWN),
+        (count.is_some(), cursor_flags::COUNTS),
+        (is(|count| count.narrow), cursor_flags::NARROW),
+        (is(|count| count.fixed), cursor_flags::FIXED),
+        (is(|count| count.held), cursor_flags::HELD),
+        (is(|count| count.only_back), cursor_flags::ONLY_BACK),
+    ];
+    let set = flags.into_iter().filter(|(is, _)| *is);
+    set.fold(0, |all, (_, flag)| all | flag)
 }
 
 fn summaries(summaries: &[Summary], strings: &mut Strings) -> Vec<SummaryRecord> {

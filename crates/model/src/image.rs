@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The first eight bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PTEEIMG\0";
 /// Grows whenever a record changes its layout *or its meaning* (a better analysis counts).
-pub const FORMAT: u32 = 41;
+pub const FORMAT: u32 = 42;
 /// Bytes of a string, at most: a damaged image may have thousands of references to one without end.
 pub const STRING_MAX: usize = 1 << 16;
 /// A [`TypeIndex`] that says "not known".
@@ -346,6 +346,14 @@ pub mod site_flags {
     pub const STAND_IN: u16 = 16;
     /// No call: the instruction carves the block out of the stack, or of a pool by moving its cursor.
     pub const NO_CALL: u16 = 32;
+    /// Four bits: of a header, the logarithm of the bytes in front of the array, which end with the header; 0: there are no others than its own.
+    pub const ARRAY_AT: u16 = 0xf00;
+
+    /// [`ARRAY_AT`] for an array that begins `bytes`, a power of two, into the block.
+    #[must_use]
+    pub const fn array_at(bytes: u64) -> u16 {
+        (bytes.trailing_zeros() as u16) << ARRAY_AT.trailing_zeros() & ARRAY_AT
+    }
 }
 
 impl SiteRecord {
@@ -353,6 +361,15 @@ impl SiteRecord {
     #[must_use]
     pub fn stands_in(&self) -> bool {
         self.flags & site_flags::STAND_IN != 0
+    }
+
+    /// Where the array begins whose header is so many bytes long.
+    #[must_use]
+    pub fn array_at(&self, header: u64) -> u64 {
+        match (self.flags & site_flags::ARRAY_AT) >> site_flags::ARRAY_AT.trailing_zeros() {
+            0 => header,
+            bits => header.max(1 << bits),
+        }
     }
 }
 
@@ -548,12 +565,32 @@ pub struct CursorRecord {
     pub within: u16,
     /// Bits of [`cursor_flags`].
     pub flags: u16,
+    /// Of a number, where the bytes begin that it counts: bytes from the number on, or an address.
+    pub base: i64,
+    /// How many these are, if they are a variable; else 0.
+    pub room: u64,
+    /// How much a number grows by; 0: by what it is more then.
+    pub step: u32,
+    /// Bytes of what a number counts.
+    pub scale: u16,
+    /// A number was rounded up to a multiple of `1 << rounded` before it grew.
+    pub rounded: u16,
 }
 
 /// Bits of [`CursorRecord::flags`].
 pub mod cursor_flags {
     /// Blocks are carved downwards.
     pub const DOWN: u16 = 1;
+    /// The cursor is a number.
+    pub const COUNTS: u16 = 2;
+    /// It has four bytes.
+    pub const NARROW: u16 = 4;
+    /// `base` is an address.
+    pub const FIXED: u16 = 8;
+    /// At `base` lies a pointer to the bytes that are counted.
+    pub const HELD: u16 = 16;
+    /// Nothing is carved out: what lies behind is taken back.
+    pub const ONLY_BACK: u16 = 32;
 }
 
 /// A branch that decides whether a call through a pointer runs a copy of the function that it nearly always leads to, in order of `address`.

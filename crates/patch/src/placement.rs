@@ -78,7 +78,7 @@ impl Event {
 
 /// What whoever is told of the write of a cursor knows of it: where [`Event::Carve`]'s slot is called, `rsi` has the address of this, `rdi` that of the
 /// cursor, and the word at `rsp + 24` is what will be written; `rsp + 160` is the stack pointer there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[repr(C)]
 pub struct Carving {
     /// The instruction behind the write.
@@ -87,6 +87,16 @@ pub struct Carving {
     pub number: u32,
     /// As in the image.
     pub flags: u32,
+    /// As in the image; whoever fills it in puts the address in the process there, if it is one.
+    pub base: u64,
+    /// As in the image.
+    pub room: u64,
+    /// As in the image.
+    pub step: u32,
+    /// As in the image.
+    pub scale: u32,
+    /// What is added to a number, and cleared in it then, to round it up.
+    pub rounding: u64,
 }
 
 impl Carving {
@@ -106,22 +116,36 @@ impl Carving {
     /// As bytes.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let half = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let words = [
+            self.next,
+            half(self.number, self.flags),
+            self.base,
+            self.room,
+            half(self.step, self.scale),
+            self.rounding,
+        ];
         let mut bytes = [0; Self::LEN];
-        bytes[..8].copy_from_slice(&self.next.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.number.to_le_bytes());
-        bytes[12..].copy_from_slice(&self.flags.to_le_bytes());
+        for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
     /// From bytes.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
-        let [a, b, c, d, e, f, g, h, rest @ ..] = *bytes;
-        let [i, j, k, l, m, n, o, p] = rest;
+        let (words, _) = bytes.as_chunks();
+        let word = |at: usize| words.get(at).map_or(0, |word| u64::from_le_bytes(*word));
         Self {
-            next: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            number: u32::from_le_bytes([i, j, k, l]),
-            flags: u32::from_le_bytes([m, n, o, p]),
+            next: word(0),
+            number: word(1) as u32,
+            flags: (word(1) >> 32) as u32,
+            base: word(2),
+            room: word(3),
+            step: word(4) as u32,
+            scale: (word(4) >> 32) as u32,
+            rounding: word(5),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! *How does one hear of the blocks that inlined code cuts out of a pool?*
 //!
-//! Where a pool's code was put into its callers, no function is entered: what is left is the write that moves its cursor
+//! Where a pool's code was put into its callers, no function is entered: what is left is the write that moves its cursor, a pointer or a number
 //! ([`CursorRecord`]). Before each such write the copy tells whoever filled the slot of [`Event::Carve`], what the cursor will be,
 //! and where it is; what it was still stands there.
 //!
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Code as Form, Decoder, DecoderOptions, Instruction, OpKind, Register};
 use pointee_meta::elf::Elf;
-use pointee_model::image::CursorRecord;
+use pointee_model::image::{CursorRecord, cursor_flags};
 use pointee_patch::placement::{Carving, Event};
 
 use crate::blocks::Blocks;
@@ -63,6 +63,7 @@ enum Place {
 #[derive(Clone, Copy, Debug)]
 enum Value {
     Register(u8),
+    Constant(i32),
     /// Half of a vector register.
     Half {
         register: u8,
@@ -70,6 +71,8 @@ enum Value {
     },
     Sum(Summand),
     Difference(Summand),
+    /// One more; which leaves a flag as it was.
+    Next,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,12 +103,17 @@ pub fn tell_of_cursors(elf: &Elf, cursors: &[CursorRecord]) -> Option<Vec<u8>> {
         }
         let bytes = code.bytes(place);
         let instruction = Decoder::with_ip(64, bytes, place.at, DecoderOptions::NONE).decode();
-        if let Some(write) = Write::of(&instruction, cursor.within) {
+        if let Some(write) = Write::of(&instruction, cursor.within, cursor.flags) {
             needed[index] = true;
             let carving = Carving {
                 next: cursor.next,
                 number,
                 flags: u32::from(cursor.flags),
+                base: cursor.base as u64,
+                room: cursor.room,
+                step: cursor.step,
+                scale: u32::from(cursor.scale),
+                rounding: (1 << cursor.rounded.min(16)) - 1,
             };
             wanted.insert(index, (carving, write));
         }
@@ -148,8 +156,9 @@ pub fn tell_of_cursors(elf: &Elf, cursors: &[CursorRecord]) -> Option<Vec<u8>> {
 }
 
 impl Write {
-    /// How an instruction writes the eight bytes that lie `within` bytes into its memory operand; `None` for what is not followed.
-    fn of(instruction: &Instruction, within: u16) -> Option<Self> {
+    /// How an instruction writes the cursor that lies `within` bytes into its memory operand: eight bytes, or four by what its `flags` say; `None`
+    /// for what is not followed.
+    fn of(instruction: &Instruction, within: u16, flags: u16) -> Option<Self> {
         if instruction.op0_kind() != OpKind::Memory
             || instruction.segment_prefix() != Register::None
         {
@@ -157,6 +166,11 @@ impl Write {
         }
         let register = || general(instruction.op1_register());
         let value = match (instruction.code(), within) {
+            _ if flags & cursor_flags::NARROW != 0 => narrow_value(instruction, within)?,
+            (Form::Mov_rm64_imm32, 0) if flags & cursor_flags::COUNTS != 0 => {
+                Value::Constant(i32::try_from(instruction.immediate(1) as i64).ok()?)
+            }
+            (Form::Inc_rm64, 0) => Value::Next,
             (Form::Mov_rm64_r64, 0) => Value::Register(register()?),
             (Form::Add_rm64_r64, 0) => Value::Sum(Summand::Register(register()?)),
             (Form::Sub_rm64_r64, 0) => Value::Difference(Summand::Register(register()?)),
@@ -205,6 +219,29 @@ impl Write {
     }
 }
 
+/// What an instruction writes to a number of four bytes.
+fn narrow_value(instruction: &Instruction, within: u16) -> Option<Value> {
+    let register = || {
+        let register = instruction.op1_register();
+        let whole = register.is_gpr32().then(|| register.full_register());
+        whole.and_then(general)
+    };
+    Some(match (instruction.code(), within) {
+        (Form::Mov_rm32_r32, 0) => Value::Register(register()?),
+        (Form::Mov_rm32_imm32, 0) => Value::Constant(instruction.immediate32() as i32),
+        (Form::Add_rm32_r32, 0) => Value::Sum(Summand::Register(register()?)),
+        (Form::Sub_rm32_r32, 0) => Value::Difference(Summand::Register(register()?)),
+        (Form::Add_rm32_imm8 | Form::Add_rm32_imm32, 0) => {
+            Value::Sum(Summand::Constant(instruction.immediate(1) as i32))
+        }
+        (Form::Sub_rm32_imm8 | Form::Sub_rm32_imm32, 0) => {
+            Value::Difference(Summand::Constant(instruction.immediate(1) as i32))
+        }
+        (Form::Inc_rm32, 0) => Value::Next,
+        _ => return None,
+    })
+}
+
 /// The number of a whole general register, other than the stack pointer.
 fn general(register: Register) -> Option<u8> {
     general_or_stack(register).filter(|number| *number != RSP)
@@ -237,10 +274,13 @@ pub(crate) fn emit(code: &mut Vec<u8>, told: &Told) -> Option<(u32, u64)> {
         Value::Register(register)
         | Value::Sum(Summand::Register(register))
         | Value::Difference(Summand::Register(register)) => push(code, register),
-        Value::Sum(Summand::Constant(value)) | Value::Difference(Summand::Constant(value)) => {
+        Value::Constant(value)
+        | Value::Sum(Summand::Constant(value))
+        | Value::Difference(Summand::Constant(value)) => {
             code.push(0x68); // push imm32
             code.extend(value.to_le_bytes());
         }
+        Value::Next => code.extend([0x6a, 1]), // push 1
         Value::Half { register, high } => {
             code.extend([0x48, 0x8d, 0x64, 0x24, 0xf8]); // lea rsp, [rsp-8]
             let extended = 0x40 | (register & 8) >> 1;
@@ -255,7 +295,12 @@ pub(crate) fn emit(code: &mut Vec<u8>, told: &Told) -> Option<(u32, u64)> {
     code.extend([0x57, 0x56]); // push rdi; push rsi
     let field = load_address(code, &write.cursor);
     match write.value {
-        Value::Register(_) | Value::Half { .. } => {}
+        Value::Register(_) | Value::Constant(_) | Value::Half { .. } => {}
+        Value::Next => {
+            code.extend([0x48, 0x8b, 0x37]); // mov rsi, [rdi]
+            code.extend([0x48, 0x8d, 0x76, 0x01]); // lea rsi, [rsi+1]
+            code.extend([0x48, 0x89, 0x74, 0x24, 0x10]); // mov [rsp+16], rsi
+        }
         Value::Difference(_) => {
             code.extend([0x48, 0xf7, 0x5c, 0x24, 0x10]); // neg qword ptr [rsp+16]
             add_old(code);
@@ -312,13 +357,13 @@ mod tests {
     type Cursor = (Register, Register, i64);
 
     fn check(bytes: &[u8], within: u16, expect: Option<Cursor>) {
+        check_flags(bytes, within, 0, expect);
+    }
+
+    fn check_flags(bytes: &[u8], within: u16, flags: u16, expect: Option<Cursor>) {
         let instruction = Decoder::with_ip(64, bytes, 0x1000, DecoderOptions::NONE).decode();
-        let told = Write::of(&instruction, within).map(|write| Told {
-            carving: Carving {
-                next: 0,
-                number: 0,
-                flags: 0,
-            },
+        let told = Write::of(&instruction, within, flags).map(|write| Told {
+            carving: Carving::default(),
             record: Carving::offset(0) as u32,
             write,
         });
@@ -389,5 +434,41 @@ mod tests {
         check(&[0x64, 0x48, 0x89, 0x07], 0, None);
         check(&[0x89, 0x07], 0, None);
         check(&[0x48, 0x89, 0x47, 0x10], 8, None);
+    }
+
+    #[test]
+    fn writes_of_numbers() {
+        use Register as R;
+        const NARROW: u16 = cursor_flags::COUNTS | cursor_flags::NARROW;
+        let rows: &[(&[u8], u16, Option<Cursor>)] = &[
+            // mov qword [rdi], 0; inc qword [rdi+8]
+            (
+                &[0x48, 0xc7, 0x07, 0, 0, 0, 0],
+                cursor_flags::COUNTS,
+                Some((R::RDI, R::None, 0)),
+            ),
+            (
+                &[0x48, 0xff, 0x47, 8],
+                cursor_flags::COUNTS,
+                Some((R::RDI, R::None, 8)),
+            ),
+            // mov [rdi+8], eax; mov [rdi+8], r9d; mov dword [rdi+8], 0; add [rdi+8], esi; add dword [rbx], 24; inc dword [rbx]
+            (&[0x89, 0x47, 8], NARROW, Some((R::RDI, R::None, 8))),
+            (&[0x44, 0x89, 0x4f, 8], NARROW, Some((R::RDI, R::None, 8))),
+            (
+                &[0xc7, 0x47, 8, 0, 0, 0, 0],
+                NARROW,
+                Some((R::RDI, R::None, 8)),
+            ),
+            (&[0x01, 0x77, 8], NARROW, Some((R::RDI, R::None, 8))),
+            (&[0x83, 0x03, 24], NARROW, Some((R::RBX, R::None, 0))),
+            (&[0xff, 0x03], NARROW, Some((R::RBX, R::None, 0))),
+            // mov [rdi+8], rax and mov [rdi+8], ax, of a number of four bytes
+            (&[0x48, 0x89, 0x47, 8], NARROW, None),
+            (&[0x66, 0x89, 0x47, 8], NARROW, None),
+        ];
+        for (bytes, flags, expect) in rows {
+            check_flags(bytes, 0, *flags, *expect);
+        }
     }
 }

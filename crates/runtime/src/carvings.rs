@@ -10,6 +10,7 @@ use crate::probes::{self, Files};
 use crate::region::region;
 use crate::{fast_carve, plant, sys};
 use pointee_index::handoff::key;
+use pointee_model::image::cursor_flags;
 use pointee_patch::placement::{Carving, Event, Header, Placement};
 
 /// Cursors of one object that are told apart.
@@ -80,6 +81,9 @@ pub(crate) fn fill_in(module: &Module, header: &Header, island: &mut [u8]) -> bo
             *root = plant::root_of_cursor(module, image.string(cursor.name), address);
         }
         carving.number = *root;
+        if cursor.flags & cursor_flags::FIXED != 0 {
+            carving.base = carving.base.wrapping_add(module.bias);
+        }
         *bytes = carving.to_bytes();
     }
     true

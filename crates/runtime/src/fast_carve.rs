@@ -2,7 +2,7 @@
 //!
 //! In assembly for what nearly every one is: the cursor goes up, by less than 256 bytes, from a granule on, within a page whose container
 //! is known ([`crate::pools`]); nothing is recorded there, nor at odd addresses anywhere near; the write is a site that was met before; the thread is outside, and of pools'
-//! functions too. All else goes to [`hooks::carve`], for which vector registers are saved: code that is in the middle of a function may have anything there.
+//! functions too. Of a cursor that is a number the addresses are computed first. All else goes to [`hooks::carve`], for which vector registers are saved: code that is in the middle of a function may have anything there.
 //!
 //! ```text
 //!   rdi   the cursor, which says where the block starts        r8    the thread's state
@@ -15,7 +15,7 @@
 
 use crate::fast::{HASH_FACTOR, PLACES, Places, WORD_MASK, WORD_SHIFT};
 use crate::hooks;
-use crate::pools::{GRANULES, KNOWN, PAGE_SHIFT, PAGES};
+use crate::pools::{GRANULES, KNOWN, Known, PAGE_SHIFT, PAGES, STEPS};
 use crate::process::GATE;
 use crate::threads::{PLACE, State, WRITING};
 use core::arch::naked_asm;
@@ -40,8 +40,8 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         "lahf", "seto al", "push rax",
         "mov rdx, [rsp + {value}]",
         "mov rax, [rdi]",
-        "test dword ptr [rsi + {flags}], {down}", "jnz 9f",
-        "mov r9, rdx",
+        "test dword ptr [rsi + {flags}], {down} | {counts}", "jnz 5f",
+        "6: mov r9, rdx",
         "sub r9, rax",
         "lea rcx, [r9 - 1]",
         "cmp rcx, 255", "jae 9f",
@@ -52,13 +52,16 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         "cmp [r8 + {gate}], rcx", "jne 9f",
         "cmp dword ptr [r8 + {pool}], 0", "jne 9f",
 
-        // The page, and the granules of it that lie in one container: `page << 18 | first << 9 | one past the last`.
+        // The page, and the granules of it that lie in one container ([`Known`]); it counts as cut up.
         "mov rcx, rax",
         "shr rcx, {page_shift}",
         "mov r11d, ecx",
         "and r11d, {pages} - 1",
+        "shl r11d, {known_shift}",
         "lea r10, [rip + {known}]",
-        "mov r10, [r10 + r11 * 8]",
+        "add r10, r11",
+        "mov dword ptr [r10 + {fresh}], {steps}",
+        "mov r10, [r10 + {part}]",
         "mov r11, r10",
         "shr r11, 18",
         "cmp r11, rcx", "jne 9f",
@@ -144,9 +147,42 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         "pop r11", "pop r10", "pop r9", "pop r8", "pop rdx", "pop rcx", "pop rax",
         "ret",
 
+        // Of a number, rax and rdx become addresses: what it was and will be, times its scale, from its base on.
+        "5: mov ecx, [rsi + {flags}]",
+        "test ecx, {counts}", "jz 9f",
+        "test ecx, {narrow}", "jz 2f",
+        "mov eax, eax",
+        "mov edx, edx",
+        "2: mov r9d, [rsi + {step}]",
+        "test r9d, r9d", "jz 3f",
+        "mov rax, rdx",
+        "sub rax, r9",
+        "jmp 4f",
+        "3: mov r9, [rsi + {rounding}]",
+        "add rax, r9",
+        "not r9",
+        "and rax, r9",
+        "4: mov r9d, [rsi + {scale}]",
+        "imul rax, r9",
+        "imul rdx, r9",
+        "mov r9, [rsi + {base}]",
+        "test ecx, {fixed}", "jnz 2f",
+        "add r9, rdi",
+        "2: test ecx, {held}", "jz 3f",
+        "mov r9, [r9]",
+        // Beyond its room it cannot be meant.
+        "3: mov r11, [rsi + {room}]",
+        "test r11, r11", "jz 4f",
+        "cmp rdx, r11", "ja 7b",
+        "4: add rax, r9",
+        "add rdx, r9",
+        "test ecx, {only_back}", "jz 6b",
+        "jmp 9f",
+
         "8: mov rcx, fs:[0]",
         "mov [r8 + {gate}], rcx",
-        "9: lea rcx, [rsp + {stack}]",
+        "9: mov rdi, rax",
+        "lea rcx, [rsp + {stack}]",
         "mov r8, rbp",
         "push rbp", "mov rbp, rsp",
         "and rsp, -16", "sub rsp, 256",
@@ -166,7 +202,17 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         flags = const offset_of!(Carving, flags),
         root = const offset_of!(Carving, number),
         next = const offset_of!(Carving, next),
+        step = const offset_of!(Carving, step),
+        scale = const offset_of!(Carving, scale),
+        rounding = const offset_of!(Carving, rounding),
+        base = const offset_of!(Carving, base),
+        room = const offset_of!(Carving, room),
         down = const cursor_flags::DOWN,
+        counts = const cursor_flags::COUNTS,
+        narrow = const cursor_flags::NARROW,
+        fixed = const cursor_flags::FIXED,
+        held = const cursor_flags::HELD,
+        only_back = const cursor_flags::ONLY_BACK,
         place = const PLACE,
         gate = const offset_of!(State, gate),
         pool = const offset_of!(State, pool),
@@ -174,6 +220,10 @@ pub(crate) unsafe extern "C" fn carve_stub() {
         writing = const WRITING,
         closed = sym GATE,
         known = sym KNOWN,
+        known_shift = const size_of::<Known>().ilog2(),
+        part = const offset_of!(Known, part),
+        fresh = const offset_of!(Known, fresh),
+        steps = const STEPS,
         pages = const PAGES,
         page_shift = const PAGE_SHIFT,
         granules = const GRANULES,

@@ -17,9 +17,9 @@
 
 use crate::fast::{HASH_FACTOR, PLACES, Places, WORD_MASK, WORD_SHIFT};
 use crate::hooks;
-use crate::pools::{GRANULES, KNOWN, PAGE_SHIFT, PAGES};
+use crate::pools::{GRANULES, KNOWN, Known, PAGE_SHIFT, PAGES, STEPS};
 use crate::process::GATE;
-use crate::threads::{PLACE, State, WRITING};
+use crate::threads::{ALONE, PLACE, State, WRITING};
 use core::arch::naked_asm;
 use core::mem::offset_of;
 use pointee_index::counters::Counts;
@@ -68,13 +68,15 @@ pub(crate) unsafe extern "C" fn allocating() {
         "lea rcx, [r9 - 1]",
         "cmp rcx, {longest} - 1", "jae 8f",
 
-        // The page, and the granules of it that lie in one container: `page << 18 | first << 9 | one past the last`.
+        // The page, and the granules of it that lie in one container ([`Known`]).
         "mov rcx, rax",
         "shr rcx, {page_shift}",
-        "mov edx, ecx",
-        "and edx, {pages} - 1",
+        "mov edi, ecx",
+        "and edi, {pages} - 1",
+        "shl edi, {known_shift}",
         "lea rsi, [rip + {known}]",
-        "mov rsi, [rsi + rdx * 8]",
+        "add rdi, rsi",
+        "mov rsi, [rdi + {part}]",
         "mov rdx, rsi",
         "shr rdx, 18",
         "cmp rdx, rcx", "jne 8f",
@@ -88,16 +90,16 @@ pub(crate) unsafe extern "C" fn allocating() {
         "and esi, 0x1ff",
         "cmp ecx, esi", "jae 8f",
 
-        // Its words: what is to be written, and two in front; then those of the other plane.
+        // Its first word.
         "mov rsi, [rip + {places} + {nested}]",
         "mov rcx, rax",
         "shr rcx, {directory_shift}",
         "and ecx, {even}",
-        "mov edi, eax",
-        "shr edi, 3",
-        "and edi, 1",
-        "or edi, ecx",
-        "mov r10, [rsi + rdi * 8]",
+        "mov edx, eax",
+        "shr edx, 3",
+        "and edx, 1",
+        "or edx, ecx",
+        "mov r10, [rsi + rdx * 8]",
         "test r10, r10", "jz 8f",
         "mov ecx, eax",
         "shr ecx, {word_shift}",
@@ -105,7 +107,30 @@ pub(crate) unsafe extern "C" fn allocating() {
         "cmp ecx, 8", "jb 8f",
         "cmp ecx, {last_word}", "ja 8f",
         "add r10, rcx",
-        "or dword ptr [r10], 0", // see `pointee_index::table::open`
+
+        // Where nothing was cut out yet, nothing is there.
+        "cmp dword ptr [rip + {alone}], 0", "je 2f",
+        "mov ecx, eax",
+        "shr ecx, 3",
+        "and ecx, {steps} - 1",
+        "lea edx, [r9 + 7]",
+        "shr edx, 3",
+        "add edx, ecx",
+        "cmp edx, {steps}", "ja 7f",
+        "mov esi, [rdi + {fresh}]",
+        "cmp edx, esi", "jbe 2f",
+        "mov [rdi + {fresh}], edx",
+        "cmp ecx, esi", "jae 25f",
+
+        // Else its words are looked at, and two in front; then those of the other plane.
+        "2: mov rsi, [rip + {places} + {nested}]",
+        "mov rcx, rax",
+        "shr rcx, {directory_shift}",
+        "and ecx, {even}",
+        "mov edi, eax",
+        "shr edi, 3",
+        "and edi, 1",
+        "or edi, ecx",
         "mov ecx, [r10 - 4]",
         "and ecx, {start} | {single}",
         "cmp ecx, {start}", "je 8f",
@@ -115,20 +140,21 @@ pub(crate) unsafe extern "C" fn allocating() {
         "lea ecx, [r9 + {granule} - 1]",
         "shr ecx, {granule_shift}",
         "xor edx, edx",
-        "2: or edx, [r10 + rcx * 4 - 4]",
-        "dec ecx", "jnz 2b",
+        "21: or edx, [r10 + rcx * 4 - 4]",
+        "dec ecx", "jnz 21b",
         "xor edi, 1",
         "mov rsi, [rsi + rdi * 8]",
-        "test rsi, rsi", "jz 22f",
+        "test rsi, rsi", "jz 23f",
         "lea ecx, [rax + 8]",
         "shr ecx, {word_shift}",
         "and ecx, {word_mask}",
         "add rsi, rcx",
         "lea ecx, [r9 + 8]",
-        "shr ecx, {granule_shift}", "jz 22f",
-        "21: or edx, [rsi + rcx * 4 - 4]",
-        "dec ecx", "jnz 21b",
-        "22: test edx, edx", "js 8f",
+        "shr ecx, {granule_shift}", "jz 23f",
+        "22: or edx, [rsi + rcx * 4 - 4]",
+        "dec ecx", "jnz 22b",
+        "23: test edx, edx", "js 8f",
+        "25:",
 
         // The first frame, in the first slot of the hash.
         "mov rdx, [rsp + {kept}]",
@@ -223,6 +249,17 @@ pub(crate) unsafe extern "C" fn allocating() {
         "add rsp, {kept}", ".cfi_adjust_cfa_offset -{kept}",
         "ret",
 
+        // It reaches into the next page.
+        "7: mov dword ptr [rdi + {fresh}], {steps}",
+        "mov rcx, rax",
+        "shr rcx, {page_shift}",
+        "inc ecx",
+        "and ecx, {pages} - 1",
+        "shl ecx, {known_shift}",
+        "lea rdi, [rip + {known}]",
+        "mov dword ptr [rdi + rcx + {fresh}], {steps}",
+        "jmp 2b",
+
         // In a function of a pool, or one was left by a `longjmp`, which lies no further out.
         "5: sub r10d, [rax + {pool}]", "js 6f",
         "add r10d, [rax + {pool}]",
@@ -276,6 +313,11 @@ pub(crate) unsafe extern "C" fn allocating() {
         root_key = const hooks::ROOT_KEY,
         longest = const LONGEST,
         known = sym KNOWN,
+        known_shift = const size_of::<Known>().ilog2(),
+        part = const offset_of!(Known, part),
+        fresh = const offset_of!(Known, fresh),
+        steps = const STEPS,
+        alone = sym ALONE,
         pages = const PAGES,
         page_shift = const PAGE_SHIFT,
         granules = const GRANULES,

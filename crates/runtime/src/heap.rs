@@ -4,8 +4,6 @@
 //! of them with us than without. So when the heap grows by `brk`, the part of the index that stands for the new memory
 //! is made present by one call, instead of a fault for each page. Small heaps are left to faults.
 
-#![allow(unsafe_code)] // Asks the kernel for pages of the region.
-
 use crate::hooks::is_filtered;
 use crate::region::{is_disabled, region};
 use crate::sys;
@@ -20,7 +18,7 @@ const AHEAD_SHIFT: u32 = 5;
 /// ... and for no more than this.
 const AHEAD_MAX: u64 = 4 << 20;
 /// Bytes of the heap that one page of the index stands for.
-const STEP: u64 = 4096 / 4 * GRANULE;
+pub(crate) const STEP: u64 = 4096 / 4 * GRANULE;
 
 /// Where the heap began when it grew for the first time.
 static START: AtomicU64 = AtomicU64::new(0);
@@ -46,9 +44,7 @@ pub(crate) fn grown(end: u64) {
             // The chunk has no table yet, and gets it with its first block.
             break;
         };
-        const MADV_POPULATE_WRITE: usize = 23;
-        // SAFETY: words of the region, which the advice leaves as they are. A kernel before 5.14 does not know it.
-        if !unsafe { sys::madvise(words, len, MADV_POPULATE_WRITE) } {
+        if !sys::populate(words, len) {
             break;
         }
         from += len as u64 * (GRANULE / 4);

@@ -80,14 +80,27 @@ fn give_back(region: &Region, thread: &Thread, at: usize, len: usize) {
     }
 }
 
+/// A call that was made.
+pub(crate) struct Made<'a> {
+    pub(crate) call: Call,
+    pub(crate) arguments: &'a [usize; 6],
+    /// As libc returns it: the last address for a failure.
+    pub(crate) result: usize,
+    /// What [`before`] said.
+    pub(crate) before: PageWord,
+    /// Whether a function of a pool made it, and no allocator that it called.
+    pub(crate) is_pools: bool,
+}
+
 /// Notes what a call made, along the path `origin`.
-pub(crate) fn after(
-    call: Call,
-    arguments: &[usize; 6],
-    result: usize,
-    origin: u32,
-    before: PageWord,
-) {
+pub(crate) fn after(made: &Made<'_>, origin: u32) {
+    let Made {
+        call,
+        arguments,
+        result,
+        before,
+        is_pools,
+    } = *made;
     let [at, len, third, flags, file, _] = *arguments;
     let written = &region().pages;
     // What `mmap` and its like return where they fail is the last address.
@@ -99,7 +112,12 @@ pub(crate) fn after(
             // Shared memory of nobody is a file of the kernel's own.
             let word = PageWord::mapped(third as u32, is_shared, is_file || is_shared, origin);
             let (start, end) = pages(result, len);
-            written.set(start, end, word);
+            if is_pools && !word.is_file() {
+                written.set(start, end, word.by_pool());
+                pools::mapped(region(), start, end);
+            } else {
+                written.set(start, end, word);
+            }
             if third & EXECUTABLE != 0 && !is_file {
                 list::is_incomplete();
             }

@@ -90,7 +90,7 @@ fn copy(region: &Region, state: &State, claim: Claim, copies: *mut u8) {
     region.header().peak_bytes.fetch_max(live_bytes, Relaxed);
     let number = BEGUN.fetch_add(1, Relaxed) + 1;
     let to = copies.wrapping_add((number % COPIES * region.layout.len) as usize);
-    if !make_present(to, PAGE) {
+    if !sys::populate(to, PAGE as usize) {
         return;
     }
     // SAFETY: the mark is the first thing in a copy; all its bit patterns are valid.
@@ -112,7 +112,7 @@ fn copy(region: &Region, state: &State, claim: Claim, copies: *mut u8) {
 
 /// Copies `len` bytes at offset `at` of the region, whole pages.
 fn copy_pages(region: &Region, to: *mut u8, at: u64, len: u64) -> bool {
-    if !make_present(to, len) {
+    if !sys::populate(to, len as usize) {
         return false;
     }
     let from = region.base.wrapping_add(at as usize);
@@ -120,11 +120,4 @@ fn copy_pages(region: &Region, to: *mut u8, at: u64, len: u64) -> bool {
     // the state of those at the gate, which lies elsewhere.
     unsafe { core::ptr::copy_nonoverlapping(from, to, len as usize) };
     true
-}
-
-/// Gives the pages of a copy memory, so that no write to them can fail. Linux 5.14 and later.
-fn make_present(pages: *mut u8, len: u64) -> bool {
-    const MADV_POPULATE_WRITE: usize = 23;
-    // SAFETY: pages of the copies, which the advice leaves as they are.
-    unsafe { sys::madvise(pages, len as usize, MADV_POPULATE_WRITE) }
 }

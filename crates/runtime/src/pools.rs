@@ -9,34 +9,53 @@
 
 mod containers;
 
-use crate::hooks::Planted;
+use crate::heap::STEP;
+use crate::hooks::{Planted, is_filtered};
 use crate::region::Region;
+use crate::sys;
 use crate::threads::State;
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use pointee_index::class::Class;
 use pointee_index::counters::Thread;
 use pointee_index::table::Recorded;
+use pointee_index::words::GRANULE;
 
-/// Of the pages that blocks were cut out of last: the part, in granules, whose container is marked and noted already.
-///
-/// ```text
-///   page number << 18 | first granule << 9 | one past the last
-/// ```
-pub(crate) static KNOWN: [AtomicU64; PAGES as usize] =
-    [const { AtomicU64::new(0) }; PAGES as usize];
+/// What is known of a page that blocks were cut out of.
+#[repr(C, align(16))]
+pub(crate) struct Known {
+    /// Which page, and the part of it, in granules, whose container is marked and noted already.
+    ///
+    /// ```text
+    ///   page number << 18 | first granule << 9 | one past the last
+    /// ```
+    pub(crate) part: AtomicU64,
+    /// From where on in the page, in steps of 8 bytes, nothing was cut out since it was met, and nothing was recorded then. Heeded only
+    /// while one thread is recorded ([`threads::ALONE`](crate::threads::ALONE)): it is read and written without more ado.
+    pub(crate) fresh: AtomicU32,
+}
+
+/// The pages that blocks were cut out of last.
+pub(crate) static KNOWN: [Known; PAGES as usize] = [const {
+    Known {
+        part: AtomicU64::new(0),
+        fresh: AtomicU32::new(STEPS),
+    }
+}; PAGES as usize];
 pub(crate) const PAGES: u64 = 4096;
+/// Steps of 8 bytes in a page.
+pub(crate) const STEPS: u32 = 512;
 pub(crate) const PAGE_SHIFT: u32 = 12;
 pub(crate) const GRANULES: u64 = 256;
 
-fn known(page: u64) -> &'static AtomicU64 {
+fn known(page: u64) -> &'static Known {
     &KNOWN[(page % PAGES) as usize]
 }
 
 #[inline(always)]
 fn is_known(block: u64) -> bool {
     let page = block >> PAGE_SHIFT;
-    let known = known(page).load(Relaxed);
+    let known = known(page).part.load(Relaxed);
     let granule = block >> 4 & (GRANULES - 1);
     known >> 18 == page && (known >> 9 & 0x1ff) <= granule && granule < known & 0x1ff
 }
@@ -69,6 +88,21 @@ pub(crate) fn record(
     if !is_known(block) {
         meet(region, block, handle);
     }
+    cut(block, size);
+}
+
+/// Notes that the page of a block is no longer fresh up to its end; nor is the next page, if it reaches so far, and its words may.
+#[inline(always)]
+fn cut(block: u64, size: u64) {
+    let page = block >> PAGE_SHIFT;
+    let in_page = block % (1 << PAGE_SHIFT);
+    let end = in_page.saturating_add(size.max(1)).div_ceil(8);
+    let fresh = &known(page).fresh;
+    let end = end.min(u64::from(STEPS)) as u32;
+    fresh.store(end.max(fresh.load(Relaxed)), Relaxed);
+    if end == STEPS {
+        known(page + 1).fresh.store(STEPS, Relaxed);
+    }
 }
 
 /// The same for a block on whose bytes nothing is recorded, in a container that is known, by a thread with counters of its own. `false`, and
@@ -84,17 +118,20 @@ pub(crate) fn record_new(
     let is_recorded = is_known(block) && region.nested.insert_new(block, size, origin);
     if is_recorded {
         region.counters.cut_out(thread, origin, size);
+        cut(block, size);
     }
     is_recorded
 }
 
-/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container.
+/// Records what lies from `start` to `end`, which code carved out that is in no function of a pool, if all of it lies in one container, or `is_variable`, an
+/// array at a fixed address.
 #[inline]
 pub(crate) fn carved(
     region: &Region,
     thread: &Thread,
     start: u64,
     end: u64,
+    is_variable: bool,
     origin: impl FnOnce() -> u32,
 ) {
     let size = end - start;
@@ -105,15 +142,15 @@ pub(crate) fn carved(
         if !record_new(region, thread, origin, start, size) {
             record(region, thread, origin, start, size, 0, false);
         }
-    } else if lies_in_one(region, start, end) {
+    } else if is_variable || lies_in_one(region, start, end) {
         record(region, thread, origin(), start, size, 0, false);
     }
 }
 
 /// Takes out what was carved out from `start` to `end`.
 #[inline]
-pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64) {
-    if region.nested.any() && lies_in_one(region, start, end) {
+pub(crate) fn uncarved(region: &Region, thread: &Thread, start: u64, end: u64, is_variable: bool) {
+    if region.nested.any() && (is_variable || lies_in_one(region, start, end)) {
         erase_in(region, thread, start, end - start);
     }
 }
@@ -134,6 +171,28 @@ fn is_part(region: &Region, block: u64, size: u64) -> bool {
     })
 }
 
+/// What a pool maps for itself at once is soon cut up, as far as it is no more than this.
+const SOON: u64 = 4 << 20;
+
+/// A function of a pool mapped the pages from `start` up to `end` for itself. Their words are made present by one call, instead of a fault for each
+/// page of words.
+#[cold]
+pub(crate) fn mapped(region: &Region, start: u64, end: u64) {
+    if !(STEP..=SOON).contains(&(end - start)) || is_filtered() {
+        return;
+    }
+    for plane in [0, 8] {
+        let mut from = start & !(STEP - 1);
+        // Where a chunk has no table yet, it gets one with its first block.
+        while from < end
+            && let Some((words, len)) = region.nested.words_of(from | plane, end)
+            && sys::populate(words, len)
+        {
+            from = (from + len as u64 * (GRANULE / 4)).next_multiple_of(STEP);
+        }
+    }
+}
+
 /// Finds the container of a block, marks and notes it.
 #[cold]
 fn meet(region: &Region, block: u64, handle: u64) {
@@ -143,8 +202,9 @@ fn meet(region: &Region, block: u64, handle: u64) {
         granules.min(GRANULES)
     };
     let (mut first, mut last) = (0, GRANULES);
+    let start = page << PAGE_SHIFT;
     // Pools that map their memory themselves meet page after page.
-    if region.reader.is_bare(page << PAGE_SHIFT, 1 << PAGE_SHIFT) {
+    if region.pages.at(start).is_pools() || region.reader.is_bare(start, 1 << PAGE_SHIFT) {
         // All of the page is theirs.
     } else if let Some(around) = region.reader.block_at(block) {
         region.writer.mark_container(around.base);
@@ -154,7 +214,13 @@ fn meet(region: &Region, block: u64, handle: u64) {
     } else if has_blocks(region, page) {
         return;
     }
-    known(page).store(page << 18 | first << 9 | last, Relaxed);
+    // A pool cuts up a page at a time.
+    region.nested.open_page(start);
+    let known = known(page);
+    let used = region.nested.fresh_from(start) - start;
+    let fresh = used.div_ceil(8).min(u64::from(STEPS));
+    known.fresh.store(fresh as u32, Relaxed);
+    known.part.store(page << 18 | first << 9 | last, Relaxed);
 }
 
 /// Whether a recorded block starts on a page, or reaches into it.
@@ -202,7 +268,7 @@ pub(crate) fn empty(region: &Region, thread: &Thread, base: u64, len: u64) {
     erase_in(region, thread, base, len);
     let last = base.saturating_add(len) >> PAGE_SHIFT;
     for page in (base >> PAGE_SHIFT..=last).take(PAGES as usize) {
-        known(page).store(0, Relaxed);
+        known(page).part.store(0, Relaxed);
     }
 }
 

@@ -69,6 +69,9 @@ pub(crate) struct State {
     pub(crate) counters: AtomicU64,
 }
 
+/// Whether one thread only has been recorded so far; 0 from the second on.
+pub(crate) static ALONE: AtomicU32 = AtomicU32::new(1);
+
 /// Live threads that are told from each other. Those beyond the region's slots share one there.
 const STATES: u32 = pointee_index::signal_stacks::ROOM;
 
@@ -340,6 +343,9 @@ fn give(at: u32, key: u64, tid: u32) -> &'static State {
         counters, geometry, ..
     } = region();
     let state = &ALL.all[at as usize];
+    if at != FIRST_OWN {
+        ALONE.store(0, Relaxed);
+    }
     let is_own = at < geometry.threads;
     let thread = if is_own {
         region().header().threads.fetch_max(at + 1, Relaxed);

@@ -1,5 +1,5 @@
 //! *What does a block cost that a pool cuts out, and that goes with others?* — a bump pool's, which is as fast as memory gets, by a
-//! function that is hooked, and an obstack's, by code that is inlined; beside plain.
+//! function that is hooked, an obstack's, by code that is inlined, and that of a pool whose cursor is a number, inlined too; beside plain.
 
 use super::measure::{interleaved, median};
 use super::table::{Table, figure};
@@ -10,7 +10,11 @@ use crate::shell;
 /// Rounds of a thousand blocks each.
 const ROUNDS: &str = "20000";
 /// What is measured, and its source.
-const POOLS: [(&str, &str); 2] = [("bump pool", "pool.c"), ("obstack", "obstack.c")];
+const POOLS: [(&str, &str); 3] = [
+    ("bump pool", "pool.c"),
+    ("obstack", "obstack.c"),
+    ("counting pool", "count.c"),
+];
 
 pub(super) fn measure(bench: &Bench) -> Result<()> {
     println!("## A block cut out by a pool and taken back with others, nanoseconds\n");

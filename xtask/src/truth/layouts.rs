@@ -198,16 +198,29 @@ fn member(line: &str) -> Option<Member> {
 /// The name that a declaration declares.
 fn declared_name(declared: &str) -> &str {
     let declared = declared.split("__attribute__").next().unwrap_or(declared);
+    let is_name = |text: &str| {
+        text.chars()
+            .all(|letter| letter.is_alphanumeric() || letter == '_')
+    };
     if let Some((_, inner)) = declared.split_once("(*") {
         let inner = inner.trim_start_matches('*');
-        return inner.split([')', '[', '(']).next().unwrap_or("").trim();
+        let name = inner.split([')', '[', '(']).next().unwrap_or("").trim();
+        // Rust's tuples begin like pointers to functions.
+        if is_name(name) {
+            return name;
+        }
     }
     let plain = declared.rsplit_once(':').filter(|(rest, bits)| {
         !rest.ends_with(':') && bits.chars().all(|letter| letter.is_ascii_digit())
     });
     let plain = plain.map_or(declared, |(rest, _)| rest);
-    let cut = plain.find('[').map_or(plain, |at| &plain[..at]);
-    let word = cut.trim_end().rsplit([' ', '\t', '*']).next().unwrap_or("");
+    let mut cut = plain.trim_end();
+    while let Some(array) = cut.strip_suffix(']')
+        && let Some((element, _)) = array.rsplit_once('[')
+    {
+        cut = element.trim_end();
+    }
+    let word = cut.rsplit([' ', '\t', '*']).next().unwrap_or("");
     word.trim_start_matches('}')
 }
 
@@ -233,7 +246,7 @@ mod tests {
     #[test]
     fn members() {
         type Member = (&'static str, u64, Option<u64>);
-        let rows: [(&str, Option<Member>); 8] = [
+        let rows: [(&str, Option<Member>); 10] = [
             (
                 "int                        a;      /*     4     4 */",
                 Some(("a", 32, Some(4))),
@@ -257,6 +270,14 @@ mod tests {
             (
                 "/* class Base              <ancestor>; */ /*     0    16 */",
                 Some(("", 0, Some(16))),
+            ),
+            (
+                "struct ArcInner<[u8]> *    g __attribute__((__aligned__(8))); /*     0     8 */",
+                Some(("g", 0, Some(8))),
+            ),
+            (
+                "struct (*const u8, usize)  h[2][3]; /*     0    96 */",
+                Some(("h", 0, Some(96))),
             ),
             ("static const int           f;      /*     0     0 */", None),
             ("void g(class Base *);", None),

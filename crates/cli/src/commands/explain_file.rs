@@ -47,7 +47,7 @@ struct FunctionRow {
     function: String,
     file: Option<String>,
     line: Option<u32>,
-    /// `allocator`, `wrapper`, `pool`, `free`; `inlined`: the cursor of a pool.
+    /// `allocator`, `wrapper`, `pool`, `free`; `maker`: puts the block into what it returns; `inlined`: the cursor of a pool.
     kind: &'static str,
     /// Compact: `(zZ)p`; `null` where analysis cannot tell.
     signature: Option<String>,
@@ -137,11 +137,13 @@ fn functions(config: &Config, facts: &Facts, sites: &Sites, file: &str) -> Vec<F
             let why = "an allocator's name; recorded if the file has the whole family".to_owned();
             rows.push(place(kind, None, "built-in".to_owned(), why));
         } else if let Some(wrapper) = wrapper_of(sites, function) {
-            let (kind, why) = match wrapper.is_pool {
-                true => ("pool", why_pool(wrapper)),
-                false => ("wrapper", why(sites, function, wrapper)),
+            let (kind, why) = match (wrapper.is_pool, wrapper.member) {
+                (true, _) => ("pool", why_pool(wrapper)),
+                (false, None) => ("wrapper", why(sites, function, wrapper)),
+                (false, Some(_)) => ("maker", why(sites, function, wrapper)),
             };
-            let signature = signature(wrapper.size, wrapper.old, wrapper.is_pool);
+            let signature = signature(wrapper.size, wrapper.old, wrapper.is_pool)
+                .filter(|_| wrapper.member.is_none());
             rows.push(place(kind, signature, "found".to_owned(), why));
         }
     }
@@ -256,7 +258,12 @@ fn why(sites: &Sites, function: &Function, wrapper: &Wrapper) -> String {
         [] => "an allocator".to_owned(),
         some => some.join(", "),
     };
-    format!("returns what {inner} gives{size}{old}{before}")
+    match wrapper.member {
+        None => format!("returns what {inner} gives{size}{old}{before}"),
+        Some(member) => {
+            format!("puts what {inner} gives {member} bytes into what it returns{size}")
+        }
+    }
 }
 
 /// The compact form, where all that it says is known.
@@ -309,7 +316,7 @@ fn render(report: &Report, style: Style) -> String {
     let found: Vec<&FunctionRow> = report
         .functions
         .iter()
-        .filter(|row| row.by == "found" && row.kind != "inlined")
+        .filter(|row| row.by == "found" && !["inlined", "maker"].contains(&row.kind))
         .collect();
     if !found.is_empty() {
         let _ = writeln!(out, "\n{}", style.bold("What was found, as configuration"));

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use pointee_meta::cache::{self, Options};
 use pointee_meta::elf::{self, Elf};
 use pointee_meta::facts::Facts;
-use pointee_meta::sites::{Request, Site, Sites, spelled};
+use pointee_meta::sites::{Near, Request, Site, Sites, spelled};
 use pointee_model::evidence::{Role, Verdict};
 use pointee_model::image::{TypeIndex, site_flags};
 use std::fmt::Write;
@@ -120,21 +120,33 @@ fn asked(request: Request) -> String {
         total,
         unit,
         head,
+        near,
         grows,
         ..
     } = request;
-    let size = match (total, unit, head) {
-        (Some(total), ..) => format!("{total} bytes"),
-        (None, Some(unit), 0) => format!("a multiple of {unit} bytes"),
-        (None, Some(unit), head) => format!("{head} bytes and a multiple of {unit}"),
-        (None, None, 0) => "a size that is not told from the code".to_owned(),
-        (None, None, head) => format!("{head} bytes and more"),
+    let told = size_in_words(total, unit, head);
+    let made_of = || {
+        let Near { total, unit, head } = near?;
+        let number = size_in_words(total, unit, head)?;
+        Some(format!("a size made of {number}, it is not told how"))
     };
+    let untold = || "a size that is not told from the code".to_owned();
+    let size = told.or_else(made_of).unwrap_or_else(untold);
     if grows {
         format!("{size}, in place of an older block")
     } else {
         size
     }
+}
+
+fn size_in_words(total: Option<u64>, unit: Option<u64>, head: u64) -> Option<String> {
+    Some(match (total, unit, head) {
+        (Some(total), ..) => format!("{total} bytes"),
+        (None, Some(unit), 0) => format!("a multiple of {unit} bytes"),
+        (None, Some(unit), head) => format!("{head} bytes and a multiple of {unit}"),
+        (None, None, 0) => return None,
+        (None, None, head) => format!("{head} bytes and more"),
+    })
 }
 
 fn conclusion(facts: &Facts, site: &Site) -> String {

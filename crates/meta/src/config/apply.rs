@@ -109,6 +109,7 @@ fn mark(rule: &Rule, function: &Function, sites: &mut Sites) {
             size: signature.map_or(Size::Unknown, Signature::amount),
             old: None,
             offset: 0,
+            member: None,
             result: function.result,
         }),
         (Some(at), false) => {

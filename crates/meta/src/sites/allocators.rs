@@ -36,6 +36,8 @@ pub(super) struct Allocator {
     pub(super) header: i64,
     /// Whether the result is the block. A collection keeps it where nobody follows.
     pub(super) returns_it: bool,
+    /// Where in what it returns it puts the block, if that is not the block.
+    pub(super) member: Option<i64>,
     /// Whether the function puts the block somewhere too, for others to find.
     pub(super) kept: bool,
     /// What a function of a generic collection stores, and in what role.
@@ -61,6 +63,7 @@ impl Allocator {
             offset: 0,
             header: 0,
             returns_it: true,
+            member: None,
             kept: false,
             stores: None,
             text: None,
@@ -81,6 +84,7 @@ impl Allocator {
     pub(super) fn is_erased_collection(&self) -> bool {
         !self.returns_it
             && self.out.is_none()
+            && self.member.is_none()
             && self.stores.is_none()
             && self.makes == Makes::Whatever
     }

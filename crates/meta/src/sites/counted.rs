@@ -8,26 +8,32 @@
 //!                                            └ what variables, fields and functions are given
 //! ```
 //!
-//! With a type that is aligned to 16 bytes or more there is a gap before the number; these are not told.
+//! With a type that is aligned to 16 bytes or more, the array begins so many bytes into the block, and the number are the last eight of them:
+//!
+//! ```text
+//!   operator new[](32 + n · sizeof(T)):   … … … n │ T │ T │ …
+//! ```
 
 use super::flow::Interpreter;
 use super::memory::Address;
 use super::outcome::{Observation, Seen};
 use super::value::{OriginSet, Value};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Bytes of the number.
-const FRONT: i64 = 8;
+const NUMBER: i64 = 8;
+/// Where arrays with a number in front may begin: at the alignment of what they are of, up to a line of the cache.
+const FRONTS: [i64; 4] = [8, 16, 32, 64];
 
 /// What is known of a function's arrays.
 #[derive(Default)]
 pub(super) struct Counts {
     /// Calls of `operator new[]`.
     pub(super) arrays: HashSet<u64>,
-    /// Of these, those whose blocks a number is written to the start of.
-    counted: HashSet<u64>,
-    /// What is seen of the places behind it.
-    pub(super) behind: Vec<Observation>,
+    /// Of these, those into whose blocks a number is written, and where it ends.
+    counted: HashSet<(u64, i64)>,
+    /// What is seen of the places where an array may begin, with these.
+    pub(super) behind: Vec<(i64, Observation)>,
     /// Where in a block the part begins that is observed now.
     pub(super) front: i64,
 }
@@ -41,22 +47,26 @@ impl Interpreter<'_, '_> {
         }
     }
 
-    /// Observes blocks by their starts, and arrays by what lies behind a number too.
+    /// Observes blocks by their starts, and arrays by what may lie behind a number too.
     pub(super) fn observe(&mut self, mut each: impl FnMut(&mut Self)) {
         each(self);
         if !self.counts.arrays.is_empty() {
-            self.counts.front = FRONT;
-            each(self);
+            for front in FRONTS {
+                self.counts.front = front;
+                each(self);
+            }
             self.counts.front = 0;
         }
     }
 
-    /// Notes a number that is written at the start of an array.
+    /// Notes a number that is written where one may lie in front of an array.
     pub(super) fn note_count(&mut self, to: &Address, value: Value) {
         let is_number = value == Value::Unknown
             || value.is_number()
             || matches!(value, Value::Parameter { .. });
-        if let Value::Allocated { origins, offset: 0 } = to.value
+        if let Value::Allocated { origins, offset } = to.value
+            && let front = offset.wrapping_add(NUMBER)
+            && FRONTS.contains(&front)
             && is_number
             && !to.indexed
         {
@@ -64,7 +74,8 @@ impl Interpreter<'_, '_> {
                 arrays, counted, ..
             } = &mut self.counts;
             let calls = self.origins.calls(origins).iter();
-            counted.extend(calls.filter(|call| arrays.contains(call)));
+            let calls = calls.filter(|call| arrays.contains(call));
+            counted.extend(calls.map(|call| (*call, front)));
         }
     }
 
@@ -76,22 +87,28 @@ impl Interpreter<'_, '_> {
             ..
         } = std::mem::take(&mut self.counts);
         let outcome = &mut self.outcome;
-        counted.retain(|call| {
-            let is_type = |seen: &Seen| matches!(seen, Seen::Types(_) | Seen::Elements(_));
-            let has_type = |all: &[Observation]| {
-                all.iter()
-                    .any(|observation| observation.call == *call && is_type(&observation.seen))
+        counted.retain(|(call, front)| {
+            let tells = |seen: &Observation| {
+                seen.call == *call && matches!(seen.seen, Seen::Types(_) | Seen::Elements(_))
             };
-            !has_type(&outcome.observations) && has_type(&behind)
+            let mut behind = behind.iter().filter(|(at, _)| at == front);
+            !outcome.observations.iter().any(tells) && behind.any(|(_, seen)| tells(seen))
         });
-        let met = outcome.met.iter_mut();
-        for met in met.filter(|met| counted.contains(&met.call)) {
-            met.is_counted = true;
-            met.size = met.size.offset(-FRONT);
+        // Where two places have both, one of the numbers is an element's.
+        let fronts: HashMap<u64, i64> = counted
+            .iter()
+            .filter(|(call, _)| counted.iter().filter(|(other, _)| other == call).count() == 1)
+            .copied()
+            .collect();
+        for met in &mut outcome.met {
+            if let Some(front) = fronts.get(&met.call) {
+                met.front = *front;
+                met.size = met.size.offset(-front);
+            }
         }
-        let of_arrays = |observation: &Observation| counted.contains(&observation.call);
-        outcome
-            .observations
-            .extend(behind.into_iter().filter(of_arrays));
+        let of_arrays = behind
+            .into_iter()
+            .filter(|(front, seen)| fronts.get(&seen.call) == Some(front));
+        outcome.observations.extend(of_arrays.map(|(_, seen)| seen));
     }
 }

@@ -4,6 +4,7 @@
 //! pointer to bytes is taken for a cursor.
 
 use super::CursorWrite;
+use super::counting::Growth;
 use super::flow::Interpreter;
 use super::memory::Address;
 use super::outcome::{Met, Outcome, Seen};
@@ -34,7 +35,7 @@ impl<'f> Interpreter<'_, 'f> {
         let keeps = match self.types.pointees_at(target, offset)[..] {
             [Pointee::Void] => Keeps::Pointer,
             [Pointee::Type(target)] if self.types.is_character(target) => Keeps::Pointer,
-            [] if self.watch == Watch::All && self.is_count(target, offset) => Keeps::Count,
+            [] if self.types.is_count(target, offset) => Keeps::Count,
             _ => return None,
         };
         let (record, offset) = self.types.innermost(target, offset);
@@ -49,23 +50,15 @@ impl<'f> Interpreter<'_, 'f> {
         Some((cell, keeps))
     }
 
-    /// Whether a number of eight bytes lies at an offset in a type.
-    fn is_count(&self, target: TypeIndex, offset: i64) -> bool {
-        let leaves = u64::try_from(offset).map(|offset| self.types.leaves(target, offset));
-        let is_number =
-            |at: &TypeIndex| self.types.is_integer(*at) && self.types.size(*at) == Some(8);
-        matches!(leaves.as_deref(), Ok([leaf]) if is_number(leaf))
-    }
-
     /// How a cell is moved, if it is watched.
-    fn moved(&self, cell: Cell) -> Option<Moved> {
+    pub(super) fn moved(&self, cell: Cell) -> Option<Moved> {
         match self.watch {
             Watch::All => Some(Moved::BySize),
             Watch::Known => self.allocators.cursors.get(&cell).map(|(moved, _)| *moved),
         }
     }
 
-    fn watches(&self) -> bool {
+    pub(super) fn watches(&self) -> bool {
         self.watch == Watch::All || self.moves_cursors
     }
 
@@ -83,7 +76,16 @@ impl<'f> Interpreter<'_, 'f> {
         self.moved(cell)?;
         self.carving().loads.insert(at, (cell, keeps));
         let origins = self.carved(at);
-        Some(Value::Allocated { origins, offset: 0 })
+        Some(match keeps {
+            Keeps::Pointer => Value::Allocated { origins, offset: 0 },
+            Keeps::Count => Value::Count {
+                reads: origins,
+                rounded: 0,
+                scale: 1,
+                anew: false,
+                add: 0,
+            },
+        })
     }
 
     /// `a + b` or `a - b`, of which one may be what a cursor was.
@@ -92,8 +94,16 @@ impl<'f> Interpreter<'_, 'f> {
             return;
         }
         let (origins, by) = match (a, b) {
-            (Value::Allocated { origins, .. }, by) => (origins, by),
-            (by, Value::Allocated { origins, .. }) if !down => (origins, by),
+            (Value::Allocated { .. }, Value::Count { .. })
+            | (Value::Count { .. }, Value::Allocated { .. }) => return,
+            (Value::Allocated { origins, .. } | Value::Count { reads: origins, .. }, by) => {
+                (origins, by)
+            }
+            (by, Value::Allocated { origins, .. } | Value::Count { reads: origins, .. })
+                if !down =>
+            {
+                (origins, by)
+            }
             _ => return,
         };
         if !by.is_number() {
@@ -110,10 +120,11 @@ impl<'f> Interpreter<'_, 'f> {
         }
     }
 
-    /// A write of eight bytes. Says whether it moves a cursor.
+    /// A write of a word. Says whether it moves a cursor.
     pub(super) fn write_cursor(
         &mut self,
         address: &Address,
+        size: usize,
         value: Value,
         state: &State,
         at: u64,
@@ -122,26 +133,34 @@ impl<'f> Interpreter<'_, 'f> {
             return false;
         }
         let object = self.object_at(address, state, at);
-        let Some((cell, _)) = self.cell(address, object) else {
+        let Some((cell, keeps)) = self.cell(address, object) else {
             return false;
         };
-        if self.watch == Watch::Known && self.moved(cell).is_some() {
+        let Some(moved) = self.moved(cell).filter(|moved| *moved != Moved::Base) else {
+            return false;
+        };
+        if keeps == Keeps::Count {
+            return self.write_count(cell, address, value, at);
+        }
+        if size != 8 {
+            return false;
+        }
+        if self.watch == Watch::Known {
             let within = self.offset_in_operand(address, at);
-            self.carving().moves.insert(at, (cell, within));
+            let moves = &mut self.carving().moves;
+            moves.insert(at, (cell, within, Growth::Rounded(0)));
         }
         let carving = &self.outcome.carving;
         let of_cell = |read: &u64| carving.loads.get(read).is_some_and(|(of, _)| *of == cell);
-        let (reads, by) = match (self.moved(cell), value) {
-            (Some(Moved::BySize | Moved::Down), Value::Allocated { origins, offset })
-                if offset != 0 =>
-            {
+        let (reads, by) = match (moved, value) {
+            (Moved::BySize | Moved::Down, Value::Allocated { origins, offset }) if offset != 0 => {
                 let calls = self.origins.calls(origins).iter().copied();
                 (
                     calls.filter(of_cell).collect(),
                     Some(offset).filter(|by| is_number(*by)),
                 )
             }
-            (Some(Moved::ToTheEnd), _) => {
+            (Moved::ToTheEnd, _) => {
                 let before = carving.loads.keys().copied().filter(|read| *read < at);
                 (before.filter(of_cell).collect::<Vec<u64>>(), None)
             }
@@ -160,7 +179,7 @@ impl<'f> Interpreter<'_, 'f> {
     }
 
     /// How far an address lies in what the instruction at `at` writes: it may write two pointers at once.
-    fn offset_in_operand(&self, address: &Address, at: u64) -> i64 {
+    pub(super) fn offset_in_operand(&self, address: &Address, at: u64) -> i64 {
         let Some(instruction) = self.instruction_at(at) else {
             return 0;
         };
@@ -178,14 +197,19 @@ impl<'f> Interpreter<'_, 'f> {
     /// Every write of a cursor in this function.
     fn cursor_writes(&self) -> Vec<CursorWrite> {
         let moves = self.outcome.carving.moves.iter();
-        let writes = moves.filter_map(|(at, (cell, within))| {
+        let writes = moves.filter_map(|(at, (cell, within, growth))| {
             let (moved, _) = self.allocators.cursors.get(cell)?;
+            let count = match moved {
+                Moved::Counted(counted) => Some(self.count_write(*cell, *counted, *growth, *at)?),
+                _ => None,
+            };
             Some(CursorWrite {
                 address: *at,
                 next: self.next_ip(*at)?,
                 cursor: cursor_name(self.types, self.allocators, *cell),
                 within: u8::try_from(*within).ok().filter(|within| *within <= 8)?,
                 down: *moved == Moved::Down,
+                count,
             })
         });
         writes.collect()
@@ -255,6 +279,7 @@ impl<'f> Interpreter<'_, 'f> {
                     Some(by) => Value::Constant(by.abs()),
                     None => step.map_or(Value::Unknown, |step| step.by),
                 };
+                let size = size.times(self.allocators.unit_of(write.cell));
                 let next = after.get(&write.address).copied();
                 met.extend(next.map(|next| Met::carved(write.address, next, place, size)));
             }

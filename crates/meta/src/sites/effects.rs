@@ -50,6 +50,7 @@ impl<'f> Interpreter<'_, 'f> {
         }
         if self.recording {
             self.note_handed_away(callee, &arguments);
+            self.note_given(callee, &arguments);
             match (listed, through) {
                 (Some(callee), _) => {
                     self.observe(|it| it.observe_arguments(callee, &arguments, at));
@@ -80,8 +81,8 @@ impl<'f> Interpreter<'_, 'f> {
                     unit: None,
                     factors: None,
                     arguments,
-                    near: None,
-                    is_counted: false,
+                    near: Value::Unknown,
+                    front: 0,
                 },
                 state,
             );
@@ -298,10 +299,8 @@ impl<'f> Interpreter<'_, 'f> {
                 };
             }
             Size::Derived(mask) if mask.is_power_of_two() => {
-                met.near = match argument(mask.ilog2() as u8) {
-                    Value::Constant(number) => u64::try_from(number).ok(),
-                    _ => None,
-                };
+                met.near = argument(mask.ilog2() as u8);
+                met.size = Value::derived(met.near.from());
             }
             Size::Derived(_) | Size::Unknown => {}
         }

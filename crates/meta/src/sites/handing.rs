@@ -183,7 +183,11 @@ pub(super) fn hands_out(
         None if is_length_and_end(met.size) || copied.is_some() && is_one_more(met.size) => {
             (offset == 0 && is_fresh).then(|| text(source))
         }
-        None => (passes_on || behind || is_one_parameter(met.size)).then(|| allocator(size, None)),
+        // What another function makes a size of may be anything.
+        None => {
+            let is_size = || met.near == Value::Unknown && is_one_parameter(met.size);
+            (passes_on || behind || is_size()).then(|| allocator(size, None))
+        }
         Some(Some(Pointee::Void)) => match size {
             _ if is_lent => None,
             _ if passes_on || behind => Some(allocator(size, None)),

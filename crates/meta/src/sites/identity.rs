@@ -4,7 +4,7 @@
 //! code in one straight pass: moves between registers are followed, everything else destroys.
 
 use super::calls::{Body, each_instruction};
-use super::state::{ARGUMENTS, RESULT, general};
+use super::state::{ARGUMENTS, CALLER_SAVED, RESULT, general};
 use crate::elf::Elf;
 use iced_x86::{FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
@@ -32,9 +32,7 @@ pub(super) fn returned_argument(elf: &Elf, body: &Body<'_>) -> Option<u8> {
         match (instruction.mnemonic(), instruction.flow_control()) {
             (_, FlowControl::Return) => returned.push(holds[RESULT]),
             (_, FlowControl::Call | FlowControl::IndirectCall) => {
-                for register in [0, 1, 2, 6, 7, 8, 9, 10, 11] {
-                    holds[register] = None;
-                }
+                CALLER_SAVED.iter().for_each(|it| holds[*it] = None);
             }
             (_, FlowControl::UnconditionalBranch)
                 if !(start..end).contains(&instruction.near_branch_target()) =>

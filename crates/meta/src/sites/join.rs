@@ -15,7 +15,7 @@ pub(super) trait Layout {
 
 /// What holds where two paths meet.
 pub(super) fn join(a: Value, b: Value, origins: &mut Origins, layout: &impl Layout) -> Value {
-    use Value::{Allocated, Constant, Global, Typed, Unknown};
+    use Value::{Allocated, Constant, Count, Global, Typed, Unknown};
     if a == b {
         return a;
     }
@@ -82,8 +82,64 @@ pub(super) fn join(a: Value, b: Value, origins: &mut Origins, layout: &impl Layo
             }
             _ => Unknown,
         },
+        (Count { .. }, _) | (_, Count { .. }) => join_counts(a, b, origins),
         _ if a.is_scalar() && b.is_scalar() => common_form(a, b),
         _ => Unknown,
+    }
+}
+
+/// A count that was read on both paths, or that begins anew on one.
+fn join_counts(a: Value, b: Value, origins: &mut Origins) -> Value {
+    match (a, b) {
+        (
+            Value::Count {
+                reads,
+                rounded,
+                scale,
+                anew,
+                add,
+            },
+            Value::Count {
+                reads: there,
+                rounded: other,
+                scale: factor,
+                anew: begun,
+                add: plus,
+            },
+        ) if (rounded, scale) == (other, factor) => Value::Count {
+            reads: origins.union(reads, there),
+            rounded,
+            scale,
+            anew: anew || begun,
+            add: if add == plus { add } else { ANYWHERE },
+        },
+        (
+            Value::Count {
+                reads,
+                rounded,
+                scale,
+                add,
+                ..
+            },
+            Value::Constant(number),
+        )
+        | (
+            Value::Constant(number),
+            Value::Count {
+                reads,
+                rounded,
+                scale,
+                add,
+                ..
+            },
+        ) => Value::Count {
+            reads,
+            rounded,
+            scale,
+            anew: true,
+            add: if add == number { add } else { ANYWHERE },
+        },
+        _ => Value::Unknown,
     }
 }
 

@@ -58,6 +58,15 @@ impl<'f> Interpreter<'_, 'f> {
             }
             Some(index) => {
                 let index = index.times(scale);
+                let at = instruction.ip();
+                if let Some(block) = self.block_of(start, displacement, index, at) {
+                    return Address {
+                        value: block,
+                        base: None,
+                        displacement,
+                        indexed: true,
+                    };
+                }
                 self.element_start(start, index).plus(index)
             }
             None => start,
@@ -246,6 +255,7 @@ impl<'f> Interpreter<'_, 'f> {
                 return self.downcast(slot, value, state, at);
             }
         }
+        self.note_use(address, 1, false);
         let object = self.object_at(address, state, at);
         if let Some(block) = self.read_cursor(address, object, at) {
             return block;
@@ -337,18 +347,31 @@ impl<'f> Interpreter<'_, 'f> {
                 let whole = size == 8 || (size == 4 && value.is_scalar());
                 state.set_slot(slot, size, if whole { value } else { Value::Unknown });
                 self.own_slot(slot, value, state, at);
+                if size == 8 {
+                    self.note_filled(address, value, state, at);
+                }
             }
             return;
         }
         if let Value::Stack(slot) = value {
             self.escaped.insert(slot);
         }
+        self.note_use(address, size, true);
         if size == 8 {
             self.keep(address, value, state, at);
+            self.note_filled(address, value, state, at);
         }
-        if self.recording && size == 8 && !self.write_cursor(address, value, state, at) {
+        let is_word = matches!(size, 4 | 8);
+        if self.recording
+            && is_word
+            && !self.write_cursor(address, size, value, state, at)
+            && size == 8
+        {
             self.note_count(address, value);
             self.observe(|it| it.observe_store(address, value, state, at));
+        }
+        if is_word {
+            self.go_on_counting(address, value, state, at);
         }
     }
 }

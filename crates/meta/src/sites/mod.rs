@@ -15,6 +15,7 @@
 
 mod alike;
 mod allocators;
+mod arenas;
 mod base;
 pub(crate) mod behind;
 mod beneath;
@@ -23,11 +24,13 @@ mod calls;
 mod clues;
 mod collection;
 mod counted;
+mod counting;
 mod cpp;
 mod cursors;
 mod declare;
 mod dropped;
 mod effects;
+mod filled;
 mod flow;
 pub(crate) mod guards;
 mod handing;
@@ -66,7 +69,7 @@ mod wrappers;
 
 pub(crate) use declare::{declare_named, declare_text};
 pub use model::Size;
-pub use request::Request;
+pub use request::{Near, Request};
 pub use summary::Summary;
 
 use crate::config::Declared;
@@ -187,6 +190,8 @@ pub struct Wrapper {
     pub old: Option<u8>,
     /// Where in the block its result points.
     pub offset: i64,
+    /// Where in what it returns the block is put, if that is not the block.
+    pub member: Option<i64>,
     /// What its result points to, if not to `void`.
     pub result: Option<TypeIndex>,
     /// Whether it cuts its blocks out of larger ones.
@@ -207,6 +212,32 @@ pub struct CursorWrite {
     pub within: u8,
     /// Whether blocks are carved downwards.
     pub down: bool,
+    /// Of a number, what it counts.
+    pub count: Option<CountWrite>,
+}
+
+/// What a number counts that is the cursor of a pool, and what one write of it does. The block begins where the bytes begin that are
+/// counted, plus `scale` times what the number was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountWrite {
+    /// Where these bytes begin: a link-time address if `fixed`, else a distance from the number.
+    pub base: i64,
+    /// See `base`.
+    pub fixed: bool,
+    /// A pointer lies there which points to them.
+    pub held: bool,
+    /// How many there are, if they are a variable.
+    pub room: u64,
+    /// Bytes of what is counted.
+    pub scale: u8,
+    /// The number has four bytes, not eight.
+    pub narrow: bool,
+    /// How much it grows by, if that is known: then what it was does not count.
+    pub step: Option<u32>,
+    /// It was rounded up to a multiple of `1 << rounded` first.
+    pub rounded: u8,
+    /// It is only set, so that nothing is carved out: what lies behind is taken back.
+    pub only_back: bool,
 }
 
 /// Finds the allocation sites of `elf` and types them.
@@ -438,7 +469,7 @@ impl Context<'_, '_> {
             }
             _ => decision.role,
         };
-        let is_counted = met.is_counted && decision.r#type.is_some();
+        let is_counted = met.front > 0 && decision.r#type.is_some();
         let (r#type, tail, role) = match is_counted {
             // Without a type for the number nothing is said of where the array lies.
             true => match self.types.count() {
@@ -456,6 +487,9 @@ impl Context<'_, '_> {
                 && decision.role != Role::Bytes
                 && decision.role != Role::Whole
         });
+        if is_counted && r#type.is_some() {
+            flags |= site_flags::array_at(met.front.unsigned_abs());
+        }
         Site {
             call: met.call,
             return_address: met.next,

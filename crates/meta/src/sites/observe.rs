@@ -2,6 +2,7 @@
 
 use super::calls::{Key, contains};
 use super::cpp::is_constructor;
+use super::filled::is_returned;
 use super::flow::Interpreter;
 use super::memory::{Address, frame_offset};
 use super::model::{COPY, WRITE_TEXT};
@@ -209,6 +210,15 @@ impl<'f> Interpreter<'_, 'f> {
         };
         let calls = self.origins.calls(origins);
         self.outcome.stored.extend(calls);
+        if let Some(base) = to.base
+            && self.body.function.is_none()
+            && !to.indexed
+            && (self.next_ip(at))
+                .is_some_and(|next| is_returned(self.program, self.body, next, base))
+        {
+            let filled = calls.iter().map(|call| (*call, to.displacement));
+            self.outcome.filled.extend(filled);
+        }
         if let Value::Parameter { index, offset: 0 } = to.value
             && self.counts.front == 0
         {
@@ -322,7 +332,10 @@ impl<'f> Interpreter<'_, 'f> {
         });
         match self.counts.front {
             0 => self.outcome.observations.extend(observations),
-            _ => self.counts.behind.extend(observations),
+            front => {
+                let behind = observations.map(|seen| (front, seen));
+                self.counts.behind.extend(behind);
+            }
         }
     }
 

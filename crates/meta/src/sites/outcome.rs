@@ -69,9 +69,9 @@ pub(super) struct Met {
     /// The integer arguments.
     pub(super) arguments: [Value; 6],
     /// Where the bytes asked for are made of a number in a way that is not known, the number.
-    pub(super) near: Option<u64>,
-    /// Whether a number lies in front of the objects, which `size` is without.
-    pub(super) is_counted: bool,
+    pub(super) near: Value,
+    /// Bytes in front of the objects, the last of which are their number; `size` is without them.
+    pub(super) front: i64,
 }
 
 /// What the interpretation of one function found.
@@ -85,6 +85,8 @@ pub(super) struct Outcome {
     pub(super) handed: Vec<(u64, u8)>,
     /// Allocations that are stored anywhere but on the stack, or given to what may store them.
     pub(super) stored: HashSet<u64>,
+    /// Allocations that are put into what a function without debug info returns, with the offset there.
+    pub(super) filled: Vec<(u64, i64)>,
     /// Allocations that a function of the C library copies something into, from their start, with what it is copied from.
     pub(super) copies: Vec<(u64, Value)>,
     /// Allocations that variables point into, at some offset, of the function that made them, inlined or not; with what these point to.
@@ -116,8 +118,8 @@ impl Met {
             unit,
             factors: None,
             arguments: [Value::Unknown; 6],
-            near: None,
-            is_counted: false,
+            near: Value::Unknown,
+            front: 0,
         }
     }
 

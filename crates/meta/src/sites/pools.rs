@@ -16,8 +16,9 @@
 //! The cursors of such functions are then known wherever they are moved.
 
 use super::allocators::{Allocator, Allocators};
+use super::arenas;
 use super::calls::{Body, Key, Program, each_instruction};
-use super::flow::Interpreter;
+use super::counting::{Chunk, Counted, CountsSeen, Filler, Growth};
 use super::handing::rule_of;
 use super::model::{self, Makes, Size};
 use super::outcome::Outcome;
@@ -31,7 +32,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Calls followed to see whether a pool gets memory for more: through the function that makes a chunk, and the
 /// program's checked malloc.
-const DEPTH: u32 = 4;
+pub(super) const DEPTH: u32 = 4;
 
 /// Calls followed to see whether it has its chunk reallocated. What is further away than its own helper, checked mallocs that report
 /// errors for one, reallocates other things.
@@ -55,6 +56,10 @@ pub(super) enum Moved {
     Down,
     /// To where another pointer of the pool has gone already, as obstacks do.
     ToTheEnd,
+    /// By the size of the block; it is a number.
+    Counted(Counted),
+    /// Not at all: it is where such a number counts from.
+    Base,
 }
 
 /// Which cells an interpretation takes for cursors.
@@ -75,15 +80,17 @@ pub(super) struct Carving {
     /// What is added to, or taken off, what an instruction has read.
     pub(super) steps: HashMap<u64, Step>,
     pub(super) writes: Vec<Write>,
-    /// By instruction, every write of a known cursor, also what sets it back: the cursor, and where in the operand it lies.
-    pub(super) moves: BTreeMap<u64, (Cell, i64)>,
+    /// By instruction, every write of a known cursor, also what sets it back: the cursor, where in the operand it lies, and of a number how it changes.
+    pub(super) moves: BTreeMap<u64, (Cell, i64, Growth)>,
+    /// What was seen of numbers.
+    pub(super) counts: CountsSeen,
 }
 
 /// What a cursor is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keeps {
     Pointer,
-    /// The number of bytes that are taken.
+    /// The number of bytes that are taken, or of units of so many.
     Count,
 }
 
@@ -100,6 +107,8 @@ struct Pool {
     allocator: Allocator,
     cell: Cell,
     keeps: Keeps,
+    /// The pointer to what the cursor counts in.
+    held: Option<Cell>,
     /// Whether the cursor goes down.
     down: bool,
 }
@@ -139,8 +148,7 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
             may_be_pool(types, body) && allocators.get(Key::Local(*at as u32)).is_none()
         })
         .filter_map(|(at, body)| {
-            let interpreter = Interpreter::new(program, types, allocators, body);
-            let outcome = interpreter.watching(Watch::All).run();
+            let outcome = arenas::watch(program, types, allocators, body);
             let pool = pool(types, body, at as u32, &outcome)?;
             let record = record_of(pool.cell);
             record
@@ -158,20 +166,29 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
         .zip(&gets_more)
         .filter_map(|(pool, gets_more)| record_of(pool.cell).filter(|_| *gets_more))
         .collect();
+    let held: HashSet<Cell> = found.iter().filter_map(|pool| pool.held).collect();
+    let fillers = arenas::fillers(program, types, allocators, &held);
+    let is_regrown = |pool: &Pool| {
+        let mut fillers = fillers.iter();
+        fillers.any(|(cell, filler)| Some(*cell) == pool.held && *filler == Filler::Reallocated)
+    };
     let grows: Vec<bool> = found
         .iter()
-        .map(|pool| reallocates(program, allocators, pool.at, HELPERS))
+        .map(|pool| reallocates(program, allocators, pool.at, HELPERS) || is_regrown(pool))
         .collect();
     let buffers: HashSet<TypeIndex> = found
         .iter()
         .zip(&grows)
         .filter_map(|(pool, grows)| record_of(pool.cell).filter(|_| *grows))
         .collect();
+    let counts = arenas::find(program, types, allocators);
     for ((pool, gets_more), grows) in found.into_iter().zip(gets_more).zip(grows) {
         if grows || record_of(pool.cell).is_some_and(|known| buffers.contains(&known)) {
             continue;
         }
-        if gets_more || record_of(pool.cell).is_some_and(|known| records.contains(&known)) {
+        let is_known = counts.contains_key(&pool.cell)
+            || record_of(pool.cell).is_some_and(|known| records.contains(&known));
+        if gets_more || is_known {
             if pool.keeps == Keeps::Pointer {
                 let moved = if pool.down {
                     Moved::Down
@@ -184,13 +201,18 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
             allocators.insert(Key::Local(pool.at), pool.allocator);
         }
     }
+    arenas::insert(counts, allocators);
     if !allocators.cursors.is_empty() {
+        let cursors = allocators.cursors.iter();
+        let moved = cursors.filter(|(_, (moved, _))| *moved != Moved::Base);
+        let cells: HashSet<Cell> = moved.map(|(cell, _)| *cell).collect();
         let movers = program.bodies.par_iter().enumerate();
         let movers: HashSet<u64> = movers
             .filter(|(at, body)| {
                 body.function.is_some()
                     && !allocators.pools.contains(&(*at as u32))
-                    && writes_one_of(program, types, allocators, body)
+                    && writes_at(program, types, allocators, body, &cells, true)
+                    && counts_here(allocators, body)
             })
             .map(|(_, body)| body.entry)
             .collect();
@@ -198,10 +220,24 @@ pub(super) fn add<'f>(program: &Program<'f>, types: &Types<'f>, allocators: &mut
     }
 }
 
+/// Whether a function is none of those that manage what a cursor lies in.
+fn counts_here(allocators: &Allocators<'_>, body: &Body<'_>) -> bool {
+    let mut cursors = allocators.cursors.values();
+    cursors.all(|(_, within)| within.is_empty() || !is_within(body.name, within))
+}
+
 pub(super) fn cursor_name(types: &Types<'_>, allocators: &Allocators<'_>, cell: Cell) -> String {
     match cell {
         Cell::Member(record, offset) => types.path(record, offset),
-        Cell::Global(address) => allocators.global_name(address),
+        Cell::Global(address) => {
+            let name = allocators.global_name(address);
+            let member = allocators.global_at(address).map(|(target, offset)| {
+                let path = types.path(target, offset);
+                let start = types.path(target, -1).len();
+                path.get(start..).unwrap_or_default().to_owned()
+            });
+            name + &member.unwrap_or_default()
+        }
     }
 }
 
@@ -248,9 +284,8 @@ fn pool(types: &Types<'_>, body: &Body<'_>, at: u32, outcome: &Outcome) -> Optio
                 .iter()
                 .find_map(|read| carving.steps.get(read))?;
             let handed_out = match (keeps, moved.down) {
-                (Keeps::Count, false) => base.is_none() && *offset == ANYWHERE,
+                (_, false) => *offset >= 0 && is_number(*offset),
                 (Keeps::Count, true) => false,
-                (Keeps::Pointer, false) => *offset >= 0 && is_number(*offset),
                 (Keeps::Pointer, true) => *offset == ANYWHERE && write.reads.contains(read),
             };
             (write.cell == cell && handed_out).then_some((cell, keeps, write, *moved))
@@ -293,12 +328,25 @@ fn pool(types: &Types<'_>, body: &Body<'_>, at: u32, outcome: &Outcome) -> Optio
         },
         cell,
         keeps,
+        held: carving
+            .counts
+            .takes
+            .iter()
+            .find_map(|take| match take.counted.chunk {
+                Chunk::Held(held) if take.cell == cell => Some(held),
+                _ => None,
+            }),
         down: step.down,
     })
 }
 
 /// Whether a function calls one that allocates, through others if need be.
-fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+pub(super) fn gets_memory(
+    program: &Program<'_>,
+    allocators: &Allocators<'_>,
+    at: u32,
+    depth: u32,
+) -> bool {
     program.bodies[at as usize]
         .calls
         .iter()
@@ -312,7 +360,12 @@ fn gets_memory(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, dept
 }
 
 /// Whether a function calls one that reallocates, through others if need be.
-fn reallocates(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, depth: u32) -> bool {
+pub(super) fn reallocates(
+    program: &Program<'_>,
+    allocators: &Allocators<'_>,
+    at: u32,
+    depth: u32,
+) -> bool {
     program.bodies[at as usize].calls.iter().any(|call| {
         match (allocators.get(call.callee), call.callee) {
             (Some(allocator), _) => allocator.old.is_some(),
@@ -324,12 +377,14 @@ fn reallocates(program: &Program<'_>, allocators: &Allocators<'_>, at: u32, dept
     })
 }
 
-/// Whether the code writes eight bytes at the distance of a cursor; most does not.
-fn writes_one_of(
+/// Whether the code writes a word at the distance of one of `cells`, of four bytes too if `narrow`; most does not.
+pub(super) fn writes_at(
     program: &Program<'_>,
     types: &Types<'_>,
     allocators: &Allocators<'_>,
     body: &Body<'_>,
+    cells: &HashSet<Cell>,
+    narrow: bool,
 ) -> bool {
     let mut found = false;
     each_instruction(program.elf, body, |instruction| {
@@ -337,8 +392,8 @@ fn writes_one_of(
         let size = instruction.memory_size().size();
         let word = matches!(
             instruction.mnemonic(),
-            Mnemonic::Mov | Mnemonic::Add | Mnemonic::Sub
-        ) && size == 8;
+            Mnemonic::Mov | Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec
+        ) && (size == 8 || narrow && size == 4);
         let pair = size == 16 && instruction.op1_register().is_xmm();
         if found || instruction.op0_kind() != OpKind::Memory || !(word || pair) {
             return;
@@ -346,23 +401,18 @@ fn writes_one_of(
         found = if instruction.is_ip_rel_memory_operand() {
             let address = instruction.ip_rel_memory_address();
             let above = address.wrapping_add(8);
-            is_cursor_at(types, allocators, address)
-                || pair && is_cursor_at(types, allocators, above)
+            is_one_at(types, allocators, cells, address)
+                || pair && is_one_at(types, allocators, cells, above)
         } else {
             let distance = instruction.memory_displacement64() as i64;
             let written = distance..distance.saturating_add(size as i64);
             instruction.memory_base() != Register::RSP
-                && allocators
-                    .cursors
-                    .keys()
+                && cells
+                    .iter()
                     .any(|cell| matches!(cell, Cell::Member(_, offset) if written.contains(offset)))
         };
     });
     found
-        && allocators
-            .cursors
-            .values()
-            .all(|(_, within)| within.is_empty() || !is_within(body.name, within))
 }
 
 /// Whether a function is one of those that manage a record, whose names begin so; gnulib's copies have a prefix.
@@ -371,13 +421,17 @@ fn is_within(name: &str, within: &str) -> bool {
     name.trim_start_matches('_').starts_with(within)
 }
 
-/// Whether a cursor lies at a fixed address.
-fn is_cursor_at(types: &Types<'_>, allocators: &Allocators<'_>, address: u64) -> bool {
+/// Whether one of `cells` lies at a fixed address.
+fn is_one_at(
+    types: &Types<'_>,
+    allocators: &Allocators<'_>,
+    cells: &HashSet<Cell>,
+    address: u64,
+) -> bool {
     let member = || {
         let (target, offset) = allocators.global_at(address)?;
         let (record, offset) = types.innermost(target, offset);
         Some(Cell::Member(record, offset))
     };
-    let is_known = |cell| allocators.cursors.contains_key(&cell);
-    is_known(Cell::Global(address)) || member().is_some_and(is_known)
+    cells.contains(&Cell::Global(address)) || member().is_some_and(|cell| cells.contains(&cell))
 }

@@ -16,8 +16,8 @@ pub struct Request {
     pub unit: Option<u64>,
     /// Whether the unit is but a divisor of that of several requests.
     pub is_common: bool,
-    /// A number that the bytes are made of, rounded perhaps: it confirms a size, and refutes none.
-    pub near: Option<u64>,
+    /// What the bytes are made of in a way that is not known, rounded perhaps: it confirms a part, and refutes none.
+    pub near: Option<Near>,
     /// Bytes before the multiple.
     pub head: u64,
     /// The request replaces an older block.
@@ -26,13 +26,41 @@ pub struct Request {
     pub is_carved: bool,
 }
 
+/// A number that a size is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Near {
+    /// Itself, if constant.
+    pub total: Option<u64>,
+    /// Its step, if it is a multiple and more.
+    pub unit: Option<u64>,
+    /// What is added to the multiple, or to what is not known.
+    pub head: u64,
+}
+
+impl Near {
+    fn of(value: Value) -> Option<Self> {
+        match value {
+            Value::Constant(number) => Some(Self {
+                total: Some(u64::try_from(number).ok()?),
+                ..Self::default()
+            }),
+            Value::Linear { scale, add, x, .. } if x != Computed::Joined => Some(Self {
+                unit: (scale > 1).then_some(u64::from(scale)),
+                head: u64::try_from(add).ok()?,
+                ..Self::default()
+            }),
+            _ => None,
+        }
+    }
+}
+
 impl Request {
     pub(super) fn of(met: &Met, grows: bool) -> Self {
         let mut request = Self {
             grows,
             is_carved: met.callee == Key::Carved,
             unit: met.unit.filter(|unit| *unit > 0),
-            near: met.near,
+            near: Near::of(met.near),
             ..Self::default()
         };
         match met.size {
@@ -50,6 +78,13 @@ impl Request {
             _ => {}
         }
         request
+    }
+
+    /// The bytes that are asked for beside any multiple, or that these are made of.
+    pub(super) fn bytes(self) -> u64 {
+        let near = self.near.unwrap_or_default();
+        let known = self.total.or(near.total);
+        known.unwrap_or(self.head.max(near.head))
     }
 
     /// Whether it is some bytes more than a number of no known step, as for text and its end.
@@ -90,6 +125,9 @@ pub(super) fn role(
     });
     let tail = flexible.map(|(_, element)| element);
     let opens_at = flexible.map_or(size, |(offset, _)| offset);
+    if record && let Some(part) = confirmed(types, index, size, request) {
+        return part;
+    }
     let by_size = match request {
         Request {
             total: Some(total), ..
@@ -128,6 +166,9 @@ pub(super) fn role(
             let goes_on = head == 0 && unit != size && types.open_end(index).is_some();
             if goes_on || (header && head > 0 && head >= opens_at) {
                 Role::Header
+            } else if !request.is_common && unit.is_multiple_of(size) && head.is_multiple_of(unit) {
+                // `2(n + 1)` of them.
+                Role::Element
             } else if record && (unit != size || is_shifted) && head >= size {
                 // `(3n + 1) · 16` may be a header of 16 bytes and an array, or an array of it.
                 Role::Unknown
@@ -141,11 +182,6 @@ pub(super) fn role(
                 Role::Unknown
             }
         }
-        Request { near, .. } if record && near == Some(size) => match request.grows {
-            // So many more of them.
-            true => Role::Element,
-            false => Role::Whole,
-        },
         // `32n + 160` bytes: ten elements and more, or a header that happens to have as many bytes as some elements.
         Request { head, .. } if record && flexible.is_none() && head > size && head % size == 0 => {
             Role::Unknown
@@ -164,6 +200,37 @@ pub(super) fn role(
         _ => Role::Unknown,
     };
     (by_size, tail.filter(|_| by_size == Role::Header))
+}
+
+/// The part that a record of `size` bytes plays by what the bytes asked for are made of, where that is no accident: it is just the
+/// record, or a multiple of it; or the record with an array behind, or with text.
+fn confirmed(
+    types: &Types<'_>,
+    index: TypeIndex,
+    size: u64,
+    request: Request,
+) -> Option<(Role, Option<TypeIndex>)> {
+    let near = request.near?;
+    let Near { total, unit, head } = near;
+    let asked = Request {
+        total,
+        unit,
+        head,
+        ..Request::default()
+    };
+    let part = role(types, index, asked);
+    let is_so = match part.0 {
+        // What grows asks for so many more of them.
+        Role::Whole if request.grows => return Some((Role::Element, None)),
+        Role::Whole => true,
+        Role::Element => total.is_none() && unit == Some(size),
+        Role::Header => {
+            let text = head == size || head == size + 1;
+            total.is_none() && (unit.is_some() || part.1.is_some() || text)
+        }
+        _ => false,
+    };
+    is_so.then_some(part)
 }
 
 /// Whether so many bytes are those of a struct that ends with a union, up to the end of one of its arms.

@@ -17,7 +17,7 @@ pub(super) const RESULT: usize = 0;
 /// The registers of the first six integer arguments (System V ABI for x86-64, §3.2.3).
 pub(super) const ARGUMENTS: [usize; 6] = [7, 6, 2, 1, 8, 9];
 /// The registers a call may change.
-const CALLER_SAVED: [usize; 9] = [0, 1, 2, 6, 7, 8, 9, 10, 11];
+pub(super) const CALLER_SAVED: [usize; 9] = [0, 1, 2, 6, 7, 8, 9, 10, 11];
 /// Encoding number → DWARF number (ABI §3.6.2, figure 3.36).
 const DWARF: [usize; 16] = [0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15];
 
@@ -113,6 +113,14 @@ impl State {
             if *value == old {
                 *value = new;
             }
+        }
+    }
+
+    /// Puts what `other` says in the place of each value.
+    pub(super) fn change(&mut self, other: impl Fn(Value) -> Value) {
+        let slots = self.slots.iter_mut().map(|(_, value)| value);
+        for value in self.registers.iter_mut().chain(slots) {
+            *value = other(*value);
         }
     }
 

@@ -6,7 +6,7 @@
 use super::flow::Interpreter;
 use super::join::join;
 use super::memory::Address;
-use super::state::{RESULT, SP, State, general, vector};
+use super::state::{ARGUMENTS, RESULT, SP, State, general, vector};
 use super::value::Value;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind};
 
@@ -43,8 +43,13 @@ impl<'f> Interpreter<'_, 'f> {
                     part(instruction.memory_base()),
                     part(instruction.memory_index()),
                 );
+                let mut value = value;
                 if let (Some(base), Some(index)) = parts {
                     self.note_step(base, index, false);
+                    let index = index.times(i64::from(instruction.memory_index_scale()));
+                    let distance = instruction.memory_displacement64() as i64;
+                    let sum = self.counted_sum(base, index, distance, instruction.ip());
+                    value = sum.unwrap_or(value);
                 }
                 self.write(instruction, 0, state, value);
             }
@@ -100,7 +105,8 @@ impl<'f> Interpreter<'_, 'f> {
                 self.write(instruction, 0, state, b);
                 self.write(instruction, 1, state, a);
             }
-            M::Test | M::Cmp | M::Nop | M::Endbr64 | M::Bt | M::Prefetcht0 | M::Prefetchw => {}
+            M::Cmp => self.note_limit(instruction, state),
+            M::Test | M::Nop | M::Endbr64 | M::Bt | M::Prefetcht0 | M::Prefetchw => {}
             mnemonic if is_conditional_move(mnemonic) => {
                 let (a, b) = (
                     self.read(instruction, 0, state),
@@ -138,7 +144,14 @@ impl<'f> Interpreter<'_, 'f> {
         if matches!(mnemonic, Mnemonic::Add | Mnemonic::Sub) {
             self.note_step(a, b, mnemonic == Mnemonic::Sub);
         }
-        let value = self.align(mnemonic, a, b);
+        let value = match mnemonic {
+            Mnemonic::Add => self.counted_sum(a, b, 0, instruction.ip()),
+            Mnemonic::Sub => {
+                self.note_difference(a, b);
+                None
+            }
+            _ => self.align(mnemonic, a, b),
+        };
         self.write(
             instruction,
             0,
@@ -276,6 +289,23 @@ impl<'f> Interpreter<'_, 'f> {
         ]
     }
 
+    /// What a string instruction or a long vector is written to.
+    fn note_filled_block(&mut self, instruction: &Instruction, state: &State) {
+        let to = match instruction.op0_kind() {
+            OpKind::MemoryESRDI => Some(Address {
+                value: state.registers[ARGUMENTS[0]],
+                base: None,
+                displacement: 0,
+                indexed: false,
+            }),
+            OpKind::Memory => Some(self.address(instruction, state)),
+            _ => None,
+        };
+        if let Some(to) = to {
+            self.note_use(&to, usize::MAX, true);
+        }
+    }
+
     /// What an instruction that is not modelled writes is unknown from here on.
     fn forget_written(&mut self, instruction: &Instruction, state: &mut State) {
         let is_write = |access: OpAccess| {
@@ -284,6 +314,9 @@ impl<'f> Interpreter<'_, 'f> {
                 OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead
             )
         };
+        if instruction.has_rep_prefix() || vector(instruction.op1_register()).is_some() {
+            self.note_filled_block(instruction, state);
+        }
         let info = self.info.info(instruction);
         // Where it writes is told by what the registers held before it.
         for used in info

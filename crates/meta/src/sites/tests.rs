@@ -4,6 +4,7 @@
 mod carving;
 mod conventions;
 mod copied;
+mod counting;
 mod ends;
 mod handed_out;
 mod parts;

@@ -304,6 +304,14 @@ impl<'f> Types<'f> {
             && (numbers > 1 || outer.size >= self.size(inner))
     }
 
+    /// Whether `index` is a record of nothing but a pointer to the next one.
+    pub(super) fn is_link(&self, index: TypeIndex) -> bool {
+        let record = self.strip(index);
+        let only = self.get(record).map(|entry| &entry.members[..]);
+        matches!(only, Some([next]) if self.pointee(next.r#type) == Some(Pointee::Type(record)))
+            && self.is_structure(record)
+    }
+
     /// Whether `index` has members.
     pub(super) fn is_structure(&self, index: TypeIndex) -> bool {
         self.get(self.strip(index)).is_some_and(|entry| {

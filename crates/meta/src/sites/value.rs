@@ -31,6 +31,15 @@ pub(super) enum Value {
     /// The parameter `unit`, times something computed from the parameters in the bit mask `from`; if that is 0, from something else, and
     /// either may be the unit.
     Multiple { unit: u8, from: u8 },
+    /// What a counting cursor was where one of `reads` read it, rounded up to a multiple of `1 << rounded`; that times `scale`, plus `add`
+    /// ([`ANYWHERE`] if not known). `anew`: on some path it is a number that the cursor begins anew with.
+    Count {
+        reads: OriginSet,
+        rounded: u8,
+        scale: u8,
+        anew: bool,
+        add: i64,
+    },
     /// The result of one of the allocations in `origins`, plus `offset` ([`ANYWHERE`] if not known,
     /// or what a parameter holds: [`offset_parameter`]).
     Allocated { origins: OriginSet, offset: i64 },
@@ -175,6 +184,7 @@ impl Value {
                 | Self::Linear { .. }
                 | Self::Product(..)
                 | Self::Multiple { .. }
+                | Self::Count { .. }
         )
     }
 
@@ -232,6 +242,8 @@ impl Value {
                 scale: 1,
                 add: number,
             },
+            Self::Count { add: ANYWHERE, .. } => self,
+            Self::Count { add, .. } => self.count_at(add.wrapping_add(number)),
             Self::Allocated { .. } if number == 0 => self,
             Self::Allocated { origins, offset } => Self::Allocated {
                 origins,
@@ -281,6 +293,9 @@ impl Value {
             (index, Self::Typed { .. }) if !matches!(index, Self::Typed { .. }) => other,
             (Self::Global(_), index) if index == Self::Unknown || index.is_scalar() => self,
             (index, Self::Global(_)) if index == Self::Unknown || index.is_scalar() => other,
+            (count @ Self::Count { .. }, _) | (_, count @ Self::Count { .. }) => {
+                count.count_at(ANYWHERE)
+            }
             (a, b) => {
                 // n + 2n, as `lea` writes 3n; other steps share nothing but their constants.
                 let (scale_a, add_a, x_a) = a.form();
@@ -328,6 +343,7 @@ impl Value {
                     origins,
                     offset: ANYWHERE,
                 },
+                Self::Count { .. } => self.count_at(ANYWHERE),
                 // 8n - n, as compilers write 7n: a multiple of this has a multiple of its step.
                 Self::Linear { scale, .. } if scale > 1 => Self::Linear {
                     from: self.from() | other.from(),
@@ -349,6 +365,28 @@ impl Value {
             Self::Constant(value) => Self::Constant(value.wrapping_mul(factor)),
             _ if factor == 0 => Self::Constant(0),
             _ if factor == 1 => self,
+            Self::Count {
+                reads,
+                rounded,
+                scale,
+                anew,
+                add,
+            } => match u8::try_from(small)
+                .ok()
+                .and_then(|by| scale.checked_mul(by))
+            {
+                Some(scale) => Self::Count {
+                    reads,
+                    rounded,
+                    scale,
+                    anew,
+                    add: match add {
+                        ANYWHERE => ANYWHERE,
+                        _ => add.wrapping_mul(factor),
+                    },
+                },
+                None => Self::Unknown,
+            },
             _ => {
                 let (scale, add, x) = self.form();
                 match scale.checked_mul(small) {
@@ -412,6 +450,7 @@ impl Value {
             (-LARGEST_ALIGNMENT..0).contains(&wide) && wide.count_zeros() == wide.trailing_zeros();
         match self {
             Self::Constant(value) => Self::Constant(value & mask),
+            Self::Count { .. } => self.count_rounded(wide.trailing_zeros(), rounds),
             Self::Linear { x, scale, add, .. } if rounds => Self::Linear {
                 from,
                 x: x.min(Computed::Nearly),
@@ -430,6 +469,47 @@ impl Value {
                 add: offset & wide,
             },
             _ => Self::derived(from),
+        }
+    }
+
+    /// The same count, plus another number.
+    fn count_at(self, add: i64) -> Self {
+        match self {
+            Self::Count {
+                reads,
+                rounded,
+                scale,
+                anew,
+                ..
+            } => Self::Count {
+                reads,
+                rounded,
+                scale,
+                anew,
+                add,
+            },
+            other => other,
+        }
+    }
+
+    /// A count whose lowest bits are cleared: that is the last step of rounding it up, or of rounding up what it becomes.
+    fn count_rounded(self, bits: u32, rounds: bool) -> Self {
+        match self {
+            Self::Count {
+                reads,
+                rounded: 0,
+                scale: 1,
+                anew,
+                add,
+            } if rounds && add == (1 << bits) - 1 => Self::Count {
+                reads,
+                rounded: bits as u8,
+                scale: 1,
+                anew,
+                add: 0,
+            },
+            Self::Count { .. } if rounds => self.count_at(ANYWHERE),
+            _ => Self::Unknown,
         }
     }
 

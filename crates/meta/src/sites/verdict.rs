@@ -1,8 +1,8 @@
 //! *What is the type of one site, given all that was seen of it?*
 //!
 //! Candidates are the stripped types the witnesses point at. A candidate bigger than the whole
-//! allocation is refuted, and so is a union's arm that no other witness names where one names a type
-//! alone. Of those left, the first rule that leaves one decides:
+//! allocation is refuted, and so are a record of nothing but a link, which is how free blocks are kept, and a union's arm that no other
+//! witness names where one names a type alone. Of those left, the first rule that leaves one decides:
 //!
 //! 0. what is said of the allocation itself: by the user, the compiler, the library's model, the
 //!    argument of an allocator template;
@@ -102,6 +102,11 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
     candidates.drop_where(BIGGER, |at| {
         refuted(types, at, request) && !(is_cut && is_cut_short(types, at, request))
     });
+    // A block that is given back is linked with others; that is not what it was, unless it is cut into such at once.
+    let starts_as_link = (candidates.left.first()).is_some_and(|at| types.is_link(*at));
+    if !starts_as_link && request.total != Some(8) {
+        candidates.keep("how free blocks are linked", |at| !types.is_link(at));
+    }
     // The arms of a union count where nothing else tells a type, or for what they confirm.
     let alone = |at: TypeIndex| clues.iter().any(|clue| clue.types == [at]);
     candidates.keep("an arm of a union that nothing else names", alone);
@@ -183,10 +188,11 @@ pub(super) fn decide(types: &Types<'_>, call: u64, clues: &[Clue], request: Requ
             || clue.witness == Witness::TemplateArgument && clue.role.is_some();
         is_said && chosen.is_some_and(|at| clue.types.contains(&at))
     };
-    let bytes = request.total.unwrap_or(request.head);
+    let bytes = request.bytes();
     if let Some(at) = chosen.filter(|at| is_record(types, *at))
         && matches!(role, Role::Header | Role::Element | Role::Unknown)
         && request.unit.is_none()
+        && request.near.is_none_or(|near| near.unit.is_none())
         && Some(bytes) != types.size(at)
         && !clues.iter().any(stated)
         && types.has_derived(at, bytes, role == Role::Element)

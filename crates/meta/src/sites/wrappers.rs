@@ -6,7 +6,8 @@
 //!   function tells a type), or
 //! - the result is a pointer to a base type or to bytes, and the size *is* a parameter, or one that is
 //!   kept somewhere, and records start with the base: what becomes of it only the caller knows, or
-//! - what it hands out is a copy of a string parameter.
+//! - what it hands out is a copy of a string parameter, or
+//! - what it hands out was put into an object that another function made for it ([`filled`]).
 //!
 //! Calls of a wrapper are allocation sites in turn, so this is a fixed point. Functions are told
 //! apart by address, never by name.
@@ -21,7 +22,7 @@ use super::parameters::parameters;
 use super::rust::{self, Stored};
 use super::typing::{Pointee, Types};
 use super::value::{ANYWHERE, Value, is_number};
-use super::{Options, Wrapper, beneath, pointers, pools, unnamed};
+use super::{Options, Wrapper, beneath, filled, pointers, pools, unnamed};
 use crate::facts::Facts;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -78,6 +79,10 @@ pub(super) fn fixpoint<'f>(
             outcomes.insert(at, (view, outcome));
         }
         if new.is_empty() {
+            let seen = outcomes.iter().map(|(at, (_, outcome))| (*at, outcome));
+            new = filled::makers(program, &allocators, seen);
+        }
+        if new.is_empty() {
             break;
         }
         // By signature are told those whose signature is known.
@@ -121,7 +126,11 @@ pub(super) fn fixpoint<'f>(
             // What an allocator takes from another is its callers' answer too.
             inner.extend(outcome.met.iter().map(|met| met.call));
         } else if let Some(allocator) = allocators.by_key.get(&Key::Local(*at)) {
-            if let Some((_, calls)) = derive(program, types, &allocators, &unread, *at, outcome) {
+            if allocator.member.is_some() {
+                inner.extend(outcome.filled.iter().map(|(call, _)| *call));
+            } else if let Some((_, calls)) =
+                derive(program, types, &allocators, &unread, *at, outcome)
+            {
                 inner.extend(calls);
             }
             wrappers.push(wrapper(program, &allocators, *at, allocator));
@@ -159,6 +168,7 @@ fn wrapper(
         offset: Some(allocator.offset)
             .filter(|at| is_number(*at))
             .map_or(0, |at| at + allocator.header),
+        member: allocator.member,
         result: allocator.base,
         is_pool: allocators.pools.contains(&at),
     }
@@ -267,6 +277,13 @@ fn derive(
     let mut found: Option<Allocator> = None;
     let mut calls = Vec::new();
     for met in &outcome.met {
+        if let Some(member) = allocators.get(met.callee).and_then(|it| it.member) {
+            if let Some(allocator) = filled::taken(program, body, met, member) {
+                calls.push(met.call);
+                found = found.or(Some(allocator));
+            }
+            continue;
+        }
         let Some(&(_, offset)) = outcome.returned.iter().find(|(call, _)| *call == met.call) else {
             if let Some(allocator) =
                 hands_through(types, body, allocators.get(met.callee), met, outcome)

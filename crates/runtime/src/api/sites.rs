@@ -249,7 +249,7 @@ fn type_made(module: &'static Module, site: &SiteRecord) -> Option<&'static Reco
             let tail = (site.tail != NO_TYPE)
                 .then(|| objects::type_of(module, site.tail))
                 .flatten();
-            types::trailed(unit, tail)
+            types::trailed(unit, tail, site.array_at(unit.size))
         }
         Role::Whole | Role::Base | Role::Unknown => Some(unit),
     }

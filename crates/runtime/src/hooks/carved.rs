@@ -13,12 +13,12 @@ use crate::{pools, walk};
 use pointee_model::image::cursor_flags;
 use pointee_patch::placement::Carving;
 
-/// The cursor at `cursor` is about to become `new`; `stack` is the stack pointer there, `rbp` the frame pointer.
+/// The cursor, which is `old`, is about to become `new`, both addresses; `stack` is the stack pointer there, `rbp` the frame pointer.
 ///
 /// # Safety
 /// As [`crate::fast_carve::carve_stub`] calls it.
 pub(crate) unsafe extern "C" fn carve(
-    cursor: *const u64,
+    old: u64,
     carving: &Carving,
     new: u64,
     stack: *mut u64,
@@ -31,20 +31,23 @@ pub(crate) unsafe extern "C" fn carve(
     let Some(state) = state.filter(|state| !pools::is_inside(state, slot)) else {
         return;
     };
-    // SAFETY: the program is about to write there.
-    let old = unsafe { *cursor };
-    let is_down = carving.flags & u32::from(cursor_flags::DOWN) != 0;
-    let (start, end) = if is_down { (new, old) } else { (old, new) };
-    if start == 0 || end == 0 || start == end {
+    let is = |flag: u16| carving.flags & u32::from(flag) != 0;
+    let (start, end) = match is(cursor_flags::DOWN) {
+        true => (new, old),
+        false => (old, new),
+    };
+    if start == 0 || end == 0 || start == end || start < end && is(cursor_flags::ONLY_BACK) {
         return;
     }
     begin_writing(state);
     if start < end {
         // SAFETY: `stack` is the stack pointer of the code that writes the cursor.
         let origin = || unsafe { origin(carving, slot, rbp) };
-        pools::carved(region(), state.thread(), start, end, origin);
+        let is_variable = carving.room != 0;
+        pools::carved(region(), state.thread(), start, end, is_variable, origin);
     } else {
-        pools::uncarved(region(), state.thread(), end, start);
+        let is_variable = carving.room != 0;
+        pools::uncarved(region(), state.thread(), end, start, is_variable);
     }
     end_writing(state);
 }

@@ -7,9 +7,9 @@
 #![allow(unsafe_code)] // An entry stub in assembly; calls originals through their addresses.
 
 use super::Planted;
-use crate::mappings::{self, Call, list};
+use crate::mappings::{self, Call, Made, list};
 use crate::threads::{self, State, WRITING};
-use crate::{heap, process, signal_stacks, walk};
+use crate::{heap, pools, process, signal_stacks, walk};
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::sync::atomic::compiler_fence;
@@ -99,6 +99,7 @@ unsafe extern "C" fn on_mapping_call(
         arguments: &arguments,
         result,
         before,
+        is_pools: is_outside && pools::is_inside(state, slot),
     };
     after(state, &made, || {
         if is_outside {
@@ -110,16 +111,6 @@ unsafe extern "C" fn on_mapping_call(
         }
     });
     result
-}
-
-/// A call that was made.
-pub(super) struct Made<'a> {
-    pub(super) call: Call,
-    pub(super) arguments: &'a [usize; 6],
-    /// As libc returns it: the last address for a failure.
-    pub(super) result: usize,
-    /// What [`before`] said.
-    pub(super) before: PageWord,
 }
 
 /// Notes what a call is about to undo.
@@ -140,15 +131,7 @@ pub(super) fn after(state: &State, made: &Made<'_>, origin: impl FnOnce() -> u32
             // SAFETY: the kernel has just read it.
             signal_stacks::was_set(unsafe { *(first as *const [u64; 3]) });
         }
-        _ => writing(state, || {
-            let Made {
-                call,
-                arguments,
-                result,
-                before,
-            } = *made;
-            mappings::after(call, arguments, result, origin(), before);
-        }),
+        _ => writing(state, || mappings::after(made, origin())),
     }
     list::has_changed();
 }

@@ -15,9 +15,10 @@
 
 #![allow(unsafe_code)] // An entry stub in assembly; makes system calls for the program.
 
-use super::mapped::{self, Made};
+use super::mapped;
 use super::planted::{ORIGINAL, Planted};
-use crate::{sys, threads, walk};
+use crate::mappings::Made;
+use crate::{pools, sys, threads, walk};
 use core::arch::global_asm;
 
 /// What the stub has saved.
@@ -125,6 +126,7 @@ unsafe extern "C" fn make(call: &SystemCall, sp: u64, rbp: u64, planted: &Plante
             result as usize
         },
         before,
+        is_pools: is_outside && pools::is_inside(state, slot),
     };
     mapped::after(state, &made, || {
         if !is_outside {

@@ -1,6 +1,7 @@
 //! Whose is what a function returns: its callers', its own, lent.
 
 use super::{HEAD, Options, check, check_at, each_stripped};
+use pointee_model::image::site_flags;
 use std::collections::BTreeSet;
 
 /// What was put into a list's part is read from there again before it is handed out.
@@ -100,6 +101,53 @@ fn without_debug_info() {
     each_stripped(source, |level, found| {
         let names: BTreeSet<&str> = found.wrappers.iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, expect, "{level}: {found:#?}");
+    });
+}
+
+/// A scalar's text that is made for the room in it, and handed out.
+#[test]
+fn what_was_put_into_what_is_returned() {
+    let source = "#include <stdlib.h>
+        #include <string.h>
+        struct scalar { void *any; long uses; char *text; long room; };
+        struct scalar *fresh(void *);
+        __attribute__((noinline)) struct scalar *scalar(void *context, size_t n) {
+            struct scalar *s = fresh(context);
+            s->room = n + 2;
+            s->text = malloc(n + 2);
+            return s;
+        }
+        __attribute__((noinline)) struct scalar *noted(void *context, size_t n) {
+            struct scalar *s = fresh(context);
+            s->text = malloc(n);
+            return s->any;
+        }
+        void *room(void *context, size_t n) {
+            char *text = scalar(context, n - 1)->text;
+            *(char **)context = text;
+            return memset(text, 0, n);
+        }
+        void *other(void *context, size_t n) { return scalar(context, n)->any; }
+        void *another(void *context, size_t n) { return noted(context, n)->text; }
+        void *fixed(void *context) { return scalar(context, 20)->text; }
+        __attribute__((noinline)) struct scalar *named(void *context, size_t n, const char *name) {
+            struct scalar *s = fresh(context);
+            s->text = malloc(n);
+            strcpy(s->text, name);
+            return s;
+        }
+        char *name(void *context, size_t n, const char *name) { return named(context, n, name)->text; }
+        char *copy(const char *s) { return strdup(s); }";
+    let expect = BTreeSet::from(["copy", "room", "scalar"]);
+    each_stripped(source, |level, found| {
+        let names: BTreeSet<&str> = found.wrappers.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, expect, "{level}: {found:#?}");
+        let of = |callee: &str| {
+            let calls = found.sites.iter().filter(move |site| site.callee == callee);
+            let inner = calls.map(|site| site.flags & site_flags::WRAPPER != 0);
+            inner.collect::<Vec<bool>>()
+        };
+        assert_eq!(of("scalar"), [true, false, false], "{level}: {found:#?}");
     });
 }
 

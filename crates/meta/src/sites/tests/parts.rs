@@ -1,8 +1,8 @@
 //! Records that are cut short, text of other characters, and names that several files use.
 
 use super::{
-    DebugFiles, Elf, HEAD, Options, check, check_at, check_with, compile, described, infer,
-    read_facts,
+    DebugFiles, Elf, HEAD, LEVELS, Options, Site, check, check_at, check_with, compile, described,
+    expected, infer, line_of, read_facts, site_flags,
 };
 use std::process::Command;
 
@@ -133,6 +133,64 @@ fn a_length_in_front() {
     check_with("counted.cc", "clang++", &source, &options);
 }
 
+/// Where the array must be aligned there is a gap before its length: `operator new[]` gives 16 bytes by itself, and more is asked for.
+#[test]
+fn a_length_behind_a_gap() {
+    const SOURCE: &str = "#include <stddef.h>
+        #include <stdio.h>
+        struct alignas(16) four { float at[4]; ~four() { printf(\"%f\", at[0]); } };
+        struct alignas(64) line { long id; line *next; ~line() { printf(\"%ld\", id); } };
+        struct alignas(32) plain { double of[4]; };
+        four *fours; line *lines; plain *plains, *one;
+        void sixteen(int n) {
+            fours = new four[n]; //= 16: Header long unsigned int + struct four
+        }
+        four *returned(size_t n) {
+            return new four[n]; //= 16: Header long unsigned int + struct four
+        }
+        void sixty_four(int n) {
+            lines = new line[n]; //= 64: Header long unsigned int + struct line
+        }
+        void three(void) {
+            lines = new line[3]; //= 64: Header long unsigned int + struct line
+        }
+        void none(int n) {
+            plains = new plain[n]; //= 0: Element struct plain
+        }
+        void single(void) {
+            one = new plain; //= 0: Whole struct plain
+        }
+        ";
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        sources: false,
+        ..Options::default()
+    };
+    for (compiler, number) in [("g++", "long unsigned int"), ("clang++", "unsigned long")] {
+        let source = SOURCE.replace("long unsigned int", number);
+        for level in LEVELS {
+            let elf = compile(folder.path(), "aligned.cc", compiler, level, &source);
+            let facts = read_facts(&elf, &DebugFiles::inside(&elf));
+            let found = infer(&elf, &facts, &options);
+            for (line, expect) in expected(&source) {
+                let described = |site: &Site| {
+                    let front = 1 << (site.flags >> site_flags::ARRAY_AT.trailing_zeros());
+                    let front = if front == 1 { 0 } else { front };
+                    format!("{front}: {}", described(&facts, site))
+                };
+                let here = found.sites.iter();
+                let mut here = here.filter(|site| line_of(&facts, site.call) == line);
+                let found = here.next().map(described);
+                assert_eq!(
+                    found.as_deref(),
+                    Some(expect),
+                    "{compiler} {level} line {line}"
+                );
+            }
+        }
+    }
+}
+
 /// A pointer leads to what rounds the size: it confirms a type of just that size, and refutes none.
 #[test]
 fn a_size_that_is_rounded_elsewhere() {
@@ -148,6 +206,18 @@ fn a_size_that_is_rounded_elsewhere() {
         }
         void kind(void) {
             nodes = get(3); //= Unknown struct node
+        }
+        void more(int n) {
+            nodes = get(sizeof(struct node) + n * (int)sizeof(struct pair)); //= Header struct node
+        }
+        void many(int n) {
+            nodes = get(n * (int)sizeof(struct node)); //= Element struct node
+        }
+        void named(const char *name) {
+            nodes = get((int)sizeof(struct node) + (int)strlen(name) + 1); //= Header struct node
+        }
+        void several(int n) {
+            nodes = get(3 * (int)sizeof(struct node) + n); //= Unknown struct node
         }
         ",
     );
@@ -168,6 +238,57 @@ fn an_array_that_grows_by_the_size_of_one() {
             vector->count = 0; vector->allocated = n;
             vector->nodes = grow(0, &vector->allocated, sizeof(struct node)); //= Element struct node
             return vector;
+        }",
+    );
+}
+
+/// `2(n + 1)` of them are a number of them, as are those that a number takes the place of.
+#[test]
+fn a_doubled_count() {
+    check(
+        "doubled.c",
+        "struct range { long from, to; } *ranges;
+        struct set { int used, room; struct range *all; };
+        void twice(struct set *s) {
+            ranges = malloc(2 * (s->used + 1) * sizeof(struct range)); //= Element struct range
+        }
+        void grow(struct set *s) {
+            long room = s->room ? 2 * s->room : 42;
+            ranges = malloc(room * sizeof(struct range)); //= Element struct range
+        }
+        void uneven(struct set *s) {
+            ranges = malloc((3 * s->used + 1) * sizeof(struct range)); //= Unknown struct range
+        }",
+    );
+}
+
+/// How blocks that were given back are linked says nothing of what they were.
+#[test]
+fn a_list_of_free_blocks() {
+    check(
+        "free.c",
+        "struct slot { struct slot *next; } *slots;
+        struct pair *pairs;
+        static void give_back(void *p) {
+            struct slot *s = (struct slot *)p;
+            s->next = slots;
+            slots = s;
+        }
+        void text(const char *from) {
+            char *copy = malloc(strlen(from) + 1); //= Characters char
+            strcpy(copy, from);
+            puts(copy);
+            give_back(copy);
+        }
+        void slot(void) {
+            slots = malloc(sizeof(struct slot)); //= Whole struct slot
+        }
+        void cut(size_t n) {
+            struct slot *first = malloc(100 * n); //= Unknown struct slot
+            char *p = (char *)first;
+            for (int i = 0; i < 99; i++, p += n) ((struct slot *)p)->next = (struct slot *)(p + n);
+            ((struct slot *)p)->next = 0;
+            slots = first;
         }",
     );
 }

@@ -62,16 +62,24 @@ pub(in crate::api) fn union(parts: &[*const Record]) -> Option<&'static Record> 
     made_of(outline, parts.iter().map(|part| (*part, 0)))
 }
 
-/// A header and the array behind it; without `tail`, something.
+/// A header and the array that begins at `array_at`, right behind it or after a gap in front of both; without `tail`, something.
 pub(in crate::api) fn trailed(
     header: &'static Record,
     tail: Option<&'static Record>,
+    array_at: u64,
 ) -> Option<&'static Record> {
     let array = tail.and_then(|tail| derived(TypeKind::Array, tail, UNKNOWN));
     let key = Key::derived(TRAILED)
         .and(header.key())
         .and(array.map_or(Key::VOID, Record::key));
-    let parts = [(header, 0), (array.unwrap_or(header), header.size)];
+    let key = match array_at.checked_sub(header.size) {
+        Some(gap) if gap > 0 => key.with([gap, 0]),
+        _ => key,
+    };
+    let parts = [
+        (header, array_at.saturating_sub(header.size)),
+        (array.unwrap_or(header), array_at),
+    ];
     let parts = &parts[..1 + usize::from(array.is_some())];
     made(Outline::made(key, TRAILED, UNKNOWN), parts)
 }
