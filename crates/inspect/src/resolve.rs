@@ -226,6 +226,7 @@ impl<'a> Resolver<'a> {
             role: Role::Characters,
             r#type,
             tail: NO_TYPE,
+            front: 0,
         };
         Some((shape, name))
     }
