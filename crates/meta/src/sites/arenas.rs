@@ -16,7 +16,7 @@
 
 use super::allocators::Allocators;
 use super::calls::{Body, Program, contains, each_instruction};
-use super::counting::{Chunk, Counted, Filler, Take};
+use super::counting::{self, Chunk, Counted, Filler, Take};
 use super::flow::Interpreter;
 use super::outcome::{Outcome, Seen};
 use super::pools::{self, Cell, DEPTH, Moved, Watch, Write};
@@ -31,6 +31,9 @@ use std::collections::{HashMap, HashSet};
 
 /// A record's size may be rounded up to a multiple of this, at most.
 const LARGEST_ALIGNMENT: u64 = 64;
+
+/// Functions that are looked at first, then twice as many, and so on.
+const FEW: usize = 32;
 
 /// Bytes that a record may have: what grows by less counts other things.
 const RECORD: std::ops::Range<u64> = 8..1 << 20;
@@ -55,6 +58,28 @@ struct Growth {
     is_ring: bool,
 }
 
+impl Growth {
+    /// Whether what lies between is a block, as it is wherever a pool's cursor grows.
+    const fn is_block(&self) -> bool {
+        self.counted.is_some() && self.is_kept && !self.is_read && !self.is_ring
+    }
+}
+
+/// A function that changes numbers.
+struct Changing<'p, 'f> {
+    at: u32,
+    body: &'p Body<'f>,
+    /// Those of which it may show that they are cursors, as far as its variables tell.
+    cells: HashSet<Cell>,
+}
+
+impl Changing<'_, '_> {
+    /// Whether it may show that of one that is not dead.
+    fn tells(&self, dead: &HashSet<Cell>) -> bool {
+        !self.cells.is_subset(dead)
+    }
+}
+
 /// What one function tells.
 #[derive(Default)]
 struct Seeing {
@@ -69,35 +94,58 @@ pub(super) fn find<'f>(
     types: &Types<'f>,
     allocators: &Allocators<'f>,
 ) -> HashMap<Cell, Counted> {
-    let offsets = offsets(types);
+    let counts = counts(types);
+    let offsets: HashSet<i64> = counts.values().flatten().map(|(at, _)| *at).collect();
     let bodies = program.bodies.par_iter().enumerate();
-    let changing: Vec<(u32, &Body<'_>, bool)> = bodies
+    let changing: Vec<Changing<'_, '_>> = bodies
         .filter_map(|(at, body)| {
-            let function = body.function?;
-            let as_record = changes_number(program, types, allocators, &offsets, body)?;
-            Some((
-                at as u32,
+            let changes = Changes::of(program, types, allocators, &offsets, body)?;
+            Some(Changing {
+                at: at as u32,
                 body,
-                as_record || hands_out_bytes(types, function),
-            ))
+                cells: changes.cells(types, body.function?, &counts),
+            })
         })
         .collect();
     let see = |at: u32, body| seeing(program, types, allocators, body, at);
-    // What shows that a number may be a cursor, and what else there is of it.
-    let telling = changing.par_iter().filter(|(.., tells)| *tells);
-    let mut seen: Vec<Seeing> = telling.map(|(at, body, _)| see(*at, body)).collect();
+    // What shows that a number may be a cursor. Most numbers are known not to be one after a few functions, and need no more of them.
+    let mut dead: HashSet<Cell> = HashSet::new();
+    let mut seen: Vec<Seeing> = Vec::new();
+    let mut looked_at: HashSet<u32> = HashSet::new();
+    let mut waiting: Vec<&Changing<'_, '_>> = changing.iter().collect();
+    let mut many = FEW;
+    loop {
+        waiting.retain(|it| it.tells(&dead));
+        if waiting.is_empty() {
+            break;
+        }
+        let rest = waiting.split_off(many.min(waiting.len()));
+        let new = waiting.par_iter().map(|it| see(it.at, it.body));
+        let new: Vec<Seeing> = new.collect();
+        looked_at.extend(waiting.iter().map(|it| it.at));
+        for seen in &new {
+            dead.extend(&seen.lowered);
+            let none = seen.growths.iter().filter(|growth| !growth.is_block());
+            dead.extend(none.map(|growth| growth.cell));
+        }
+        seen.extend(new);
+        (waiting, many) = (rest, many * 2);
+    }
     let growths = seen.iter().flat_map(|seen| &seen.growths);
     let cells: HashSet<Cell> = growths
         .filter(|growth| growth.is_record || growth.by_function.is_some())
         .map(|growth| growth.cell)
+        .filter(|cell| !dead.contains(cell))
         .collect();
     if cells.is_empty() {
         return HashMap::new();
     }
-    let others = changing.par_iter().filter(|(_, body, tells)| {
-        !tells && pools::writes_at(program, types, allocators, body, &cells, true)
+    // And what else there is of it.
+    let others = changing.par_iter().filter(|it| {
+        !looked_at.contains(&it.at)
+            && pools::writes_at(program, types, allocators, it.body, &cells, true)
     });
-    let others: Vec<Seeing> = others.map(|(at, body, _)| see(*at, body)).collect();
+    let others: Vec<Seeing> = others.map(|it| see(it.at, it.body)).collect();
     seen.extend(others);
     let mut limited = HashSet::new();
     let mut lowered = HashSet::new();
@@ -153,9 +201,7 @@ fn can_be_told(count: Cell, chunk: Chunk) -> bool {
 /// What all the places where one number grows have in common, if it is a pool's.
 fn of_pool(growths: &[Growth]) -> Option<Counted> {
     let counted = growths.first()?.counted?;
-    let is_block = |growth: &Growth| {
-        growth.counted == Some(counted) && growth.is_kept && !growth.is_read && !growth.is_ring
-    };
+    let is_block = |growth: &Growth| growth.counted == Some(counted) && growth.is_block();
     let has_record = growths.iter().any(|growth| growth.has_record);
     let proves = |growth: &Growth| {
         growth.is_record
@@ -328,20 +374,46 @@ fn innermost(function: &Function, address: u64) -> Option<usize> {
         .map(|(at, _)| at)
 }
 
-/// Where records that have bytes, or a pointer to them, have numbers, from the start of them or of a record around.
-fn offsets(types: &Types<'_>) -> HashSet<i64> {
-    let mut found = HashSet::new();
+/// Of each record that has bytes, or a pointer to them, where it has numbers, from its start.
+fn counts(types: &Types<'_>) -> HashMap<TypeIndex, Vec<(i64, Cell)>> {
+    let mut found = HashMap::new();
     for index in 0..types.types.len() as TypeIndex {
         if !types.is_structure(index) || types.strip(index) != index {
             continue;
         }
         let mut parts = Parts::default();
         parts.add(types, index, 0, 4);
-        if parts.has_bytes {
-            found.extend(parts.numbers);
+        if parts.has_bytes && !parts.numbers.is_empty() {
+            let numbers = parts.numbers.into_iter().map(|at| {
+                let (record, offset) = types.innermost(index, at);
+                (at, Cell::Member(record, offset))
+            });
+            found.insert(index, numbers.collect());
         }
     }
     found
+}
+
+/// The records that are at hand where there is something of a type: itself, what it points to, and what members of that point to.
+fn records_at(types: &Types<'_>, of: TypeIndex, mut each: impl FnMut(TypeIndex)) {
+    let pointed = |mut of: TypeIndex| {
+        for _ in 0..2 {
+            let Some(Pointee::Type(target)) = types.pointee(of) else {
+                break;
+            };
+            of = target;
+        }
+        types.strip(of)
+    };
+    let record = pointed(of);
+    each(record);
+    if types.is_structure(record)
+        && let Some(entry) = types.get(record)
+    {
+        for member in &entry.members {
+            each(pointed(member.r#type));
+        }
+    }
 }
 
 #[derive(Default)]
@@ -378,88 +450,191 @@ impl Parts {
     }
 }
 
-/// Whether the code reads and writes a number at one of the offsets, or one that is a variable, as most does not; and whether by as much as a
-/// record may have.
-fn changes_number(
-    program: &Program<'_>,
-    types: &Types<'_>,
-    allocators: &Allocators<'_>,
-    offsets: &HashSet<i64>,
-    body: &Body<'_>,
-) -> Option<bool> {
-    let mut read: HashSet<(bool, u64, usize)> = HashSet::new();
-    // Registers that hold such a number, and whether something was added.
-    let mut held: HashMap<Register, bool> = HashMap::new();
-    let mut found = None;
-    each_instruction(program.elf, body, |instruction| {
-        let size = instruction.memory_size().size();
-        let to = instruction.op0_register().full_register();
-        let is_number = matches!(size, 4 | 8)
-            && instruction.memory_base() != Register::RSP
-            && instruction.memory_index() == Register::None;
-        let is_sum = matches!(instruction.mnemonic(), Mnemonic::Add | Mnemonic::Lea);
-        if is_sum && to != Register::None {
-            let (from, by) = match instruction.mnemonic() {
-                Mnemonic::Lea => (
-                    instruction.memory_base().full_register(),
-                    instruction.memory_displacement64(),
-                ),
-                _ => (to, instruction.try_immediate(1).unwrap_or(0)),
+/// Where a number was read: at a fixed address, or so far from something; and its size.
+type Place = (bool, u64, usize);
+
+/// Which numbers a function changes just as cursors are, as far as its instructions tell one by one.
+#[derive(Default)]
+struct Changes {
+    /// Those so far from something.
+    offsets: HashSet<i64>,
+    /// Those of variables, or of their members.
+    variables: HashSet<Cell>,
+}
+
+/// Registers and places on the stack that hold what was read; and whether as much was added as a record may have.
+#[derive(Default)]
+struct Holders {
+    registers: HashMap<Register, (Place, bool)>,
+    stack: HashMap<u64, (Place, bool)>,
+    /// What was read and added to what may be a pointer.
+    summed: HashSet<Place>,
+}
+
+impl Holders {
+    fn sum(&mut self, register: Register) {
+        if let Some((place, _)) = self.registers.get(&register) {
+            self.summed.insert(*place);
+        }
+    }
+
+    /// What a register instruction does.
+    fn step(&mut self, instruction: &Instruction, to: Register, from: Register) {
+        let base = instruction.memory_base().full_register();
+        let index = instruction.memory_index().full_register();
+        let copied = match instruction.mnemonic() {
+            Mnemonic::Lea => {
+                let by = instruction.memory_displacement64();
+                if index != Register::None || by >= counting::LOWEST_ADDRESS as u64 {
+                    self.sum(base);
+                    self.sum(index);
+                }
+                let more = self.registers.get(&base).filter(|_| RECORD.contains(&by));
+                more.map(|(place, _)| (*place, true))
+            }
+            Mnemonic::Add if to != Register::None => {
+                let by = instruction.try_immediate(1).unwrap_or(0);
+                if instruction.op0_register().size() == 8 && by == 0 {
+                    self.sum(to);
+                    self.sum(from);
+                }
+                let more = self.registers.get(&to).filter(|_| RECORD.contains(&by));
+                more.map(|(place, _)| (*place, true))
+            }
+            Mnemonic::Mov | Mnemonic::Movsxd if from != Register::None => {
+                self.registers.get(&from).copied()
+            }
+            _ => None,
+        };
+        if let Some(copied) = copied.filter(|_| to != Register::None) {
+            self.registers.insert(to, copied);
+        }
+    }
+}
+
+impl Changes {
+    /// `None`: it changes no number at one of the offsets, and none that is a variable.
+    fn of(
+        program: &Program<'_>,
+        types: &Types<'_>,
+        allocators: &Allocators<'_>,
+        offsets: &HashSet<i64>,
+        body: &Body<'_>,
+    ) -> Option<Self> {
+        let function = body.function?;
+        let mut read: HashSet<Place> = HashSet::new();
+        let mut holders = Holders::default();
+        // Those that are changed, and whether so as a cursor is.
+        let mut changed: HashMap<Place, bool> = HashMap::new();
+        each_instruction(program.elf, body, |instruction| {
+            let [to, from] = [0, 1].map(|operand| match instruction.op_kind(operand) {
+                OpKind::Register => instruction.op_register(operand).full_register(),
+                _ => Register::None,
+            });
+            holders.step(instruction, to, from);
+            let size = instruction.memory_size().size();
+            let is_number = matches!(size, 4 | 8)
+                && instruction.op_kinds().any(|kind| kind == OpKind::Memory)
+                && instruction.memory_index() == Register::None
+                && instruction.mnemonic() != Mnemonic::Lea;
+            if !is_number {
+                return;
+            }
+            let fixed = instruction.is_ip_rel_memory_operand();
+            let at = match fixed {
+                true => instruction.ip_rel_memory_address(),
+                false => instruction.memory_displacement64(),
             };
-            if RECORD.contains(&by) && held.contains_key(&from) {
-                held.insert(to, true);
+            let place = (fixed, at, size);
+            let on_stack = matches!(instruction.memory_base(), Register::RSP | Register::RBP);
+            if instruction.op0_kind() != OpKind::Memory {
+                let kept = holders.stack.get(&at).filter(|_| on_stack);
+                let what = kept.copied().unwrap_or((place, false));
+                read.insert(place);
+                match instruction.mnemonic() {
+                    // One of both may be the number, and the other the pointer.
+                    Mnemonic::Add if size == 8 => {
+                        holders.sum(to);
+                        holders.summed.insert(what.0);
+                    }
+                    Mnemonic::Mov | Mnemonic::Movsxd if to != Register::None => {
+                        holders.registers.insert(to, what);
+                    }
+                    _ => {}
+                }
+                return;
             }
-        }
-        if !is_number || instruction.mnemonic() == Mnemonic::Lea {
-            return;
-        }
-        let fixed = instruction.is_ip_rel_memory_operand();
-        let at = match fixed {
-            true => instruction.ip_rel_memory_address(),
-            false => instruction.memory_displacement64(),
-        };
-        if instruction.op0_kind() != OpKind::Memory {
-            read.insert((fixed, at, size));
-            held.insert(to, false);
-            return;
-        }
-        if !changes(instruction) && !read.contains(&(fixed, at, size)) {
-            return;
-        }
-        let is_known = match fixed {
-            true => {
-                let global = allocators.global_at(at);
-                global.is_some_and(|(target, offset)| types.is_count(target, offset))
+            let held = holders.registers.get(&from).copied();
+            if let Some(held) = held.filter(|_| on_stack) {
+                holders.stack.insert(at, held);
             }
-            false => offsets.contains(&(at as i64)),
-        };
-        if is_known {
-            let by = instruction.try_immediate(1).unwrap_or(0);
-            let from = instruction.op1_register().full_register();
+            if !is_change(instruction) && !read.contains(&place) {
+                return;
+            }
             let as_record = match instruction.mnemonic() {
-                Mnemonic::Add => RECORD.contains(&by),
-                _ => held.get(&from) == Some(&true),
+                Mnemonic::Add => RECORD.contains(&instruction.try_immediate(1).unwrap_or(0)),
+                _ => held == Some((place, true)),
             };
-            found = Some(found.unwrap_or(false) || as_record);
+            let is_known = match fixed {
+                true => allocators
+                    .global_at(at)
+                    .is_some_and(|(target, offset)| types.is_count(target, offset)),
+                false => offsets.contains(&(at as i64)),
+            };
+            if is_known {
+                *changed.entry(place).or_default() |=
+                    as_record || hands_out_bytes(types, function, instruction.ip());
+            }
+        });
+        let mut found = Self::default();
+        for (place, as_cursor) in &changed {
+            match *place {
+                _ if !as_cursor || !holders.summed.contains(place) => {}
+                (true, at, _) => drop(found.variables.insert(Cell::Global(at))),
+                (false, at, _) => drop(found.offsets.insert(at as i64)),
+            }
         }
-    });
-    found
+        (!changed.is_empty()).then_some(found)
+    }
+
+    /// Which these may be, as far as the function's variables tell.
+    fn cells(
+        self,
+        types: &Types<'_>,
+        function: &Function,
+        counts: &HashMap<TypeIndex, Vec<(i64, Cell)>>,
+    ) -> HashSet<Cell> {
+        let mut cells = self.variables;
+        let mut seen = HashSet::new();
+        for of in function.variables.iter().filter_map(|it| it.r#type) {
+            if !seen.insert(of) {
+                continue;
+            }
+            records_at(types, of, |record| {
+                let counts = counts.get(&record).into_iter().flatten();
+                let own = counts.filter(|(at, _)| self.offsets.contains(at));
+                cells.extend(own.map(|(_, cell)| *cell));
+            });
+        }
+        cells
+    }
 }
 
 /// Whether an instruction makes what lies in memory more or less.
-fn changes(instruction: &Instruction) -> bool {
+fn is_change(instruction: &Instruction) -> bool {
     matches!(
         instruction.mnemonic(),
         Mnemonic::Add | Mnemonic::Sub | Mnemonic::Inc | Mnemonic::Dec
     )
 }
 
-/// Whether a function, or one that was inlined into it, hands out bytes.
-fn hands_out_bytes(types: &Types<'_>, function: &Function) -> bool {
-    let own = function.result.into_iter();
-    let inlined = function.inlines.iter().filter_map(|inline| inline.result);
-    own.chain(inlined)
-        .any(|result| types.is_raw_pointer(result))
+/// Whether the function, inlined or not, that an instruction belongs to hands out bytes.
+fn hands_out_bytes(types: &Types<'_>, function: &Function, address: u64) -> bool {
+    let result = match innermost(function, address) {
+        Some(inline) => function.inlines[inline].result,
+        None => function.result,
+    };
+    result.is_some_and(|result| types.is_raw_pointer(result))
 }
 
 /// What the pointers to chunks are set to, in all of the file.

@@ -25,7 +25,7 @@ use pointee_model::image::{TypeIndex, TypeKind};
 use std::collections::{HashMap, HashSet};
 
 /// Programs that are linked for a fixed address have one above this (System V ABI for x86-64, §3.3.3).
-const LOWEST_ADDRESS: i64 = 0x40_0000;
+pub(super) const LOWEST_ADDRESS: i64 = 0x40_0000;
 
 /// Where the bytes begin that are counted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
