@@ -67,6 +67,7 @@ fn ask_type(image: &Image<'_>, index: TypeIndex, memory: &Repeated<'_>) {
             role,
             r#type: index,
             tail: index.wrapping_add(1),
+            front: 0,
         };
         black_box(shape.name(image));
         black_box(shape.identity(image));
