@@ -21,6 +21,7 @@ pub(crate) mod behind;
 mod beneath;
 mod blocks;
 mod calls;
+mod changing;
 mod clues;
 mod collection;
 mod counted;
